@@ -1,0 +1,1 @@
+"""The command, configuration, and the one place where the parts are put together."""

@@ -1,0 +1,170 @@
+"""Owns what a runtime is told: its command line and its environment variables (SPEC 5.1, 5.3). Pure.
+
+`AWS_LAMBDA_RUNTIME_API` is not among them: the first process inside sets it, it made the listener.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rootfs.runtimes import Runtime
+
+TASK_ROOT = "/var/task"
+RUNTIME_DIR = "/var/runtime"
+TELEMETRY_FD = 62
+"""Where AWS's own runtimes find their log pipe (SPEC 4.3)."""
+
+RESERVED = frozenset({
+    "_HANDLER",
+    "_X_AMZN_TRACE_ID",
+    "AWS_ACCESS_KEY",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_DEFAULT_REGION",
+    "AWS_EXECUTION_ENV",
+    "AWS_LAMBDA_FUNCTION_MEMORY_SIZE",
+    "AWS_LAMBDA_FUNCTION_NAME",
+    "AWS_LAMBDA_FUNCTION_VERSION",
+    "AWS_LAMBDA_INITIALIZATION_TYPE",
+    "AWS_LAMBDA_LOG_GROUP_NAME",
+    "AWS_LAMBDA_LOG_STREAM_NAME",
+    "AWS_LAMBDA_MAX_CONCURRENCY",
+    "AWS_LAMBDA_METADATA_API",
+    "AWS_LAMBDA_METADATA_TOKEN",
+    "AWS_LAMBDA_RUNTIME_API",
+    "AWS_REGION",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "LAMBDA_RUNTIME_DIR",
+    "LAMBDA_TASK_ROOT",
+})  # fmt: skip
+"""Keys a function's own environment may not set (SPEC 5.1, column R)."""
+
+RESERVED_MESSAGE = (
+    "Lambda was unable to configure your environment variables because the environment variables "
+    "you have provided contains reserved keys that are currently not supported for modification. "
+    "Reserved keys used in this request: "
+)
+"""AWS's words; a comma-space separated list of keys follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What the SDKs inside sign with."""
+
+    access_key_id: str = "lambox"
+    secret_access_key: str = "lambox"
+    session_token: str = "lambox"
+
+
+def function_environment(
+    runtime: Runtime,
+    *,
+    name: str,
+    handler: str,
+    memory_mb: int,
+    version: str = "$LATEST",
+    region: str = "us-east-1",
+    log_group: str = "",
+    log_stream: str = "",
+    credentials: Credentials | None = None,
+    user: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """The whole environment of a runtime process, the user's variables under the reserved ones.
+
+    `log_group` defaults to AWS's `/aws/lambda/NAME`; give `log_stream` one name per environment
+    (SPEC 4.1). It is never empty: AWS's client for Node.js refuses to start without one.
+    """
+    credentials = credentials or Credentials()
+    user = dict(user or {})
+    reserved = {
+        "_HANDLER": handler,
+        "AWS_REGION": region,
+        "AWS_DEFAULT_REGION": region,
+        "AWS_LAMBDA_FUNCTION_NAME": name,
+        "AWS_LAMBDA_FUNCTION_VERSION": version,
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(memory_mb),
+        "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
+        "AWS_LAMBDA_LOG_GROUP_NAME": log_group or f"/aws/lambda/{name}",
+        "AWS_LAMBDA_LOG_STREAM_NAME": log_stream or f"1970/01/01/[{version}]{'0' * 32}",
+        "AWS_ACCESS_KEY_ID": credentials.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": credentials.secret_access_key,
+        "AWS_SESSION_TOKEN": credentials.session_token,
+        "LAMBDA_TASK_ROOT": TASK_ROOT,
+        "LAMBDA_RUNTIME_DIR": RUNTIME_DIR,
+    }
+    if runtime.family != "provided":
+        reserved["AWS_EXECUTION_ENV"] = f"AWS_Lambda_{runtime.identifier}"
+        reserved["_LAMBDA_TELEMETRY_LOG_FD"] = str(TELEMETRY_FD)
+    user = {key: value for key, value in user.items() if key not in RESERVED}
+    if runtime.family == "python" and "LD_LIBRARY_PATH" in user:
+        # A shared libpython in /var/lang/lib is found by nothing else: on AWS it has an rpath.
+        user["LD_LIBRARY_PATH"] += ":/var/lang/lib"
+    return {**runtime_environment(runtime), **user, **reserved}
+
+
+def runtime_environment(runtime: Runtime) -> dict[str, str]:
+    """The part that belongs to the runtime alone; a function's own variables may override all of it."""
+    lang = "" if runtime.family == "provided" else "/var/lang"
+    environment = {
+        "LANG": "en_US.UTF-8",
+        "TZ": ":UTC",
+        "PATH": f"{lang and lang + '/bin:'}/usr/local/bin:/usr/bin/:/bin:/opt/bin",
+        "LD_LIBRARY_PATH": (
+            f"{lang and lang + '/lib:'}/lib64:/usr/lib64:{RUNTIME_DIR}:{RUNTIME_DIR}/lib:"
+            f"{TASK_ROOT}:{TASK_ROOT}/lib:/opt/lib"
+        ),
+        "PWD": TASK_ROOT,
+        "SHLVL": "0",
+    }
+    if runtime.family == "python":
+        environment |= {"PYTHONPATH": RUNTIME_DIR, "LC_CTYPE": "C.UTF-8"}
+    elif runtime.family == "nodejs":
+        major = runtime.version.partition(".")[0]
+        environment["NODE_PATH"] = (
+            f"/opt/nodejs/node{major}/node_modules:/opt/nodejs/node_modules:"
+            f"{RUNTIME_DIR}/node_modules:{RUNTIME_DIR}:{TASK_ROOT}"
+        )
+    return environment
+
+
+def command(
+    runtime: Runtime,
+    *,
+    environment: Mapping[str, str] | None = None,
+    code: Path | None = None,
+    opt: Path | None = None,
+) -> tuple[str, ...]:
+    """The argv inside. The handler travels in `_HANDLER`, as on AWS.
+
+    `environment` is looked at for AWS_LAMBDA_EXEC_WRAPPER; `code` and `opt` (host folders) for a
+    `bootstrap`. Where there is none, /var/task/bootstrap is named all the same: its exec fails, and
+    that is the error AWS reports.
+    """
+    if runtime.family == "provided":
+        in_code = code is None or _is_file(code / "bootstrap")
+        in_opt = opt is not None and _is_file(opt / "bootstrap")
+        return ("/opt/bootstrap",) if in_opt and not in_code else (f"{TASK_ROOT}/bootstrap",)
+    if runtime.family == "python":
+        # -S: no site-packages to scan (4 ms, and the host's packages are none of the function's).
+        argv: tuple[str, ...] = (
+            f"/var/lang/bin/{runtime.identifier}",
+            "-S",
+            f"{RUNTIME_DIR}/bootstrap.py",
+        )
+    else:
+        argv = ("/var/lang/bin/node", f"{RUNTIME_DIR}/index.mjs")
+    wrapper = (environment or {}).get("AWS_LAMBDA_EXEC_WRAPPER", "")
+    if wrapper:
+        # Through a shell, as AWS's own bootstrap does it: a missing wrapper is then `exit status 127`.
+        return ("/bin/sh", "-c", 'exec "$0" "$@"', wrapper, *argv)
+    return argv
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return os.path.isfile(path)
+    except OSError:
+        return False

@@ -1,0 +1,60 @@
+"""Owns the facts about this host's file system that the layout needs, read once at start."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+USR = ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "libexec")
+"""Parts of /usr an environment sees. Not /usr/local, /usr/src, /usr/games."""
+SHARE = ("zoneinfo", "ca-certificates", "terminfo", "tcltk", "i18n", "mime")
+ETC = (
+    "ld.so.cache",
+    "alternatives",
+    "ssl/certs",
+    "ssl/openssl.cnf",
+    "pki/tls/certs",
+    "pki/tls/openssl.cnf",
+    "pki/ca-trust/extracted",
+    "crypto-policies",
+    "mime.types",
+    "protocols",
+    "services",
+)
+"""Of /etc: what makes linking, TLS and Debian's alternatives work; nothing that tells about this host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """`folders` are bound where they are, `links` (path, target) are made anew inside."""
+
+    folders: tuple[str, ...]
+    links: tuple[tuple[str, str], ...]
+    etc: tuple[str, ...]
+    resolv_conf: str = ""
+    """Content of the host's /etc/resolv.conf, for network = "host"."""
+
+
+def scan(root: str = "/") -> Host:
+    """Look at `root`. Works on merged-usr hosts (/bin is a link) and on others (/bin is a folder)."""
+    folders: list[str] = []
+    links: list[tuple[str, str]] = []
+    for name in USR:
+        for path in (f"/usr/{name}", f"/{name}"):
+            real = root.rstrip("/") + path
+            if os.path.islink(real):
+                links.append((path, os.readlink(real)))
+            elif os.path.isdir(real) and path != "/libexec":
+                folders.append(path)
+    base = root.rstrip("/")
+    folders += [f"/usr/share/{name}" for name in SHARE if os.path.isdir(f"{base}/usr/share/{name}")]
+    etc = tuple(f"/etc/{name}" for name in ETC if os.path.exists(f"{base}/etc/{name}"))
+    return Host(tuple(folders), tuple(links), etc, _read(f"{base}/etc/resolv.conf"))
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""

@@ -1,0 +1,1 @@
+"""Every HTTP face: the Runtime API towards environments, the Invoke API towards callers."""

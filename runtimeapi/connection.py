@@ -1,0 +1,304 @@
+"""Owns one HTTP/1.1 connection: hypercorn's, mended where a Lambda platform needs more.
+
+hypercorn 0.18 is subclassed, not copied; the pin matters because private seams are used. What differs:
+
+- request bodies go straight into a `StreamedBody` (bounded), not through a queue of ten messages into quart's
+  unbounded buffer. With the queue, a handler that answers without reading leaves the reading task stuck for good;
+- the trailers of a chunked body are kept (hypercorn drops `h11.EndOfMessage.headers`), SPEC 1.4;
+- a body that ends early is told to the handler, whose answer is still sent to a peer that only half-closed (SPEC
+  1.5); hypercorn answers an empty 400 of its own and cancels the handler;
+- a request refused before its body was read is answered, and the rest of the body is dropped up to a
+  bound, so that a client that only reads after it has written gets the answer and not a reset;
+- writes can be cancelled and have a time limit; hypercorn shields them, so one peer that does
+  not read (a frozen environment) would keep the server from ever stopping;
+- reading has a time limit only while a body is due: hypercorn's `read_timeout` would also end a connection
+  whose invocation simply takes long;
+- when the peer goes away the idle timer goes too; hypercorn keeps the descriptor until it fires, which
+  with keep-alive without end is never;
+- no HTTP/2, no WebSocket: neither face has them.
+"""
+
+from __future__ import annotations
+
+import logging
+from math import inf
+
+import h11
+import trio
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.events import Request, StreamClosed
+from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
+from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import AppWrapper, ConnectionState
+from hypercorn.utils import parse_socket_addr
+
+from runtimeapi.bodies import StreamedBody
+
+log = logging.getLogger("lambox.http")
+
+LINGER_BYTES = 64 * 1024 * 1024
+"""Bytes of a refused request's body that are read and dropped before the connection is cut."""
+SEND_SLICE = 256 * 1024
+"""Bytes written under one `send_timeout_s`: the limit is on a peer that stands still, not on a slow one."""
+BODY_KEY = "lambox.body"
+"""Where the ASGI scope carries the StreamedBody."""
+
+
+class FaceConfig(Config):
+    """hypercorn's Config with the limits it has no words for."""
+
+    body_timeout_s: float = inf
+    """Longest silence while a request body is due."""
+    send_timeout_s: float = inf
+    """Longest time for SEND_SLICE bytes to be taken by the peer."""
+
+
+class RequestStream(HTTPStream):
+    """One request and its response on a connection."""
+
+    def __init__(self, protocol: FaceProtocol) -> None:
+        super().__init__(
+            protocol.app,
+            protocol.config,
+            protocol.context,
+            protocol.task_group,
+            protocol.ssl,
+            protocol.client,
+            protocol.server,
+            protocol.stream_send,
+            STREAM_ID,
+        )
+        self.body = StreamedBody()
+
+    async def handle(self, event: StreamEvent) -> None:
+        if isinstance(event, Request):
+            # The scope is made and the app started in one go by the base class; the state dict is the one thing of
+            # ours that it carries along.
+            event.state[BODY_KEY] = self.body
+            await super().handle(event)
+        elif isinstance(event, StreamClosed) and not self.closed:
+            self.closed = True
+            if self.state is ASGIHTTPState.CLOSED:
+                self.body.discard()
+            elif self.body.awaited:
+                # The handler learns it from the body and ends by itself (SPEC 2.1: Runtime.TruncatedResponse).
+                self.body.break_off()
+            else:
+                await self.app_put({"type": "http.disconnect"})
+
+
+class FaceProtocol(H11Protocol):
+    """h11 events of one connection -> RequestStreams, one after the other."""
+
+    stream: RequestStream | None
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self.broken = False
+        """The peer broke the protocol or ended early: nothing more is read."""
+        self.answered = trio.Event()
+        self._dropped = 0
+
+    @property
+    def body_due(self) -> bool:
+        return self.connection.their_state is h11.SEND_BODY
+
+    async def _handle_events(self) -> None:
+        while not self.broken:
+            if self.connection.they_are_waiting_for_100_continue and self.stream is not None:
+                await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=[]))
+            try:
+                event = self.connection.next_event()
+            except h11.RemoteProtocolError as error:
+                await self._take_breakage(error)
+                break
+            if isinstance(event, h11.Request):
+                await self.send(Updated(idle=False))
+                await self._create_stream(event)
+            elif (
+                event is h11.PAUSED
+            ):  # the next request is here already: it waits for this one's answer
+                await self.can_read.clear()
+                await self.can_read.wait()
+            elif isinstance(event, h11.ConnectionClosed) or event is h11.NEED_DATA:
+                break
+            elif isinstance(event, h11.Data):
+                await self._take_data(bytes(event.data))
+            elif isinstance(event, h11.EndOfMessage):
+                await self._take_end(event)
+
+    async def _take_data(self, data: bytes) -> None:
+        if self.stream is not None:
+            await self.stream.body.feed(data)
+            return
+        self._dropped += len(data)
+        if self._dropped > LINGER_BYTES:
+            self.broken = True
+            await self.send(Closed())
+
+    async def _take_end(self, event: h11.EndOfMessage) -> None:
+        if self.stream is not None:
+            self.stream.body.finish(event.headers)
+        else:
+            await self._recycle()
+
+    async def _take_breakage(self, error: h11.RemoteProtocolError) -> None:
+        self.broken = True
+        if self.stream is not None and self.stream.body.awaited:
+            self.stream.body.break_off()  # the handler answers
+            return
+        if self.stream is None and self.connection.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            await self._send_error_response(error.error_status_hint)
+        await self.send(Closed())
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        self.stream = RequestStream(self)
+        self._dropped = 0
+        await self.stream.handle(
+            Request(
+                stream_id=STREAM_ID,
+                headers=list(request.headers),
+                http_version=request.http_version.decode(),
+                method=request.method.decode("ascii").upper(),
+                raw_path=request.target,
+                state=ConnectionState(dict(self.connection_state)),
+            )
+        )
+        self.keep_alive_requests += 1
+
+    async def _maybe_recycle(self) -> None:
+        """The app is done with its response (or died without one)."""
+        await self._close_stream()
+        unread = self.connection.their_state is h11.SEND_BODY
+        if unread and self.connection.our_state in {h11.DONE, h11.MUST_CLOSE}:
+            await self.send(
+                Updated(idle=True)
+            )  # dropping the rest: at most keep_alive_timeout, LINGER_BYTES
+        else:
+            await self._recycle()
+
+    async def _close_stream(self) -> None:
+        await super()._close_stream()
+        self.answered.set()  # here and not where the app ends: a peer that is gone ends the stream first
+
+    async def _recycle(self) -> None:
+        done = {self.connection.our_state, self.connection.their_state} == {h11.DONE}
+        if done and not self.context.terminated.is_set():
+            self.connection.start_next_cycle()
+            self.answered = trio.Event()
+            await self.can_read.set()
+            await self.send(Updated(idle=True))
+        else:
+            await self.can_read.set()
+            await self.send(Closed())
+
+
+class FaceConnection(TCPServer):
+    """One accepted connection, from its first byte (or from bytes read before) to its end."""
+
+    config: FaceConfig
+
+    def __init__(
+        self,
+        app: AppWrapper,
+        config: FaceConfig,
+        context: WorkerContext,
+        state: dict[str, object],
+        stream: trio.SocketStream,
+        already_read: bytes = b"",
+    ) -> None:
+        super().__init__(app, config, context, ConnectionState(state), stream)  # type: ignore[arg-type]
+        self._already_read = already_read
+        self._closing = False
+
+    async def run(self) -> None:
+        """Resource handling: closes the stream, whatever happens. Raises no Exception."""
+        try:
+            await self._run()
+        except* OSError:
+            pass  # the peer was gone before it could be looked at
+        except* Exception:
+            log.exception("a connection failed inside lambox")
+        finally:
+            self._closing = True
+            await trio.aclose_forcefully(self.stream)
+
+    async def _run(self) -> None:
+        sock = self.stream.socket
+        client = parse_socket_addr(sock.family, sock.getpeername())
+        server = parse_socket_addr(sock.family, sock.getsockname())
+        async with TaskGroup() as task_group:
+            self._task_group = task_group
+            self.protocol: FaceProtocol = FaceProtocol(  # type: ignore[assignment]
+                self.app,
+                self.config,
+                self.context,
+                task_group,
+                ConnectionState(self.state),
+                False,
+                client,
+                server,
+                self.protocol_send,
+            )
+            await self.idle_task.restart(task_group, self._idle_timeout)
+            if self._already_read:
+                await self.protocol.handle(RawData(self._already_read))
+            await self._read_data()
+            self._closing = True
+            await self.idle_task.stop()
+        await self._close()
+
+    async def _read_data(self) -> None:
+        while not self.protocol.broken:
+            limit_s = self.config.body_timeout_s if self.protocol.body_due else inf
+            try:
+                with trio.fail_after(limit_s):
+                    data = bytes(await self.stream.receive_some(MAX_RECV))
+            except (trio.ClosedResourceError, trio.BrokenResourceError, trio.TooSlowError):
+                self.protocol.broken = True
+                break
+            await self.protocol.handle(RawData(data))
+            if data == b"":
+                break
+        await self._let_answer()
+        await self.protocol.handle(Closed())
+
+    async def _let_answer(self) -> None:
+        """Nothing more comes in; when that cut a body short its handler may still have an answer for the peer."""
+        stream = self.protocol.stream
+        if stream is None or self._closing:
+            return
+        if stream.body.awaited:
+            stream.body.break_off()
+        if stream.body.cut_short:
+            await self.protocol.answered.wait()
+
+    async def protocol_send(self, event: Event) -> None:
+        if isinstance(event, RawData):
+            await self._send(event.data)
+        elif isinstance(event, Closed):
+            self._closing = True
+            await self._close()
+            await self.protocol.handle(Closed())
+        elif isinstance(event, Updated) and event.idle and not self._closing:
+            await self.idle_task.restart(self._task_group, self._idle_timeout)
+        elif isinstance(event, Updated):
+            await self.idle_task.stop()
+
+    async def _send(self, data: bytes) -> None:
+        async with self.send_lock:
+            view = memoryview(data)
+            try:
+                for start in range(0, len(view), SEND_SLICE):
+                    with trio.fail_after(self.config.send_timeout_s):
+                        await self.stream.send_all(view[start : start + SEND_SLICE])
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                await self.protocol.handle(Closed())
+            except trio.TooSlowError:
+                await trio.aclose_forcefully(self.stream)
+                await self.protocol.handle(Closed())

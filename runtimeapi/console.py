@@ -1,0 +1,91 @@
+"""Owns what lambox's own verbs (list, ps, logs) ask a running node over HTTP: /healthz and /_lambox/*."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable
+from contextlib import aclosing
+from importlib.metadata import version
+from typing import Any
+
+from quart import Response, request
+
+from runtimeapi.app import FaceApp, respond
+from runtimeapi.ports import Console, Functions
+from runtimeapi.replies import to_json
+from sandbox.errors import CallerError
+from sandbox.function import BrokenFunction, FunctionVersion
+
+JSON = {"Content-Type": "application/json"}
+TEXT = "text/plain; charset=utf-8"
+
+
+def mount_console(app: FaceApp, functions: Functions, console: Console) -> None:
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        return respond(200, JSON, to_json({"status": "ok", "version": version("lambox")}))
+
+    @app.get("/_lambox/functions")
+    async def list_functions() -> Response:
+        functions.refresh()
+        return respond(200, JSON, to_json([describe(one) for one in functions.all()]))
+
+    @app.get("/_lambox/environments")
+    async def list_environments() -> Response:
+        return respond(200, JSON, to_json(console.environments()))
+
+    @app.get("/_lambox/logs")
+    @app.get("/_lambox/logs/<name>")
+    async def logs(name: str | None = None) -> Response:
+        kept: list[str] = console.log_lines(name)
+        if request.args.get("follow", "") in {"", "0", "false"}:
+            if not kept and name is not None:
+                _must_exist(functions, name)
+            text = "".join(f"{line.rstrip()}\n" for line in kept)
+            return respond(200, {"Content-Type": TEXT}, text.encode("utf-8", "replace"))
+        # Asked for right here, before anything is awaited: no line falls between the kept and the new.
+        return Response(_follow(kept, console.follow_logs(name)), 200, content_type=TEXT)
+
+
+def describe(function: FunctionVersion | BrokenFunction) -> dict[str, Any]:
+    if isinstance(function, BrokenFunction):
+        return {
+            "name": function.name,
+            "state": "broken",
+            "problem": function.problem,
+            "code": str(function.code),
+        }
+    return {
+        "name": function.name,
+        "state": "ready",
+        "version": function.version,
+        "runtime": function.runtime,
+        "handler": function.handler,
+        "timeout_s": function.timeout_s,
+        "memory_mb": function.memory_mb,
+        "reserved_concurrency": function.reserved_concurrency,
+        "network": function.network,
+        "description": function.description,
+        "code": str(function.code),
+    }
+
+
+def _must_exist(functions: Functions, name: str) -> None:
+    """A name without lines may be a mistake in the name: FunctionNotFound. A broken function has a name too."""
+    functions.refresh()
+    if all(one.name != name for one in functions.all()):
+        error = CallerError(f"Function not found: {name}")
+        error.status, error.code = 404, "ResourceNotFoundException"
+        raise error
+
+
+async def _follow(kept: list[str], coming: AsyncIterable[str]) -> AsyncGenerator[bytes, None]:
+    for line in kept:
+        yield f"{line.rstrip()}\n".encode("utf-8", "replace")
+    source = coming.__aiter__()
+    if not isinstance(source, AsyncGenerator):
+        async for line in source:
+            yield f"{line.rstrip()}\n".encode("utf-8", "replace")
+        return
+    async with aclosing(source):
+        async for line in source:
+            yield f"{line.rstrip()}\n".encode("utf-8", "replace")

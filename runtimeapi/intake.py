@@ -1,0 +1,234 @@
+"""Owns turning a caller's request into an Invocation: headers, limits, JSON (SPEC 3.1, 3.3, 3.8).
+
+The payload stays the caller's bytes; it is only looked at, to refuse what is not JSON as AWS does. The order
+of checks is AWS's as far as it is known: shapes, names, existence, payload (SPEC 3.8).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NoReturn
+from uuid import UUID
+
+import trio
+from werkzeug.datastructures import Headers
+
+from runtimeapi.arns import LATEST, FunctionRef, enum_violations, parse_function_name
+from runtimeapi.bodies import BodyTooLarge, StreamedBody, read_all
+from runtimeapi.ports import BodyTruncated, Functions
+from sandbox.errors import FunctionNotFound, InvalidRequest
+from sandbox.function import FunctionVersion
+from sandbox.invocation import ChunkSink, Invocation, new_request_id
+
+INVOCATION_TYPES = ("Event", "RequestResponse", "DryRun")
+STREAMING_TYPES = ("RequestResponse", "DryRun")
+LOG_TYPES = ("None", "Tail")
+"""In the order of AWS's model, which is the order its messages print."""
+MAX_CLIENT_CONTEXT = 3583
+"""Bytes of the base64 text (SPEC 3.1)."""
+BODY_TOTAL_S = 300.0
+"""Longest time a whole request body may take; silence is bounded by `FaceConfig.body_timeout_s`."""
+
+_ROOT = re.compile(r"1-[0-9a-fA-F]{8}-[0-9a-fA-F]{24}")
+_TRACE = re.compile(r"[\x21-\x7e]{1,512}")
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a caller asks for, before the function is looked up and the payload read."""
+
+    ref: FunctionRef
+    kind: str
+    tail: bool
+    client_context: str | None
+    request_id: str
+    trace_id: str
+
+    def invocation(
+        self, function: FunctionVersion, payload: bytes, *, sink: ChunkSink | None = None
+    ) -> Invocation:
+        kind: Literal["RequestResponse", "Event"] = (
+            "Event" if self.kind == "Event" else "RequestResponse"
+        )
+        return Invocation(
+            function=function,
+            payload=payload,
+            invoked_arn=self.ref.invoked_arn,
+            request_id=self.request_id,
+            # Always this type, whatever the caller's header says: the payload has been checked to be JSON, and the
+            # Python runtime client hands over raw bytes for `curl -d`'s form type.
+            content_type="application/json",
+            client_context=self.client_context if kind == "RequestResponse" else None,
+            trace_id=self.trace_id,
+            kind=kind,
+            sink=sink,
+        )
+
+
+def read_ask(
+    name: str,
+    qualifier: str | None,
+    headers: Headers,
+    *,
+    region: str,
+    account: str,
+    types: Sequence[str] = INVOCATION_TYPES,
+) -> Ask:
+    """Raises CallerError."""
+    kind = headers.get("X-Amz-Invocation-Type") or "RequestResponse"
+    log_type = headers.get("X-Amz-Log-Type") or "None"
+    ref = parse_function_name(
+        name,
+        qualifier,
+        region=region,
+        account=account,
+        other_violations=[
+            *enum_violations(kind, "invocationType", types),
+            *enum_violations(log_type, "logType", LOG_TYPES),
+        ],
+    )
+    return Ask(
+        ref=ref,
+        kind=kind,
+        tail=log_type == "Tail",
+        client_context=read_client_context(headers.get("X-Amz-Client-Context")),
+        request_id=read_request_id(headers.get("x-amzn-RequestId")),
+        trace_id=read_trace_id(headers.get("X-Amzn-Trace-Id")),
+    )
+
+
+def find_function(functions: Functions, ref: FunctionRef) -> FunctionVersion:
+    """Raises FunctionNotFound with AWS's text, or FunctionFailed."""
+    functions.refresh()
+    try:
+        function = functions.get(ref.name)
+    except FunctionNotFound as exc:
+        raise ref.not_found() from exc
+    if (ref.qualifier or LATEST) != function.version:
+        raise ref.not_found()
+    return function
+
+
+# -- headers
+
+
+def read_request_id(supplied: str | None) -> str:
+    if not supplied:
+        return new_request_id()
+    try:
+        return str(UUID(supplied))
+    except ValueError as exc:
+        raise _bad_content(f"Request ID {supplied!r} must be a UUID.") from exc
+
+
+def read_client_context(encoded: str | None) -> str | None:
+    """base64 -> JSON text. A runtime gets it decoded (SPEC 1.3)."""
+    if not encoded:
+        return None
+    if len(encoded) > MAX_CLIENT_CONTEXT:
+        raise _bad_content(f"Client context must be no longer than {MAX_CLIENT_CONTEXT} bytes.")
+    try:
+        text = base64.b64decode(encoded, validate=True).decode()
+        if not isinstance(_loads(text), dict):
+            raise ValueError("not an object")
+    except (ValueError, RecursionError) as exc:
+        message = "Client context must be a valid Base64-encoded JSON object."
+        raise _bad_content(message) from exc
+    return text
+
+
+def read_trace_id(upstream: str | None) -> str:
+    """SPEC 6.6: the caller's Root survives; what is missing is made. Nothing is sampled by lambox itself."""
+    fields = _trace_fields(upstream or "")
+    if not _ROOT.fullmatch(fields.get("Root", "")):
+        fields = {"Root": f"1-{int(time.time()):08x}-{secrets.token_hex(12)}"}
+    fields.setdefault("Parent", secrets.token_hex(8))
+    fields.setdefault("Sampled", "0")
+    return ";".join(f"{key}={value}" for key, value in fields.items())
+
+
+def _trace_fields(header: str) -> dict[str, str]:
+    if not _TRACE.fullmatch(header):
+        return {}
+    pairs = (part.partition("=") for part in header.split(";"))
+    return {key: value for key, _, value in pairs if key and value}
+
+
+# -- payload
+
+
+async def read_payload(body: StreamedBody, *, limit: int, operation: str) -> bytes:
+    """The event, checked to be JSON; an empty body is `{}` (SPEC 3.1)."""
+    with trio.move_on_after(BODY_TOTAL_S):
+        try:
+            payload = await read_all(body, limit)
+        except BodyTooLarge as exc:
+            raise InvalidRequest(
+                f"Request must be smaller than {limit} bytes for the {operation} operation",
+                code="RequestTooLargeException",
+                status=413,
+            ) from exc
+        except BodyTruncated as exc:
+            raise _bad_content("The request body ended before it was complete.") from exc
+        check_json(payload or b"{}")
+        return payload or b"{}"
+    raise InvalidRequest(
+        f"The request body did not arrive within {BODY_TOTAL_S:.0f} seconds.",
+        code="RequestTimeoutException",
+        status=408,
+    )
+
+
+def check_json(payload: bytes) -> None:
+    """Raises InvalidRequestContentException, its message made as AWS's Jackson makes it (SPEC 3.8)."""
+    try:
+        _loads(payload.decode())
+    except UnicodeDecodeError as exc:
+        _not_json(f"Invalid UTF-8 start byte 0x{payload[exc.start]:02x}", payload, exc.start, exc)
+    except json.JSONDecodeError as exc:
+        at = len(exc.doc[: exc.pos].encode())
+        _not_json(_diagnosis(exc.doc, exc.pos), payload, at, exc)
+    except RecursionError as exc:
+        _not_json("Document nesting depth exceeds the maximum allowed", payload, 0, exc)
+
+
+def _loads(text: str) -> object:
+    # Numbers are not converted (`len` stands in): only validity is asked for, and Python refuses integers of more than
+    # 4,300 digits, which are good JSON. NaN and Infinity, which Python takes, are not.
+    return json.loads(text, parse_int=len, parse_float=len, parse_constant=_no_constant)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise json.JSONDecodeError(f"{name} is not JSON", name, 0)
+
+
+def _diagnosis(text: str, at: int) -> str:
+    if at >= len(text):
+        return "Unexpected end-of-input"
+    char = text[at]
+    shown = f"'{char}'" if char.isprintable() else "(CTRL-CHAR"
+    code = f" (code {ord(char)})" if char.isprintable() else f", code {ord(char)})"
+    return (
+        f"Unexpected character ({shown}{code}): expected a valid value (JSON String, Number, Array, "
+        "Object or token 'null', 'true' or 'false')"
+    )
+
+
+def _not_json(diagnosis: str, payload: bytes, at: int, cause: Exception) -> NoReturn:
+    line = payload.count(b"\n", 0, at) + 1
+    column = at - payload.rfind(b"\n", 0, at)
+    raise _bad_content(
+        "Could not parse request body into json: Could not parse payload into json: "
+        f"{diagnosis}\n at [Source: REDACTED (`StreamReadFeature.INCLUDE_SOURCE_IN_LOCATION` disabled); "
+        f"line: {line}, column: {column}]"
+    ) from cause
+
+
+def _bad_content(message: str) -> InvalidRequest:
+    return InvalidRequest(message, code="InvalidRequestContentException")

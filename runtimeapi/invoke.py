@@ -1,0 +1,176 @@
+"""Owns the HTTP face towards callers: AWS's Invoke API (SPEC 3), the friendly face, and every error's shape.
+
+POST /2015-03-31/functions/NAME/invocations                     Invoke
+POST /2014-11-13/functions/NAME/invoke-async/                   InvokeAsync
+POST /2021-11-15/functions/NAME/response-streaming-invocations  InvokeWithResponseStream
+POST /invoke/NAME                                               JSON in, the handler's JSON out
+GET  /healthz, /_lambox/...                                     `console.py`
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import replace
+
+from quart import Response, g, request
+from werkzeug.exceptions import HTTPException
+
+from runtimeapi.app import FaceApp, body_of, on_request_end, path_of, respond
+from runtimeapi.arns import LATEST
+from runtimeapi.console import mount_console
+from runtimeapi.eventstream import CONTENT_TYPE
+from runtimeapi.intake import INVOCATION_TYPES, STREAMING_TYPES, Ask, find_function, read_ask, read_payload
+from runtimeapi.ports import Console, Functions, Invoker
+from runtimeapi.replies import Reply, aws_error, aws_success, friendly_error, friendly_success
+from runtimeapi.streaming import StreamedInvocation
+from sandbox.errors import CallerError, InvalidRequest, PlatformFault
+from sandbox.invocation import MAX_ASYNC_PAYLOAD, MAX_PAYLOAD, new_request_id
+
+log = logging.getLogger("lambox.invoke")
+
+MAX_INVOKE_ASYNC = 256 * 1024
+"""Bytes of the legacy InvokeAsync's payload (SPEC 3.1)."""
+AWS_PATH = re.compile(r"/20\d\d-\d\d-\d\d/")
+STREAM_PATH = "/2021-11-15/functions/<name>/response-streaming-invocations"
+
+
+def make_invoke_app(
+    functions: Functions, invoker: Invoker, console: Console, *, region: str, account: str
+) -> FaceApp:
+    """Serve it with `caller_config()`; `state` is not used."""
+    app = FaceApp(__name__)
+    face = _InvokeFace(app, functions, invoker, region, account)
+    app.post("/2015-03-31/functions/<name>/invocations")(face.invoke)
+    app.post("/2014-11-13/functions/<name>/invoke-async/")(face.invoke_async)
+    app.post(STREAM_PATH)(face.invoke_with_response_stream)
+    app.post("/invoke/<name>")(face.friendly)
+    mount_console(app, functions, console)
+    _mount_errors(app)
+    return app
+
+
+class _InvokeFace:
+    """The handlers of one app, over what stands behind it."""
+
+    def __init__(
+        self, app: FaceApp, functions: Functions, invoker: Invoker, region: str, account: str
+    ) -> None:
+        self._app = app
+        self._functions = functions
+        self._invoker = invoker
+        self._region = region
+        self._account = account
+
+    def _ask(self, name: str, types: tuple[str, ...] = INVOCATION_TYPES) -> Ask:
+        ask = read_ask(
+            name,
+            request.args.get("Qualifier"),
+            request.headers,
+            region=self._region,
+            account=self._account,
+            types=types,
+        )
+        g.request_id = ask.request_id
+        g.trace_id = ask.trace_id
+        return ask
+
+    async def invoke(self, name: str) -> Response:
+        ask = self._ask(name)
+        function = find_function(self._functions, ask.ref)
+        limit = MAX_ASYNC_PAYLOAD if ask.kind == "Event" else MAX_PAYLOAD
+        payload = await read_payload(body_of(request), limit=limit, operation="InvokeFunction")
+        if ask.kind == "DryRun":
+            return _render(Reply(204, {}, b""))
+        if ask.kind == "Event":
+            await self._invoker.accept(ask.invocation(function, payload))
+            return _render(Reply(202, {}, b""))
+        outcome = await self._invoker.invoke(ask.invocation(function, payload))
+        return _render(aws_success(outcome, tail=ask.tail))
+
+    async def invoke_async(self, name: str) -> Response:
+        ask = replace(self._ask(name), kind="Event")
+        function = find_function(self._functions, ask.ref)
+        payload = await read_payload(
+            body_of(request), limit=MAX_INVOKE_ASYNC, operation="InvokeAsync"
+        )
+        await self._invoker.accept(ask.invocation(function, payload))
+        return _render(Reply(202, {"Content-Type": "application/json"}, b'{"Status":202}'))
+
+    async def invoke_with_response_stream(self, name: str) -> Response:
+        ask = self._ask(name, STREAMING_TYPES)
+        function = find_function(self._functions, ask.ref)
+        payload = await read_payload(
+            body_of(request), limit=MAX_PAYLOAD, operation="InvokeWithResponseStream"
+        )
+        if ask.kind == "DryRun":
+            return _render(Reply(204, {}, b""))
+        stream = StreamedInvocation(tail=ask.tail)
+        on_request_end(request, stream.caller_gone)
+        invocation = ask.invocation(function, payload, sink=stream)
+        self._app.nursery.start_soon(stream.run, self._invoker, invocation)
+        await stream.begin()
+        headers = {"X-Amz-Executed-Version": function.version or LATEST, **_ids()}
+        return Response(stream, 200, headers, content_type=CONTENT_TYPE)
+
+    async def friendly(self, name: str) -> Response:
+        ask = replace(self._ask(name), kind="RequestResponse")
+        function = find_function(self._functions, ask.ref)
+        payload = await read_payload(
+            body_of(request), limit=MAX_PAYLOAD, operation="InvokeFunction"
+        )
+        outcome = await self._invoker.invoke(ask.invocation(function, payload))
+        reply = friendly_success(outcome, ask.request_id)
+        return respond(reply.status, reply.headers, reply.body)
+
+
+def _ids() -> dict[str, str]:
+    """SPEC 3.2: every answer of AWS's face has a request id, and a trace id once there is one."""
+    headers = {"x-amzn-RequestId": g.get("request_id") or new_request_id()}
+    trace_id = g.get("trace_id")
+    return {**headers, "X-Amzn-Trace-Id": trace_id} if trace_id else headers
+
+
+def _render(reply: Reply) -> Response:
+    response = respond(reply.status, {**reply.headers, **_ids()}, reply.body)
+    if not reply.body:
+        response.headers.remove("Content-Type")
+    return response
+
+
+def _render_error(error: CallerError | PlatformFault) -> Response:
+    if path_of(request).startswith(("/invoke/", "/_lambox/")):
+        reply = friendly_error(error, g.get("request_id") or new_request_id())
+        return respond(reply.status, reply.headers, reply.body)
+    return _render(aws_error(error))
+
+
+def _mount_errors(app: FaceApp) -> None:
+    @app.errorhandler(CallerError)
+    async def caller_error(error: CallerError) -> Response:
+        return _render_error(error)
+
+    @app.errorhandler(HTTPException)
+    async def no_route(error: HTTPException) -> Response:
+        return _render_error(
+            _no_such_operation(error.code or 404, request.method, path_of(request))
+        )
+
+    @app.errorhandler(Exception)
+    async def fault(error: Exception) -> Response:
+        log.error("%s %s failed", request.method, path_of(request), exc_info=error)
+        if isinstance(error, PlatformFault):
+            return _render_error(error)
+        return _render_error(PlatformFault("unexpected"))
+
+
+def _no_such_operation(status: int, method: str, path: str) -> CallerError:
+    """boto3 shows code and message: they say what was asked for and that it is lambox that has not got it."""
+    if status == 404 and AWS_PATH.match(path):
+        message = f"{method} {path} is not supported by lambox."
+        return InvalidRequest(message, code="NotImplementedException", status=501)
+    if status == 405:
+        message = f"{path} does not take {method}."
+        return InvalidRequest(message, code="MethodNotAllowedException", status=405)
+    message = f"lambox has no {method} {path}. Hint: POST /invoke/NAME, GET /healthz."
+    return InvalidRequest(message, code="UnknownOperationException", status=status)

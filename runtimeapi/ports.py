@@ -1,0 +1,84 @@
+"""Owns what the HTTP faces ask of the rooms behind them; `node.py` hands the real ones in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sandbox.function import BrokenFunction, FunctionVersion
+from sandbox.invocation import BodyTruncated, Invocation, Outcome, ResponseBody
+from sandbox.lifecycle import NextEvent
+
+__all__ = [
+    "BodyTruncated",
+    "Console",
+    "Functions",
+    "Invoker",
+    "ResponseBody",
+    "RuntimeFace",
+]
+
+
+class RuntimeFace(Protocol):
+    """One environment as its runtime speaks to it. Every method may raise `sandbox.lifecycle.Refused`."""
+
+    async def next(self) -> NextEvent:
+        """Blocks until there is an event. The first call ends the init phase."""
+
+    async def respond(
+        self,
+        request_id: str,
+        *,
+        invocation_id: str | None,
+        response_mode: str | None,
+        content_type: str | None,
+        body: ResponseBody,
+    ) -> None:
+        """Takes the response; returns when the body is complete (then 202 is due)."""
+
+    async def error(
+        self,
+        request_id: str,
+        *,
+        invocation_id: str | None,
+        error_type: str | None,
+        content_type: str | None,
+        body: bytes,
+    ) -> None: ...
+
+    async def init_error(self, *, error_type: str | None, body: bytes) -> None: ...
+
+
+class Functions(Protocol):
+    """The catalog, as the Invoke API needs it."""
+
+    def refresh(self) -> None:
+        """Take in what changed on disk since the last call; cheap when nothing did."""
+
+    def get(self, name: str) -> FunctionVersion:
+        """Raises FunctionNotFound (message is the bare name) or FunctionFailed."""
+
+    def all(self) -> Sequence[FunctionVersion | BrokenFunction]: ...
+
+
+class Invoker(Protocol):
+    """The scheduler, as the Invoke API needs it."""
+
+    async def invoke(self, invocation: Invocation) -> Outcome:
+        """Raises CallerError (429 ...) or PlatformFault. Cancelling it does not stop a started invocation."""
+
+    async def accept(self, invocation: Invocation) -> None:
+        """Take an Event invocation: once this returns it will be run, now or after a restart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Console:
+    """What lambox's own verbs (ps, logs, list) ask of a running node."""
+
+    environments: Any
+    """() -> list of JSON-able dicts, one per live environment."""
+    log_lines: Any
+    """(function name | None) -> list[str]: the lines kept, oldest first."""
+    follow_logs: Any
+    """(function name | None) -> async iterator of str lines as they come."""

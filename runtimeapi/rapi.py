@@ -1,0 +1,205 @@
+"""Owns the Runtime API of SPEC 1: routes towards the runtime inside an environment.
+
+Which environment is speaking is known by the socket (`server.py`). Bodies are written as Go's encoder does,
+since that is what AWS's are (SPEC 1.5). The routes for SnapStart, extensions and metadata are not
+mounted, which AWS's own core also answers with 404 when a feature is off.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any, cast
+
+from quart import Response, request
+from werkzeug.exceptions import HTTPException
+
+from runtimeapi.app import FaceApp, body_of, path_of, respond
+from runtimeapi.bodies import BodyTooLarge, read_all
+from runtimeapi.ports import BodyTruncated, RuntimeFace
+from sandbox.invocation import MAX_PAYLOAD
+from sandbox.lifecycle import NextEvent, Refused
+
+log = logging.getLogger("lambox.rapi")
+
+VERSION = "/2018-06-01"
+ERROR_CAUSE_TYPE = "application/vnd.aws.lambda.error.cause+json"
+JSON = {"Content-Type": "application/json"}
+GO_ESCAPES = str.maketrans(
+    {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+)
+"""What Go's encoding/json escapes beyond JSON's need; all of it can only occur inside strings."""
+
+
+def go_json(value: object) -> bytes:
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False).translate(GO_ESCAPES)
+    return text.encode("utf-8", "replace")
+
+
+def accepted() -> Response:
+    return respond(202, JSON, go_json({"status": "OK"}) + b"\n")
+
+
+def refusal(status: int, error_type: str, message: str) -> Response:
+    body = go_json({"errorMessage": message, "errorType": error_type}) + b"\n"
+    return respond(status, JSON, body)
+
+
+def make_rapi_app() -> FaceApp:
+    """One app for all environments; serve it with `state={"environment": RuntimeFace}` on each one's socket."""
+    app = FaceApp(__name__)
+    _mount_invocation(app)
+    _mount_stubs(app)
+    _mount_errors(app)
+
+    @app.before_request
+    async def no_head() -> Response | None:
+        # werkzeug answers HEAD wherever there is a GET: a HEAD of `next` would swallow an event.
+        return respond(405, {"Allow": "GET"}, b"") if request.method == "HEAD" else None
+
+    @app.get(f"{VERSION}/ping", provide_automatic_options=False)
+    async def ping() -> Response:
+        return respond(200, {"Content-Type": "text/plain; charset=utf-8"}, b"pong")
+
+    return app
+
+
+def _mount_invocation(app: FaceApp) -> None:
+    @app.get(f"{VERSION}/runtime/invocation/next", provide_automatic_options=False)
+    async def next_event() -> Response:
+        body_of(request).discard()  # a GET has none; and a peer that goes away is to cancel this
+        event = await environment().next()
+        return respond(200, next_headers(event), event.payload)
+
+    @app.post(
+        f"{VERSION}/runtime/invocation/<request_id>/response", provide_automatic_options=False
+    )
+    async def response(request_id: str) -> Response:
+        await environment().respond(
+            request_id,
+            invocation_id=header("Lambda-Runtime-Invocation-Id"),
+            response_mode=header("Lambda-Runtime-Function-Response-Mode"),
+            content_type=header("Content-Type"),
+            body=body_of(request),
+        )
+        return accepted()
+
+    @app.post(f"{VERSION}/runtime/invocation/<request_id>/error", provide_automatic_options=False)
+    async def error(request_id: str) -> Response:
+        content_type = header("Content-Type")
+        body = await read_all(body_of(request), MAX_PAYLOAD)
+        if content_type == ERROR_CAUSE_TYPE:
+            content_type, body = without_cause(body)
+        await environment().error(
+            request_id,
+            invocation_id=header("Lambda-Runtime-Invocation-Id"),
+            error_type=header("Lambda-Runtime-Function-Error-Type"),
+            content_type=content_type,
+            body=body,
+        )
+        return accepted()
+
+    @app.post(f"{VERSION}/runtime/init/error", provide_automatic_options=False)
+    async def init_error() -> Response:
+        body = await read_all(body_of(request), MAX_PAYLOAD)
+        error_type = header("Lambda-Runtime-Function-Error-Type")
+        await environment().init_error(error_type=error_type, body=body)
+        return accepted()
+
+
+def _mount_stubs(app: FaceApp) -> None:
+    """SPEC 6.4, 6.5: what AWS's emulators say where telemetry is not offered; extensions go on without it."""
+
+    @app.put("/2022-07-01/telemetry", provide_automatic_options=False)
+    async def telemetry() -> Response:
+        return refusal(202, "Telemetry.NotSupported", "Telemetry API is not supported")
+
+    @app.put("/2020-08-15/logs", provide_automatic_options=False)
+    async def logs() -> Response:
+        return refusal(202, "Logs.NotSupported", "Logs API is not supported")
+
+
+def _mount_errors(app: FaceApp) -> None:
+    @app.errorhandler(Refused)
+    async def refused(refused: Refused) -> Response:
+        return refusal(refused.status, refused.error_type, refused.message)
+
+    @app.errorhandler(BodyTruncated)
+    async def truncated(_: BodyTruncated) -> Response:
+        return refusal(400, "TruncatedHTTPRequest", "HTTP request detected as truncated")
+
+    @app.errorhandler(BodyTooLarge)
+    async def too_large(_: BodyTooLarge) -> Response:
+        message = f"Exceeded maximum allowed payload size ({MAX_PAYLOAD} bytes)."
+        return refusal(413, "RequestEntityTooLarge", message)
+
+    @app.errorhandler(HTTPException)
+    async def no_route(error: HTTPException) -> Response:
+        # Go's chi router: 404 with a line of text, 405 with nothing (SPEC 1.2, bodies unconfirmed).
+        if error.code == 405:
+            return respond(405, {"Content-Type": "text/plain; charset=utf-8"}, b"")
+        headers = {"Content-Type": "text/plain; charset=utf-8"}
+        return respond(error.code or 404, headers, b"404 page not found\n")
+
+    @app.errorhandler(Exception)
+    async def fault(error: Exception) -> Response:
+        log.error("%s %s failed", request.method, path_of(request), exc_info=error)
+        return refusal(500, "InternalServerError", "Internal Server Error")
+
+
+def environment() -> RuntimeFace:
+    """The environment whose socket this request arrived on."""
+    scope = cast(dict[str, Any], request.scope)
+    return cast(RuntimeFace, scope["state"]["environment"])
+
+
+def header(name: str) -> str | None:
+    """None when absent or empty: the C++ clients send empty headers (SPEC 1.4)."""
+    return request.headers.get(name) or None
+
+
+def next_headers(event: NextEvent) -> dict[str, str]:
+    """SPEC 1.3: in the classic core a header is sent only when it has a value."""
+    headers = {
+        "Content-Type": event.content_type or "application/json",
+        "Lambda-Runtime-Aws-Request-Id": event.request_id,
+        "Lambda-Runtime-Invocation-Id": event.invocation_id,
+        "Lambda-Runtime-Deadline-Ms": str(event.deadline_ms),
+        "Lambda-Runtime-Invoked-Function-Arn": event.invoked_arn,
+        "Lambda-Runtime-Trace-Id": event.trace_id,
+        "Lambda-Runtime-Client-Context": event.client_context or "",
+        "Lambda-Runtime-Cognito-Identity": event.cognito_identity or "",
+    }
+    return {name: one_line(value) for name, value in headers.items() if value}
+
+
+def one_line(value: str) -> str:
+    """A caller's JSON may have line breaks between its tokens; Go writes them as spaces in a header, so do we."""
+    return value.replace("\r", " ").replace("\n", " ").strip()
+
+
+def without_cause(body: bytes) -> tuple[str, bytes]:
+    """SPEC 1.4: `errorCause` is for X-Ray; the caller gets the rest, re-serialised. -> (content type, body)"""
+    try:
+        parsed = json.loads(body)
+        fields = _error_fields(parsed)
+    except (ValueError, TypeError, RecursionError):
+        return "application/octet-stream", go_json("Invalid error body")
+    return "application/json", go_json(fields)
+
+
+def _error_fields(parsed: object) -> dict[str, object]:
+    """As Go's json.Unmarshal into {errorMessage, errorType string; stackTrace []string} takes it."""
+    if parsed is None:
+        parsed = {}
+    if not isinstance(parsed, dict):
+        raise TypeError("an error is a JSON object")
+    message = parsed.get("errorMessage") or ""
+    error_type = parsed.get("errorType") or ""
+    trace = parsed.get("stackTrace") or []
+    if not (isinstance(message, str) and isinstance(error_type, str) and isinstance(trace, list)):
+        raise TypeError("errorMessage and errorType are strings, stackTrace is a list")
+    if not all(isinstance(line, str) for line in trace):
+        raise TypeError("stackTrace is a list of strings")
+    fields: dict[str, object] = {"errorMessage": message, "errorType": error_type}
+    return {**fields, "stackTrace": trace} if trace else fields

@@ -1,0 +1,215 @@
+"""Owns serving: one quart-trio app, opened once, on as many listening sockets as there are.
+
+hypercorn's `worker_serve` ties the lifespan of an app to one fixed set of sockets. Here the two are
+apart: `running_app` opens the app, `ServedApp.serve` adds a socket for as long as it runs. Every
+environment has a socket of its own, and the `state` given with it is how a request knows its
+environment (`request.scope["state"]["environment"]`): nothing in the request can choose another.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from math import inf
+
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.trio.lifespan import Lifespan
+from hypercorn.trio.worker_context import EventWrapper, WorkerContext
+from hypercorn.typing import ASGIFramework
+from hypercorn.utils import LifespanTimeoutError
+
+from runtimeapi.connection import FaceConfig, FaceConnection
+
+log = logging.getLogger("lambox.http")
+
+MAX_HEADER_BYTES = 1024 * 1024 + 64 * 1024
+"""Request line and headers: Lambda-Runtime-Function-XRay-Error-Cause alone reaches 1 MiB (SPEC 1.1, 3.3)."""
+APP_SHUTDOWN_S = 5.0
+
+
+def _base_config() -> FaceConfig:
+    config = FaceConfig()
+    config.errorlog = log
+    config.accesslog = None
+    config.include_server_header = False
+    config.include_date_header = False
+    config.h11_max_incomplete_size = MAX_HEADER_BYTES
+    config.keep_alive_max_requests = sys.maxsize
+    return config
+
+
+def environment_config() -> FaceConfig:
+    """Towards environments: no time limits at all.
+
+    A frozen environment neither reads nor writes for hours (SPEC 1.1).
+    """
+    config = _base_config()
+    config.keep_alive_timeout = inf
+    return config
+
+
+def caller_config() -> FaceConfig:
+    """Towards callers: limits on silence, none on how long an invocation takes."""
+    config = _base_config()
+    config.include_date_header = True
+    config.keep_alive_timeout = 75.0
+    config.body_timeout_s = 20.0
+    config.send_timeout_s = 60.0
+    return config
+
+
+class ServedApp:
+    """An app whose lifespan is open. Made by `running_app`."""
+
+    def __init__(self, app: ASGIWrapper, config: FaceConfig) -> None:
+        self._app = app
+        self._config = config
+        self._context = WorkerContext(None)
+
+    async def serve(
+        self,
+        listening: socket.socket,
+        state: Mapping[str, object],
+        *,
+        grace_s: float = 0.0,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Accept on `listening` until cancelled; requests see `state` in their scope.
+
+        Cancelling it stops accepting at once, closes idle connections, and gives running requests
+        `grace_s` more seconds. Being out of descriptors (EMFILE and the like) is survived: trio logs
+        it and tries again every 100 ms.
+
+        Resource handling: closes the socket and every connection it accepted.
+        """
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+        context = WorkerContext(None)
+
+        async def handle(stream: trio.SocketStream) -> None:
+            await self.serve_connection(stream, state, context=context)
+
+        async with trio.open_nursery() as nursery:
+            hold = _Hold(grace_s)
+            try:
+                await trio.serve_listeners(
+                    handle,
+                    [listener],
+                    handler_nursery=await nursery.start(hold.run),
+                    task_status=_Started(task_status),
+                )
+            finally:
+                _set(context.terminated)
+                hold.release()
+
+    async def serve_connection(
+        self,
+        stream: trio.SocketStream,
+        state: Mapping[str, object],
+        *,
+        already_read: bytes = b"",
+        context: WorkerContext | None = None,
+    ) -> None:
+        """Serve one connection to its end, beginning with bytes that another lane took from it.
+
+        Resource handling: closes the stream.
+        """
+        await FaceConnection(
+            self._app, self._config, context or self._context, dict(state), stream, already_read
+        ).run()
+
+
+class _Started:
+    """serve_listeners reports its listeners; whoever starts `serve` gets a plain `started()`."""
+
+    def __init__(self, task_status: trio.TaskStatus[None]) -> None:
+        self._task_status = task_status
+
+    def started(self, value: object = None) -> None:
+        self._task_status.started()
+
+
+class _Hold:
+    """A nursery for connections that outlives the cancellation of its surroundings by `grace_s`."""
+
+    def __init__(self, grace_s: float) -> None:
+        self._grace_s = grace_s
+        self._released = trio.Event()
+        self._scope = trio.CancelScope(shield=True)
+
+    async def run(self, *, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+        with self._scope:
+            async with trio.open_nursery() as connections:
+                task_status.started(connections)
+                await self._released.wait()
+
+    def release(self) -> None:
+        self._released.set()
+        self._scope.deadline = trio.current_time() + self._grace_s
+
+
+def _set(event: object) -> None:
+    """hypercorn's `EventWrapper.set` is async in name only; a `finally` must not await."""
+    assert isinstance(event, EventWrapper)
+    event._event.set()
+
+
+@asynccontextmanager
+async def running_app(app: ASGIFramework, config: FaceConfig) -> AsyncIterator[ServedApp]:
+    """Open the app (its startup functions, its nursery) and close it on leaving. Serve it inside:
+
+    async with running_app(app, config) as served, trio.open_nursery() as nursery:
+        await nursery.start(served.serve, listening_socket, {"environment": environment})
+    """
+    wrapped = ASGIWrapper(app)
+    lifespan = Lifespan(wrapped, config, {})
+    # Shielded: the app's own nursery has to outlive the requests of `serve`'s grace, and the app
+    # its orderly shutdown, when all of it is cancelled from outside at once.
+    lifespan_scope = trio.CancelScope(shield=True)
+
+    async def live(*, task_status: trio.TaskStatus[None]) -> None:
+        with lifespan_scope:
+            await lifespan.handle_lifespan(task_status=task_status)
+
+    async with trio.open_nursery() as nursery:
+        try:
+            await nursery.start(live)
+            await lifespan.wait_for_startup()
+            yield ServedApp(wrapped, config)
+        finally:
+            with trio.move_on_after(APP_SHUTDOWN_S, shield=True):
+                try:
+                    await lifespan.wait_for_shutdown()
+                except (LifespanTimeoutError, trio.ClosedResourceError, trio.BrokenResourceError):
+                    log.exception("closing the app %s did not go as it should", app)
+            lifespan_scope.cancel()
+
+
+async def serve_app(
+    app: ASGIFramework,
+    listeners: Sequence[socket.socket],
+    config: FaceConfig,
+    *,
+    state: Mapping[str, object],
+    grace_s: float = 0.0,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """One app on a fixed set of listening sockets, until cancelled; `started()` once all accept."""
+    async with running_app(app, config) as served, trio.open_nursery() as nursery:
+        for listening in listeners:
+            await nursery.start(_serve_with_grace, served, listening, state, grace_s)
+        task_status.started()
+
+
+async def _serve_with_grace(
+    served: ServedApp,
+    listening: socket.socket,
+    state: Mapping[str, object],
+    grace_s: float,
+    *,
+    task_status: trio.TaskStatus[None],
+) -> None:
+    await served.serve(listening, state, grace_s=grace_s, task_status=task_status)

@@ -1,0 +1,1 @@
+"""The supervisor: launches, schedules, freezes, kills and reaps execution environments; knows no HTTP."""

@@ -1,0 +1,1 @@
+"""One confined process tree; knows nothing of Lambda."""

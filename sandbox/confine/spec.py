@@ -1,0 +1,169 @@
+"""Owns the description of one confined process tree: what it sees, what it may use, how it ended.
+
+    ConfineError                 the host could not do what was asked (ours or the host's fault)
+      IsolationUnavailable       a piece of isolation this host refuses; carries the remedy
+      ProgramNotStarted          the sandbox stands, but exec of the program failed (errno)
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from rootfs.layout import Entry
+
+MIB = 1024 * 1024
+
+
+class ConfineError(Exception):
+    """The host could not make, hold or end a sandbox."""
+
+
+class IsolationUnavailable(ConfineError):
+    """A piece of isolation that this host refuses. `remedy` is the one command that mends it."""
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(f"{message}\nHint: {remedy}" if remedy else message)
+        self.remedy = remedy
+
+
+class ProgramNotStarted(ConfineError):
+    """execve(2) of the program failed inside the sandbox; `errno` says why."""
+
+    def __init__(self, program: str, errno: int, reason: str) -> None:
+        super().__init__(f"cannot execute {program}: {reason}")
+        self.program = program
+        self.errno = errno
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one sandbox may use. `cpu_cores` is a share of cores, as AWS gives memory/1769."""
+
+    memory_bytes: int = 128 * MIB
+    cpu_cores: float = 1.0
+    pids: int = 1024
+    nofile: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSpec:
+    """Everything a launcher needs to make one sandbox. Nothing of Lambda is in here."""
+
+    name: str
+    """Unique among live sandboxes; names the cgroup: [a-z0-9-]+, at most 64 characters."""
+    root: tuple[Entry, ...]
+    limits: Limits = field(default_factory=Limits)
+    network: Literal["none", "host"] = "none"
+    hostname: str = "sandbox"
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What is executed inside: absolute or PATH-searched argv[0], the whole environment, cwd."""
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    cwd: str = "/var/task"
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a sandbox's program ended, from wait status and counters, never guessed.
+
+    Exactly one of `code` and `signal` is set, except where the sandbox was killed by us before
+    (or while) its program ran: then `killed` is true and both may be None.
+    `oom_kills` is the cgroup's counter of out-of-memory kills.
+    """
+
+    code: int | None = None
+    signal: int | None = None
+    oom_kills: int = 0
+    killed: bool = False
+    cpu_s: float = 0.0
+
+    def describe(self) -> str:
+        """As Go prints a wait status, which is AWS's form (SPEC 3.4): `exit status 1`, `signal: killed`."""
+        if self.code is not None:
+            return f"exit status {self.code}"
+        if self.signal is None:
+            return "signal: killed"
+        names = {
+            signal.SIGKILL: "killed",
+            signal.SIGSEGV: "segmentation fault",
+            signal.SIGABRT: "aborted",
+            signal.SIGTERM: "terminated",
+            signal.SIGBUS: "bus error",
+            signal.SIGINT: "interrupt",
+            signal.SIGHUP: "hangup",
+            signal.SIGQUIT: "quit",
+            signal.SIGILL: "illegal instruction",
+            signal.SIGFPE: "floating point exception",
+            signal.SIGPIPE: "broken pipe",
+            signal.SIGALRM: "alarm clock",
+            signal.SIGTRAP: "trace/breakpoint trap",
+            signal.SIGSYS: "bad system call",
+            signal.SIGUSR1: "user defined signal 1",
+            signal.SIGUSR2: "user defined signal 2",
+        }
+        try:
+            return f"signal: {names[signal.Signals(self.signal)]}"
+        except (KeyError, ValueError):
+            return f"signal: signal {self.signal}"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a sandbox uses now. `None` where the host keeps no such account."""
+
+    memory_bytes: int | None
+    memory_peak_bytes: int | None
+    cpu_s: float | None
+
+
+class Sandbox(Protocol):
+    """One live sandbox, made and not yet running its program.
+
+    Resource handling: whoever got it from `Launcher.launch` must end with `await kill()` (shielded),
+    which closes the listener and all descriptors. `kill` may be called any number of times and
+    from any state; it returns only when the whole tree is reaped and its cgroup is gone.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def listener(self) -> socket.socket:
+        """Listening TCP socket made inside the sandbox's network namespace; non-blocking."""
+    @property
+    def address(self) -> str:
+        """What the program inside is told in AWS_LAMBDA_RUNTIME_API: `127.0.0.1:9001`."""
+    @property
+    def stdout(self) -> int:
+        """Read end (non-blocking) of the program's standard output. Owned by the sandbox."""
+    @property
+    def stderr(self) -> int: ...
+    @property
+    def telemetry(self) -> int:
+        """Read end of the pipe that is descriptor 62 inside (`_LAMBDA_TELEMETRY_LOG_FD`)."""
+    async def start(self, program: Program) -> None:
+        """Execute `program` inside; returns when execve succeeded. Raises ProgramNotStarted."""
+    async def wait(self) -> Exit:
+        """Wait until the program has ended by itself (or was killed). Does not clean up."""
+    async def kill(self) -> Exit:
+        """SIGKILL the whole tree from the host, reap it, remove the cgroup, close everything."""
+    def freeze(self) -> None:
+        """Let every process of the tree stand still (cgroup freezer). No-op where there is none."""
+    def thaw(self) -> None: ...
+    def usage(self) -> Usage: ...
+    def oom_kills(self) -> int: ...
+
+
+class Launcher(Protocol):
+    """Makes sandboxes. `describe()` says in one line how they are isolated here."""
+
+    async def launch(self, spec: SandboxSpec) -> Sandbox:
+        """Returns when the listener stands and the tree is in its cgroup. Raises ConfineError."""
+    def describe(self) -> str: ...

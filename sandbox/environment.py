@@ -1,0 +1,562 @@
+"""Owns one execution environment from launch to reaping, and its deadlines.
+
+An environment is a sandbox, the Runtime API on its listener, its log pipes and one timer. The timer
+means something else in each phase: the init limit, the function's timeout, the wait before an idle
+environment is frozen, its idle time-out. When it fires the *host* kills; nothing asks user code to
+leave. The caller is answered first, the tree is reaped after.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import trio
+
+from sandbox import failures, logs
+from sandbox.confine.spec import (
+    ConfineError,
+    Exit,
+    Launcher,
+    Program,
+    ProgramNotStarted,
+    Sandbox,
+    SandboxSpec,
+)
+from sandbox.failures import Failure
+from sandbox.function import FunctionVersion
+from sandbox.invocation import (
+    MAX_PAYLOAD,
+    MAX_STREAMED,
+    BodyTruncated,
+    Outcome,
+    ResponseBody,
+    new_request_id,
+)
+from sandbox.lifecycle import Event, Lifecycle, NextEvent, Refused, State
+from sandbox.logpipes import LogPipes
+from sandbox.ticket import Ticket
+
+LAST_WORDS_S = 0.1
+"""How long a dead runtime's last request may still be on its way through our sockets."""
+MIB = 1024 * 1024
+
+ServeRuntimeApi = Callable[..., Awaitable[None]]
+"""async (listener, environment, *, task_status): the Runtime API, until cancelled."""
+
+
+class Owner(Protocol):
+    """Who holds environments: told, synchronously, when one is free or lost."""
+
+    def environment_ready(self, environment: Environment) -> None:
+        """It waits for an invocation: `dispatch` one, `retire` it, or leave it idle."""
+
+    def environment_lost(self, environment: Environment, failure: Failure | Exception | None) -> None:
+        """It takes no further invocation. `failure` is set when it never came to its first `next`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all environments of a node share."""
+
+    launcher: Launcher
+    prepare: Callable[[FunctionVersion, str], tuple[SandboxSpec, Program]]
+    """(function, environment id) -> what to launch and what to run in it."""
+    serve: ServeRuntimeApi
+    logbook: logs.LogBook
+    init_timeout_s: float = 10.0
+    freeze_delay_s: float = 0.1
+    max_age_s: float = 7200.0
+    wall: Callable[[], float] = time.time
+    """Unix time in seconds, for the deadline a runtime is told."""
+
+
+class Environment:
+    """One execution environment. `run()` is its whole life; implements runtimeapi's RuntimeFace."""
+
+    def __init__(
+        self,
+        id_: str,
+        function: FunctionVersion,
+        owner: Owner,
+        surroundings: Surroundings,
+        *,
+        suppressed_init: bool = False,
+    ) -> None:
+        self.id = id_
+        self.function = function
+        self.suppressed_init = suppressed_init
+        """A second try after a failed init: the function's own timeout is its limit (SPEC 3.6)."""
+        self.invocations = 0
+        self.born_at = trio.current_time()
+        self.idle_since = math.inf
+        self.frozen = False
+        self.lost = False
+        self.connections = 0
+        self._owner = owner
+        self._around = surroundings
+        self._life = Lifecycle()
+        self._ticket: Ticket | None = None
+        self._tail = logs.Tail()
+        self._log: LogPipes | None = None
+        self._sandbox: Sandbox | None = None
+        self._init_began_at = self.born_at
+        self._init_ms: float | None = None
+        self._dispatched_at = 0.0
+        self._first_deadline = math.inf
+        self._wake = trio.Event()
+        self._quiet = trio.Event()
+        self._ending = trio.Event()
+        self._due = math.inf
+        self._due_scope = trio.CancelScope()
+
+    def __repr__(self) -> str:
+        return f"<Environment {self.id} {self.phase}>"
+
+    @property
+    def phase(self) -> str:
+        """starting, idle, busy or dead, as `lambox ps` prints it."""
+        if self.lost:
+            return "dead"
+        if self._life.state is State.STARTED:
+            return "starting"
+        return "idle" if self._life.state is State.READY else "busy"
+
+    # --- its life
+
+    async def run(self) -> None:
+        """Launch, run and reap. Returns when nothing of the environment is left on the host."""
+        try:
+            spec, program = self._around.prepare(self.function, self.id)
+            sandbox = await self._around.launcher.launch(spec)
+        except (ConfineError, OSError) as exc:
+            self._lose(exc)
+            return
+        except trio.Cancelled:
+            self._lose(None)
+            raise
+        self._sandbox = sandbox
+        listener = sandbox.listener.dup()
+        with listener, LogPipes(
+            (sandbox.stdout, sandbox.stderr), sandbox.telemetry, self._on_line
+        ) as self._log:
+            async with trio.open_nursery() as nursery:
+                try:
+                    await nursery.start(self._around.serve, listener, self)
+                    nursery.start_soon(self._log.read)
+                    nursery.start_soon(self._watch_deadline)
+                    await self._start(sandbox, program)
+                    nursery.start_soon(self._watch_exit, sandbox)
+                    await self._ending.wait()
+                finally:
+                    # Before the nursery unwinds: its tasks may be writing to a process that will
+                    # never read, and only its death wakes them.
+                    with trio.CancelScope(shield=True):
+                        self._lose(None)
+                        await sandbox.kill()
+                    nursery.cancel_scope.cancel()
+
+    def retire(self) -> None:
+        """No further invocation: the tree is killed and reaped in the background."""
+        self._lose(None)
+        self._ending.set()
+
+    async def _start(self, sandbox: Sandbox, program: Program) -> None:
+        self._init_began_at = trio.current_time()
+        limit = self.function.timeout_s if self.suppressed_init else self._around.init_timeout_s
+        self._arm(self._init_began_at + limit)
+        if self.suppressed_init:
+            self._first_deadline = self._due
+        self._write(logs.init_start_line(self.function.runtime))
+        try:
+            await sandbox.start(program)
+        except ProgramNotStarted as exc:
+            self._init_failed(failures.not_executable(exc.program, str(exc)))
+        except ConfineError as exc:
+            self._lose(exc)
+            self._ending.set()
+
+    async def _watch_exit(self, sandbox: Sandbox) -> None:
+        exit_ = await sandbox.wait()
+        if self._life.state in (State.RUNNING, State.RESPONDING, State.STARTED):
+            # The runtime may have answered in its last moment: let what it sent be read first.
+            with trio.move_on_after(LAST_WORDS_S):
+                while self.connections:
+                    await self._quiet.wait()
+        self._exited(exit_)
+
+    def _exited(self, exit_: Exit) -> None:
+        if self.lost:
+            self._ending.set()
+            return
+        state = self._life.state
+        self._life.step(Event.EXIT)
+        failure = failures.exited(exit_)
+        if state is State.STARTED:
+            self._init_failed(failure)
+        elif self._ticket is not None:
+            self._fail_invocation(failure)
+        self.retire()
+
+    async def _watch_deadline(self) -> None:
+        while True:
+            with trio.CancelScope(deadline=self._due) as self._due_scope:
+                await trio.sleep_forever()
+            self._due = math.inf
+            self._on_due()
+
+    def _arm(self, deadline: float) -> None:
+        self._due = self._due_scope.deadline = deadline
+
+    def _on_due(self) -> None:
+        state = self._life.state
+        if state is State.STARTED:
+            limit = failures.timed_out(self.function.timeout_s)
+            self._init_failed(limit)
+        elif state is State.READY and self.function.freeze and not self.frozen:
+            assert self._sandbox is not None
+            self._sandbox.freeze()
+            self.frozen = True
+            self._arm(self.idle_since + self.function.idle_timeout_s)
+        else:
+            if self._ticket is not None:
+                self._fail_invocation(failures.timed_out(self.function.timeout_s))
+            elif state is State.RESPONSE_SENT:
+                # SPEC 1.6: answered, but `next` never came. The caller has its response.
+                self._write(f"RequestId: {self._request_id} Status: timeout")
+            self.retire()
+
+    def _lose(self, failure: Failure | Exception | None) -> None:
+        if not self.lost:
+            self.lost = True
+            if self._ticket is not None:
+                self._fail_invocation(Failure("failure", "Sandbox.Failure", "Sandbox was shut down"))
+            self._owner.environment_lost(self, failure)
+
+    # --- what its runtime says (RuntimeFace)
+
+    def connection_opened(self) -> None:
+        self.connections += 1
+
+    def connection_closed(self) -> None:
+        self.connections -= 1
+        self._quiet.set()
+        self._quiet = trio.Event()
+
+    async def next(self) -> NextEvent:
+        before = self._life.state
+        self._life.step(Event.NEXT)
+        if before is State.STARTED:
+            self._init_ended()
+        elif before is State.RESPONSE_SENT:
+            self._owner_decides()
+        while self._life.event is None:
+            await self._wake.wait()
+        return self._life.event
+
+    async def respond(
+        self,
+        request_id: str,
+        *,
+        invocation_id: str | None,
+        response_mode: str | None,
+        content_type: str | None,
+        body: ResponseBody,
+    ) -> None:
+        self._life.check_id(request_id, invocation_id)
+        ticket = self._ticket
+        if response_mode and response_mode != "streaming":
+            self._life.step(Event.ERROR)
+            self._fail_invocation(
+                Failure("error", "Runtime.InvalidResponseModeHeader", "Invalid response mode header")
+            )
+            raise Refused(400, "InvalidFunctionResponseMode", "Invalid function response mode")
+        self._life.step(Event.RESPONSE)
+        assert ticket is not None
+        try:
+            streamed = response_mode == "streaming" and ticket.invocation.sink is not None
+            receive = self._forward if streamed else self._collect
+            await receive(ticket, content_type, body)
+        except BodyTruncated:
+            self._truncated(ticket)
+            raise Refused(
+                400, "TruncatedHTTPRequest", "HTTP request detected as truncated"
+            ) from None
+        finally:
+            # Left by cancellation: the connection broke in the middle of the body.
+            self._truncated(ticket)
+
+    async def error(
+        self,
+        request_id: str,
+        *,
+        invocation_id: str | None,
+        error_type: str | None,
+        content_type: str | None,
+        body: bytes,
+    ) -> None:
+        self._life.check_id(request_id, invocation_id)
+        self._life.step(Event.ERROR)
+        self._finish(
+            "error",
+            payload=body,
+            content_type=content_type or "application/json",
+            error_type=failures.normalise_type(error_type),
+        )
+
+    async def init_error(self, *, error_type: str | None, body: bytes) -> None:
+        self._life.step(Event.INIT_ERROR)
+        self._init_failed(
+            Failure("error", failures.normalise_type(error_type), payload=body), at_once=False
+        )
+
+    # --- init
+
+    def _init_ended(self) -> None:
+        init_ms = (trio.current_time() - self._init_began_at) * 1000
+        if not self.suppressed_init:
+            self._init_ms = init_ms
+        self._owner_decides()
+
+    def _init_failed(self, failure: Failure, *, at_once: bool = True) -> None:
+        """`at_once` False: the runtime is still being told 202 and will exit by itself."""
+        self._drain()
+        phase = "invoke" if self.suppressed_init else "init"
+        init_ms = (trio.current_time() - self._init_began_at) * 1000
+        self._write(logs.init_report_line(init_ms, phase, failure.status, failure.report_type))
+        self._lose(failure)
+        if at_once:
+            self._ending.set()
+        else:
+            self._arm(trio.current_time() + 1.0)
+
+    def _owner_decides(self) -> None:
+        self.idle_since = trio.current_time()
+        self._owner.environment_ready(self)
+        if self._life.state is State.READY and not self.lost:
+            if self.function.freeze:
+                self._arm(self.idle_since + self._around.freeze_delay_s)
+            else:
+                self._arm(self.idle_since + self.function.idle_timeout_s)
+
+    # --- one invocation
+
+    @property
+    def worn_out(self) -> bool:
+        return trio.current_time() - self.born_at >= self._around.max_age_s
+
+    def dispatch(self, ticket: Ticket) -> None:
+        """Give it an invocation. The environment must be idle (its runtime parked in `next`)."""
+        if self.frozen:
+            assert self._sandbox is not None
+            self._sandbox.thaw()
+            self.frozen = False
+        now = trio.current_time()
+        deadline = min(now + self.function.timeout_s, self._first_deadline)
+        self._first_deadline = math.inf
+        invocation = ticket.invocation
+        self._drain()
+        ticket.dispatched = True
+        self._ticket, self._tail = ticket, logs.Tail()
+        self._dispatched_at = now
+        self.invocations += 1
+        self._life.invoke(
+            NextEvent(
+                request_id=invocation.request_id,
+                invocation_id=new_request_id(),
+                deadline_ms=int((self._around.wall() + deadline - now) * 1000),
+                invoked_arn=invocation.invoked_arn,
+                trace_id=invocation.trace_id,
+                client_context=invocation.client_context,
+                cognito_identity=invocation.cognito_identity,
+                content_type=invocation.content_type,
+                payload=invocation.payload,
+            )
+        )
+        self._arm(deadline)
+        self._write(logs.start_line(invocation.request_id, self.function.version))
+        self._wake.set()
+        self._wake = trio.Event()
+
+    @property
+    def _request_id(self) -> str:
+        return self._life.event.request_id if self._life.event else ""
+
+    async def _collect(self, ticket: Ticket, content_type: str | None, body: ResponseBody) -> None:
+        payload = bytearray()
+        async for chunk in body:
+            payload += chunk
+            if len(payload) > MAX_PAYLOAD:
+                if self._ticket is ticket:
+                    self._life.step(Event.SENT)
+                    self._finish(
+                        "error",
+                        payload=failures.too_large(MAX_PAYLOAD),
+                        error_type=failures.RESPONSE_TOO_LARGE,
+                    )
+                raise Refused(
+                    413,
+                    "RequestEntityTooLarge",
+                    f"Exceeded maximum allowed payload size ({MAX_PAYLOAD} bytes).",
+                )
+        if self._ticket is not ticket:
+            return
+        self._life.step(Event.SENT)
+        midstream = _midstream_error(body)
+        if midstream is None:
+            self._finish(
+                "success",
+                payload=bytes(payload),
+                content_type=content_type or "application/octet-stream",
+            )
+        else:
+            self._finish("error", payload=midstream[1], error_type=midstream[0])
+
+    async def _forward(self, ticket: Ticket, content_type: str | None, body: ResponseBody) -> None:
+        sink = ticket.invocation.sink
+        assert sink is not None
+        sent = 0
+        async for chunk in body:
+            sent += len(chunk)
+            if sent > MAX_STREAMED:
+                self._stream_ended(ticket, (failures.RESPONSE_TOO_LARGE, "Response payload size exceeded"))
+                raise Refused(
+                    413,
+                    "RequestEntityTooLarge",
+                    f"Exceeded maximum allowed payload size ({MAX_STREAMED} bytes).",
+                )
+            await sink.send(chunk)
+        midstream = _midstream_error(body)
+        self._stream_ended(ticket, midstream and (midstream[0], midstream[1].decode("utf-8", "replace")))
+
+    def _stream_ended(self, ticket: Ticket, error: tuple[str, str] | None) -> None:
+        if self._ticket is not ticket:
+            return
+        self._life.step(Event.SENT)
+        self._finish(
+            "error" if error else "success",
+            payload=b"",
+            error_type=error[0] if error else "",
+            streamed=True,
+            stream_error=error,
+        )
+
+    def _truncated(self, ticket: Ticket) -> None:
+        if self._ticket is ticket and self._life.state is State.RESPONDING:
+            self._life.step(Event.SENT)
+            self._fail_invocation(
+                Failure("error", failures.TRUNCATED, "Response was truncated"),
+            )
+
+    def _fail_invocation(self, failure: Failure) -> None:
+        body = failure.body(self._request_id)
+        self._finish(
+            failure.status,
+            payload=body,
+            error_type=failure.error_type,
+            logged_type=failure.report_type,
+            stream_error=(failure.error_type, body.decode("utf-8", "replace")),
+        )
+
+    def _finish(
+        self,
+        status: Any,
+        *,
+        payload: bytes,
+        content_type: str = "application/json",
+        error_type: str = "",
+        logged_type: str = "",
+        streamed: bool = False,
+        stream_error: tuple[str, str] | None = None,
+    ) -> None:
+        """End the invocation that is out: logs first, so that the tail has all of them."""
+        ticket, self._ticket = self._ticket, None
+        assert ticket is not None
+        self._drain()
+        duration_ms = (trio.current_time() - self._dispatched_at) * 1000
+        init_ms, self._init_ms = self._init_ms, None
+        billed_ms = max(1, math.ceil(duration_ms + (init_ms or 0.0)))
+        memory_mb = self._peak_mb()
+        request_id = ticket.invocation.request_id
+        self._write(logs.end_line(request_id), ticket)
+        self._write(
+            logs.report_line(
+                request_id,
+                duration_ms=duration_ms,
+                billed_ms=billed_ms,
+                memory_size_mb=self.function.memory_mb,
+                max_memory_mb=memory_mb,
+                init_ms=init_ms,
+                status=status,
+                error_type=logged_type or error_type,
+            ),
+            ticket,
+        )
+        ticket.resolve(
+            Outcome(
+                status=status,
+                payload=payload,
+                content_type=content_type,
+                error_type=error_type,
+                streamed=streamed,
+                stream_error=stream_error,
+                log_tail=self._tail.read(),
+                executed_version=self.function.version,
+                duration_ms=duration_ms,
+                billed_ms=billed_ms,
+                init_ms=init_ms,
+                max_memory_mb=memory_mb,
+                cold=self.invocations == 1,
+            )
+        )
+
+    def _peak_mb(self) -> int | None:
+        peak = self._sandbox.usage().memory_peak_bytes if self._sandbox else None
+        return None if peak is None else math.ceil(peak / MIB)
+
+    # --- logs
+
+    def _on_line(self, line: str) -> None:
+        self._write(line, self._ticket)
+
+    def _write(self, line: str, ticket: Ticket | None = None) -> None:
+        if ticket is not None or self._ticket is not None:
+            self._tail.add(line)
+        self._around.logbook.write(self.function.name, line)
+
+    def _drain(self) -> None:
+        if self._log is not None:
+            self._log.drain()
+
+    def describe(self) -> dict[str, Any]:
+        """One row of `lambox ps`."""
+        usage = self._sandbox.usage() if self._sandbox and not self._ending.is_set() else None
+        return {
+            "id": self.id,
+            "function": self.function.name,
+            "version": self.function.version,
+            "state": "frozen" if self.frozen and not self.lost else self.phase,
+            "age_s": round(trio.current_time() - self.born_at, 3),
+            "invocations": self.invocations,
+            "memory_mb": None if not usage or usage.memory_bytes is None else round(usage.memory_bytes / MIB, 1),
+            "memory_size_mb": self.function.memory_mb,
+            "cpu_s": None if not usage or usage.cpu_s is None else round(usage.cpu_s, 3),
+        }
+
+
+def _midstream_error(body: ResponseBody) -> tuple[str, bytes] | None:
+    """SPEC 2.1: a streamed response that failed midway says so in two trailers."""
+    import base64
+    import binascii
+
+    error_type = body.trailers.get("lambda-runtime-function-error-type")
+    if not error_type:
+        return None
+    try:
+        details = base64.b64decode(body.trailers.get("lambda-runtime-function-error-body", ""), validate=True)
+    except binascii.Error:
+        details = b""
+    return error_type, details

@@ -1,0 +1,50 @@
+"""Owns what a function version is once it has been read and checked: a frozen value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+Network = Literal["none", "host"]
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionVersion:
+    """One version of one function. Two values with the same `revision` run the same thing."""
+
+    name: str
+    runtime: str
+    """AWS's identifier: python3.11, nodejs20.x, provided.al2023 ..."""
+    handler: str
+    code: Path
+    """The folder that is /var/task inside."""
+    revision: str
+    """Changes whenever code, layers or configuration change."""
+    version: str = "$LATEST"
+    layers: tuple[Path, ...] = ()
+    """Folders, in AWS's order (a later one overwrites an earlier one in /opt)."""
+    timeout_s: int = 15
+    memory_mb: int = 128
+    ephemeral_storage_mb: int = 512
+    idle_timeout_s: float = 30.0
+    reserved_concurrency: int | None = None
+    network: Network = "none"
+    freeze: bool = True
+    description: str = ""
+    environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def arn(self, region: str, account: str) -> str:
+        """The unqualified ARN."""
+        return f"arn:aws:lambda:{region}:{account}:function:{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenFunction:
+    """A function folder that cannot be a function as it stands; `problem` names file, key, value, mend."""
+
+    name: str
+    code: Path
+    problem: str

@@ -1,0 +1,301 @@
+"""Owns the reading of `function.toml`: text -> frozen `Description`, or every mistake in it at once.
+
+FunctionTomlError       `problems`, each with file:line, key, value, allowed range and mend
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from rootfs.environ import RESERVED, RESERVED_MESSAGE
+from sandbox.function import Network
+
+MAX_LAYERS = 5
+MAX_DESCRIPTION = 256
+MAX_ENVIRONMENT_BYTES = 4096
+MAX_HANDLER = 128
+ENVIRONMENT_KEY = re.compile(r"[a-zA-Z][a-zA-Z0-9_]+\Z")
+"""AWS's EnvironmentVariableName (SPEC 5.1)."""
+RUNTIME = re.compile(r"(python3\.\d{1,2}|nodejs\d{1,2}\.x|provided(\.[a-z0-9]+)?)\Z")
+
+
+class FunctionTomlError(Exception):
+    """A function.toml with mistakes; `problems` has one complete message per mistake."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+def _nothing() -> Mapping[str, str]:
+    return MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionDefaults:
+    """What a function gets where its function.toml is silent; lambox.toml may set other ones."""
+
+    runtime: str | None = None
+    timeout: int = 15
+    memory_size: int = 128
+    ephemeral_storage: int = 512
+    idle_timeout: float = 30.0
+    reserved_concurrency: int | None = None
+    network: Network = "none"
+    freeze: bool = True
+    environment: Mapping[str, str] = field(default_factory=_nothing)
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """One function.toml, checked. `None` for runtime and handler: to be told from the files."""
+
+    runtime: str | None = None
+    handler: str | None = None
+    timeout: int = 15
+    memory_size: int = 128
+    ephemeral_storage: int = 512
+    idle_timeout: float = 30.0
+    reserved_concurrency: int | None = None
+    layers: tuple[str, ...] = ()
+    """As written: relative to the function's folder, or absolute."""
+    network: Network = "none"
+    freeze: bool = True
+    description: str = ""
+    environment: Mapping[str, str] = field(default_factory=_nothing)
+
+
+class _Wrong(Exception):
+    """What a value must be instead."""
+
+
+Check = Callable[[Any], Any]
+
+
+def _whole(unit: str, low: int, high: int | None = None) -> Check:
+    bounds = f"from {low} to {high}" if high is not None else f"of {low} or more"
+    must = f"must be a whole number{unit and ' of ' + unit} {bounds}"
+
+    def check(value: Any) -> int:
+        if type(value) is not int or value < low or (high is not None and value > high):
+            raise _Wrong(must)
+        return value
+
+    return check
+
+
+def _seconds(low: float, high: float) -> Check:
+    def check(value: Any) -> float:
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise _Wrong(f"must be a number of seconds from {low:g} to {high:g}")
+        return float(value)
+
+    return check
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _Wrong("must be true or false (without quotes)")
+    return value
+
+
+def _choice(*allowed: str) -> Check:
+    def check(value: Any) -> str:
+        if value not in allowed:
+            raise _Wrong(f"must be one of {', '.join(json.dumps(name) for name in allowed)}")
+        return str(value)
+
+    return check
+
+
+def _runtime(value: Any) -> str:
+    if not isinstance(value, str) or not RUNTIME.match(value):
+        raise _Wrong('must be "python3.x", "nodejsN.x" or "provided.al2023", such as "python3.11"')
+    return value
+
+
+def _handler(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(rf"\S{{1,{MAX_HANDLER}}}", value):
+        raise _Wrong(
+            f'must be text of 1 to {MAX_HANDLER} characters without spaces, such as "handler.handler"'
+        )
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > MAX_DESCRIPTION:
+        raise _Wrong(f"must be text of at most {MAX_DESCRIPTION} characters")
+    return value
+
+
+def _layers(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+        raise _Wrong('must be a list of folders or zip files, such as ["../layers/pandas"]')
+    if len(value) > MAX_LAYERS:
+        raise _Wrong(f"has {len(value)} entries. Cannot reference more than {MAX_LAYERS} layers.")
+    if len(set(value)) < len(value):
+        raise _Wrong("names a layer twice")
+    return tuple(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key of function.toml; help and docs are printed from this table."""
+
+    name: str
+    check: Check
+    allowed: str
+    doc: str
+
+
+KEYS: tuple[Key, ...] = (
+    Key("runtime", _runtime, "python3.x, nodejsN.x, provided.*", "told from the files if absent"),
+    Key("handler", _handler, "module.function", "told from the files if absent"),
+    Key("timeout", _whole("seconds", 1, 900), "1 to 900 s", "after it the environment is killed"),
+    Key("memory_size", _whole("MB", 128, 10240), "128 to 10240 MB", "memory, and CPU with it"),
+    Key("ephemeral_storage", _whole("MB", 512, 10240), "512 to 10240 MB", "size of /tmp"),
+    Key("idle_timeout", _seconds(0, 86400), "0 to 86400 s", "how long an environment is kept idle"),
+    Key("reserved_concurrency", _whole("", 0), "0 or more", "most invocations at a time"),
+    Key("layers", _layers, "up to 5 folders or zips", "merged into /opt in this order"),
+    Key("network", _choice("none", "host"), "none, host", "what the function can reach"),
+    Key("freeze", _boolean, "true, false", "whether idle environments stand still"),
+    Key("description", _text, "up to 256 characters", "for people"),
+    Key("environment", lambda value: value, "[environment] table", "variables of the function"),
+)
+_BY_NAME = {key.name: key for key in KEYS}
+
+
+def parse(
+    text: str, *, file: str = "function.toml", defaults: FunctionDefaults | None = None
+) -> Description:
+    """Check `text`. Raises FunctionTomlError with everything that is wrong in it."""
+    defaults = defaults or FunctionDefaults()
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise FunctionTomlError([f"{file}: not valid TOML: {exc}"]) from exc
+    reader = _Reader(file, text)
+    for name, value in table.items():
+        reader.take(name, value)
+    given = reader.values
+    environment = {**defaults.environment, **given.pop("environment", {})}
+    reader.check_size(environment)
+    if reader.problems:
+        raise FunctionTomlError(reader.problems)
+    base = {f.name: getattr(defaults, f.name) for f in dataclasses.fields(defaults)}
+    base.pop("environment")
+    return Description(**{**base, **given}, environment=MappingProxyType(environment))
+
+
+def read(path: Path, *, defaults: FunctionDefaults | None = None) -> Description:
+    """Read and check the file at `path`; a missing one means all defaults. Raises FunctionTomlError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        text = ""
+    except OSError as exc:
+        raise FunctionTomlError(
+            [f"{path}: cannot be read: {exc.strerror}. Hint: chmod a+r {path}"]
+        ) from exc
+    except UnicodeDecodeError as exc:
+        raise FunctionTomlError(
+            [f"{path}: is not UTF-8 text (byte {exc.start}). Hint: save it as UTF-8"]
+        ) from exc
+    return parse(text, file=str(path), defaults=defaults)
+
+
+class _Reader:
+    """Takes keys one by one and collects values and problems."""
+
+    def __init__(self, file: str, text: str) -> None:
+        self.file = file
+        self.lines = text.splitlines()
+        self.values: dict[str, Any] = {}
+        self.problems: list[str] = []
+
+    def take(self, name: str, value: Any) -> None:
+        key = _BY_NAME.get(name)
+        if key is None:
+            self._unknown(name, value)
+        elif name == "environment":
+            self._environment(value)
+        else:
+            try:
+                self.values[name] = key.check(value)
+            except _Wrong as wrong:
+                self._problem(name, f"{name} = {_show(value)}: {wrong}")
+
+    def check_size(self, environment: Mapping[str, str]) -> None:
+        """AWS measures the JSON rendering (SPEC 10.4)."""
+        rendered = json.dumps(environment, separators=(",", ":"), ensure_ascii=False)
+        if len(rendered.encode()) > MAX_ENVIRONMENT_BYTES:
+            self._problem(
+                "environment",
+                "[environment]: Lambda was unable to configure your environment variables because the "
+                "environment variables you have provided exceeded the 4KB limit. "
+                f"String measured: {_shorten(rendered, 200)}",
+            )
+
+    def _environment(self, value: Any) -> None:
+        if not isinstance(value, dict):
+            self._problem("environment", "environment: must be a table. Hint: write [environment]")
+            return
+        good: dict[str, str] = {}
+        for name, item in value.items():
+            if name in RESERVED:
+                continue
+            if not ENVIRONMENT_KEY.match(name):
+                self._problem(
+                    name,
+                    f"[environment] {name}: must be a letter and then letters, digits or _ "
+                    "(two characters or more)",
+                )
+            elif not isinstance(item, str) or "\0" in item:
+                hint = f'. Hint: write {name} = "{item}"' if type(item) in (int, float) else ""
+                self._problem(name, f"[environment] {name} = {_show(item)}: must be text{hint}")
+            else:
+                good[name] = item
+        if reserved := [name for name in value if name in RESERVED]:
+            self._problem(reserved[0], f"[environment]: {RESERVED_MESSAGE}{', '.join(reserved)}")
+        self.values["environment"] = good
+
+    def _unknown(self, name: str, value: Any) -> None:
+        snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().replace("-", "_")
+        near = difflib.get_close_matches(snake, _BY_NAME, n=1, cutoff=0.5)
+        near = near or [key for key in _BY_NAME if snake and key.startswith(snake)][:1]
+        hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(_BY_NAME)}"
+        self._problem(name, f"{name} = {_show(value)}: unknown key; {hint}")
+
+    def _problem(self, name: str, message: str) -> None:
+        line = self._line(name)
+        self.problems.append(f"{self.file}{line and f':{line}'}: {message}")
+
+    def _line(self, name: str) -> int | str:
+        """Where `name` is set: tomllib keeps no positions, so this looks for the assignment or table."""
+        quoted = re.escape(name)
+        pattern = re.compile(
+            rf"""\s*(["']?{quoted}["']?\s*(=|\.)|\[+\s*["']?{quoted}["']?\s*[\].])"""
+        )
+        for number, line in enumerate(self.lines, 1):
+            if pattern.match(line):
+                return number
+        return ""
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, dict):
+        return "[table]"
+    return _shorten(json.dumps(value, default=str, ensure_ascii=False), 80)
+
+
+def _shorten(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."

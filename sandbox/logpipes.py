@@ -1,0 +1,96 @@
+"""Owns an environment's log pipes: reads them as they fill, and at once when an answer needs it.
+
+A function that floods its log is slowed by its own pipe: reading is paced by a token bucket, so
+neither memory nor the event loop's time goes to it without bound.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+import trio
+
+from sandbox.logs import FrameSplitter, LineSplitter
+
+READ_SIZE = 64 * 1024
+DRAIN_READS = 16
+"""Reads per pipe of one `drain`: a pipe holds 64 KiB, a flood refills it meanwhile."""
+BURST = 1024 * 1024
+"""Bytes read at full speed before pacing begins."""
+RATE = 4 * 1024 * 1024
+"""Bytes per second after that."""
+LINE_COST = 128
+"""What a line costs at least: a flood of empty lines is a flood."""
+
+
+class LogPipes:
+    """Non-blocking read ends; duplicates of the sandbox's, so that their owner may close his any time."""
+
+    def __init__(
+        self, plain: Sequence[int], framed: int, on_line: Callable[[str], None]
+    ) -> None:
+        self._pipes: dict[int, LineSplitter | FrameSplitter] = {}
+        for fd in plain:
+            self._pipes[os.dup(fd)] = LineSplitter()
+        self._pipes[os.dup(framed)] = FrameSplitter()
+        self._on_line = on_line
+        self._credit = float(BURST)
+        self._credited_at = trio.current_time()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.drain()
+        for fd, splitter in self._pipes.items():
+            for line in splitter.flush():
+                self._on_line(line)
+            os.close(fd)
+        self._pipes.clear()
+
+    async def read(self) -> None:
+        """Read all pipes until they end or this is cancelled."""
+        async with trio.open_nursery() as nursery:
+            for fd in self._pipes:
+                nursery.start_soon(self._read_one, fd)
+
+    async def _read_one(self, fd: int) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(fd)
+            if self._take(fd) == 0:
+                return
+            await self._pace()
+
+    def drain(self) -> None:
+        """Take what has been written up to now, without waiting."""
+        for fd in self._pipes:
+            for _ in range(DRAIN_READS):
+                if not self._take(fd):
+                    break
+
+    def _take(self, fd: int) -> int | None:
+        """Bytes taken; 0 at the end of the pipe, None when it is empty for now."""
+        try:
+            data = os.read(fd, READ_SIZE)
+        except BlockingIOError:
+            return None
+        lines = self._pipes[fd].feed(data)
+        for line in lines:
+            self._on_line(line)
+        self._credit -= max(len(data), LINE_COST * len(lines))
+        return len(data)
+
+    async def _pace(self) -> None:
+        now = trio.current_time()
+        self._credit = min(BURST, self._credit + (now - self._credited_at) * RATE)
+        self._credited_at = now
+        if self._credit < 0:
+            await trio.sleep(-self._credit / RATE)

@@ -1,0 +1,194 @@
+"""Owns log bytes: from an environment's pipes to bounded lines, and the lines that are kept.
+
+Nothing a function writes can grow without bound here: a line is cut at MAX_LINE, a frame's
+announced length is not believed beyond that, an invocation keeps its last 4 KB for the tail, and a
+function keeps KEPT_BYTES of lines.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+import trio
+
+MAX_LINE = 256 * 1024
+"""Bytes of one log event, as CloudWatch has it."""
+TAIL_BYTES = 4096
+"""Bytes of a log tail (SPEC 4.6)."""
+KEPT_BYTES = 1024 * 1024
+"""Text kept per function for `lambox logs`."""
+FOLLOWER_LINES = 1000
+"""Lines a follower may lag behind; further ones are dropped for it, and counted."""
+
+_FRAME = struct.Struct(">IIQ")
+_FRAME_MAGIC = 0xA55A0000
+_FRAME_MAGIC_MASK = 0xFFFFFF00
+
+
+class LineSplitter:
+    """Bytes of a plain pipe -> lines. A line longer than MAX_LINE becomes several."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    def feed(self, data: bytes) -> list[str]:
+        self._rest += data
+        lines: list[str] = []
+        if b"\n" in data:
+            *whole, rest = self._rest.split(b"\n")
+            lines = [_text(line) for line in whole]
+            self._rest = rest
+        while len(self._rest) > MAX_LINE:
+            lines.append(_text(self._rest[:MAX_LINE]))
+            del self._rest[:MAX_LINE]
+        return lines
+
+    def flush(self) -> list[str]:
+        """The unfinished line, if any: the writer is gone or the invocation is over."""
+        rest, self._rest = self._rest, bytearray()
+        return [_text(rest)] if rest else []
+
+
+class FrameSplitter:
+    """Bytes of descriptor 62 (SPEC 4.3) -> log events, which may hold newlines.
+
+    Bytes that are no frame are a function's own writes: they come out as plain lines.
+    """
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        self._plain = LineSplitter()
+
+    def feed(self, data: bytes) -> list[str]:
+        self._rest += data
+        events: list[str] = []
+        while len(self._rest) >= _FRAME.size:
+            kind, length, _ = _FRAME.unpack_from(self._rest)
+            if kind & _FRAME_MAGIC_MASK != _FRAME_MAGIC or length > MAX_LINE:
+                rest, self._rest = bytes(self._rest), bytearray()
+                return events + self._plain.feed(rest)
+            end = _FRAME.size + length
+            if len(self._rest) < end:
+                break
+            event = _text(self._rest[_FRAME.size : end])
+            events.append(event.removesuffix("\n"))
+            del self._rest[:end]
+        return events
+
+    def flush(self) -> list[str]:
+        rest, self._rest = bytes(self._rest), bytearray()
+        return self._plain.feed(rest) + self._plain.flush()
+
+
+def _text(raw: bytes | bytearray) -> str:
+    return raw.decode("utf-8", "replace").replace("\x00", "\ufffd").removesuffix("\r")
+
+
+class Tail:
+    """The last TAIL_BYTES of one invocation's log."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def add(self, line: str) -> None:
+        self._bytes += line[-TAIL_BYTES:].encode() + b"\n"
+        if len(self._bytes) > 16 * TAIL_BYTES:
+            del self._bytes[:-TAIL_BYTES]
+
+    def read(self) -> bytes:
+        return bytes(self._bytes[-TAIL_BYTES:])
+
+
+class LogBook:
+    """The lines of one node: kept per function, handed to whoever follows.
+
+    `write` never blocks and never fails: it is called between two awaits of the hot path.
+    """
+
+    def __init__(self, on_line: Callable[[str, str], None] | None = None) -> None:
+        self._kept: dict[str, deque[str]] = {}
+        self._sizes: dict[str, int] = {}
+        self._followers: dict[trio.MemorySendChannel[str], str | None] = {}
+        self._on_line = on_line
+
+    def write(self, function: str, line: str) -> None:
+        kept = self._kept.setdefault(function, deque())
+        kept.append(line)
+        size = self._sizes.get(function, 0) + len(line) + 1
+        while size > KEPT_BYTES and len(kept) > 1:
+            size -= len(kept.popleft()) + 1
+        self._sizes[function] = size
+        if self._on_line is not None:
+            self._on_line(function, line)
+        for follower, wanted in self._followers.items():
+            if wanted is None or wanted == function:
+                try:
+                    follower.send_nowait(line)
+                except trio.WouldBlock:
+                    continue  # A slow follower misses lines; the function and the others do not wait.
+
+    def lines(self, function: str | None = None) -> list[str]:
+        """What is kept of one function, or of all (function by function), oldest first."""
+        if function is not None:
+            return list(self._kept.get(function, ()))
+        return [line for kept in self._kept.values() for line in kept]
+
+    async def follow(self, function: str | None = None) -> AsyncIterator[str]:
+        """Every line from now on. The iterator's owner must close it (aclosing)."""
+        send, receive = trio.open_memory_channel[str](FOLLOWER_LINES)
+        self._followers[send] = function
+        try:
+            while True:
+                yield await receive.receive()
+        finally:
+            del self._followers[send]
+
+
+def start_line(request_id: str, version: str) -> str:
+    return f"START RequestId: {request_id} Version: {version}"
+
+
+def end_line(request_id: str) -> str:
+    return f"END RequestId: {request_id}"
+
+
+def init_start_line(runtime: str) -> str:
+    """SPEC 4.1; the version is the interpreter's, as no runtime ARN exists here."""
+    return f"INIT_START Runtime Version: {runtime}"
+
+
+def init_report_line(duration_ms: float, phase: str, status: str, error_type: str = "") -> str:
+    line = f"INIT_REPORT Init Duration: {duration_ms:.2f} ms\tPhase: {phase}\tStatus: {status}"
+    return f"{line}\tError Type: {error_type}" if error_type else line
+
+
+def report_line(
+    request_id: str,
+    *,
+    duration_ms: float,
+    billed_ms: int,
+    memory_size_mb: int,
+    max_memory_mb: int | None,
+    init_ms: float | None,
+    status: str,
+    error_type: str,
+) -> str:
+    """SPEC 4.1, with the trailing tab AWS prints. `status` success is not printed."""
+    parts = [
+        f"REPORT RequestId: {request_id}",
+        f"Duration: {duration_ms:.2f} ms",
+        f"Billed Duration: {billed_ms} ms",
+        f"Memory Size: {memory_size_mb} MB",
+    ]
+    if max_memory_mb is not None:
+        parts.append(f"Max Memory Used: {max_memory_mb} MB")
+    if init_ms is not None:
+        parts.append(f"Init Duration: {init_ms:.2f} ms")
+    line = "\t".join(parts) + "\t"
+    if status != "success":
+        line += f"Status: {status}"
+        if error_type and status != "timeout":
+            line += f"\tError Type: {error_type}"
+    return line

@@ -1,0 +1,318 @@
+"""Owns which environment runs which invocation: admission, queueing, warm reuse, starts, retirement.
+
+Decisions are made in synchronous code between two awaits, so there are no locks; what takes time
+(launching, killing) runs in the environment's own task in the scheduler's nursery. A waiting
+invocation is not tied to the environment started on its account: whichever is free first takes the
+head of the queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psutil
+import trio
+
+from sandbox import planner
+from sandbox.environment import Environment, Surroundings
+from sandbox.errors import InvalidRuntime, PlatformFault, TooManyRequests
+from sandbox.failures import Failure
+from sandbox.function import FunctionVersion
+from sandbox.invocation import Invocation, Outcome
+from sandbox.planner import Limits, Load
+from sandbox.ticket import Ticket
+
+log = logging.getLogger(__name__)
+MIB = 1024 * 1024
+
+
+class Slots:
+    """The environments and the queue of one function."""
+
+    def __init__(self, function: FunctionVersion) -> None:
+        self.function = function
+        """The newest revision seen; older environments are retired when they come free."""
+        self.waiting: deque[Ticket] = deque()
+        self.starting: set[Environment] = set()
+        self.idle: list[Environment] = []
+        """Most recently used last."""
+        self.busy: set[Environment] = set()
+        self.in_flight = 0
+
+    def pop_idle(self) -> Environment | None:
+        """The most recently used environment that may still be used; unfit ones are retired."""
+        while self.idle:
+            environment = self.idle.pop()
+            if not self.outdated(environment):
+                return environment
+            environment.retire()
+        return None
+
+    def outdated(self, environment: Environment) -> bool:
+        return environment.worn_out or environment.function.revision != self.function.revision
+
+
+class Scheduler:
+    """Runs invocations. Made by `open_scheduler`; is the Owner of its environments."""
+
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        limits: Limits,
+        nursery: trio.Nursery,
+        *,
+        reserved_total: Callable[[], int] = lambda: 0,
+        available_memory: Callable[[], int] = lambda: psutil.virtual_memory().available,
+    ) -> None:
+        self._around = surroundings
+        self._limits = limits
+        self._nursery = nursery
+        self._reserved_total = reserved_total
+        self._available_memory = available_memory
+        self._functions: dict[str, Slots] = {}
+        self._live: dict[str, Environment] = {}
+        self._memory_in_flight = 0
+        self._unreserved_in_flight = 0
+        self._in_flight = 0
+        self._settled = trio.Event()
+        self._closing = False
+
+    async def invoke(self, invocation: Invocation) -> Outcome:
+        """Run it and return how it ended. Raises TooManyRequests, InvalidRuntime or PlatformFault.
+
+        Cancelled while it waits in the queue it is withdrawn; once an environment has it, it runs
+        to its end whoever listens (SPEC 2.2).
+        """
+        slots = self._slots_of(invocation.function)
+        self._admit(slots, invocation.function)
+        ticket = Ticket(invocation)
+        slots.waiting.append(ticket)
+        self._count(slots, +1)
+        self._pump(slots)
+        try:
+            return await ticket.wait()
+        finally:
+            if not ticket.done and not ticket.dispatched:
+                slots.waiting.remove(ticket)
+                self._count(slots, -1)
+
+    def _admit(self, slots: Slots, function: FunctionVersion) -> None:
+        load = Load(
+            function_in_flight=slots.in_flight,
+            unreserved_in_flight=self._unreserved_in_flight,
+            reserved_total=self._reserved_total(),
+            memory_mb_in_flight=self._memory_in_flight,
+        )
+        reason = planner.throttle_reason(
+            load,
+            self._limits,
+            reserved=function.reserved_concurrency,
+            memory_mb=function.memory_mb,
+        )
+        if reason is not None:
+            raise TooManyRequests(reason)
+
+    def _slots_of(self, function: FunctionVersion) -> Slots:
+        slots = self._functions.get(function.name)
+        if slots is None:
+            slots = self._functions[function.name] = Slots(function)
+        elif slots.function.revision != function.revision:
+            self._change(slots, function)
+        return slots
+
+    def _change(self, slots: Slots, function: FunctionVersion) -> None:
+        """New code or configuration: what idles or starts goes now, what runs goes when it is done."""
+        # The counts were made with the old configuration: take them back and make them anew.
+        in_flight = slots.in_flight
+        self._count(slots, -in_flight)
+        slots.function = function
+        self._count(slots, in_flight)
+        idle, slots.idle = slots.idle, []
+        for environment in [*idle, *slots.starting]:
+            environment.retire()
+
+    def _count(self, slots: Slots, change: int) -> None:
+        slots.in_flight += change
+        self._in_flight += change
+        self._memory_in_flight += change * slots.function.memory_mb
+        if slots.function.reserved_concurrency is None:
+            self._unreserved_in_flight += change
+        if self._in_flight == 0:
+            self._settled.set()
+            self._settled = trio.Event()
+
+    # --- giving work out
+
+    def _pump(self, slots: Slots) -> None:
+        if self._closing:
+            return
+        while slots.waiting and (environment := slots.pop_idle()) is not None:
+            self._dispatch(slots, environment)
+        # Asked anew each time: a start may retire another environment, which pumps as well.
+        while planner.starts_wanted(
+            waiting=len(slots.waiting),
+            starting=len(slots.starting),
+            starting_everywhere=sum(len(other.starting) for other in self._functions.values()),
+            limits=self._limits,
+        ):
+            self._start(slots)
+
+    def _pump_all(self) -> None:
+        for slots in self._functions.values():
+            if slots.waiting:
+                self._pump(slots)
+
+    def _dispatch(self, slots: Slots, environment: Environment) -> None:
+        slots.busy.add(environment)
+        environment.dispatch(slots.waiting.popleft())
+
+    def _start(self, slots: Slots, *, suppressed_init: bool = False) -> None:
+        name = re.sub(r"[^a-z0-9]+", "-", slots.function.name.lower()).strip("-")[:40]
+        environment = Environment(
+            f"{name or 'function'}-{secrets.token_hex(4)}",
+            slots.function,
+            self,
+            self._around,
+            suppressed_init=suppressed_init,
+        )
+        slots.starting.add(environment)
+        self._live[environment.id] = environment
+        self._make_room(slots.function.memory_mb)
+        self._nursery.start_soon(self._run, environment)
+
+    async def _run(self, environment: Environment) -> None:
+        try:
+            await environment.run()
+        except Exception:
+            # One environment's trouble (a tree that will not die, a broken cgroup) is told and
+            # stays its own.
+            log.exception("environment %s ended badly", environment.id)
+            if not environment.lost:
+                environment.retire()
+        finally:
+            del self._live[environment.id]
+
+    def _make_room(self, memory_mb: int) -> None:
+        """Idle environments are worth less than a start: the longest idle goes first when memory is short."""
+        if self._available_memory() >= memory_mb * MIB:
+            return
+        idle = [(e.idle_since, slots, e) for slots in self._functions.values() for e in slots.idle]
+        if idle:
+            _, slots, environment = min(idle, key=lambda item: item[0])
+            slots.idle.remove(environment)
+            environment.retire()
+
+    # --- what environments say (Owner)
+
+    def environment_ready(self, environment: Environment) -> None:
+        slots = self._functions[environment.function.name]
+        was_starting = environment in slots.starting
+        slots.starting.discard(environment)
+        if environment in slots.busy:
+            slots.busy.remove(environment)
+            self._count(slots, -1)
+        if slots.outdated(environment):
+            environment.retire()
+        elif slots.waiting:
+            self._dispatch(slots, environment)
+        else:
+            slots.idle.append(environment)
+        if was_starting:
+            self._pump_all()
+
+    def environment_lost(self, environment: Environment, failure: Failure | Exception | None) -> None:
+        slots = self._functions[environment.function.name]
+        if environment in slots.busy:
+            slots.busy.remove(environment)
+            self._count(slots, -1)
+        if environment in slots.idle:
+            slots.idle.remove(environment)
+        if environment in slots.starting:
+            slots.starting.remove(environment)
+            if failure is not None and not slots.outdated(environment):
+                self._start_failed(slots, environment, failure)
+        self._pump_all()
+
+    def _start_failed(
+        self, slots: Slots, environment: Environment, failure: Failure | Exception
+    ) -> None:
+        """SPEC 3.6: a failed init is tried again inside an invocation; then that one takes the failure."""
+        if not slots.waiting:
+            return
+        if isinstance(failure, Failure) and not environment.suppressed_init:
+            self._start(slots, suppressed_init=True)
+            return
+        ticket = slots.waiting.popleft()
+        self._count(slots, -1)
+        if isinstance(failure, Failure):
+            body = failure.body(ticket.invocation.request_id)
+            ticket.resolve(
+                Outcome(
+                    status=failure.status,
+                    payload=body,
+                    error_type=failure.error_type,
+                    stream_error=(failure.error_type, body.decode("utf-8", "replace")),
+                    executed_version=slots.function.version,
+                    cold=True,
+                )
+            )
+        elif isinstance(failure, InvalidRuntime):
+            ticket.fail(failure)
+        else:
+            log.error("cannot start %s: %s", environment.id, failure)
+            fault = PlatformFault(str(failure))
+            fault.__cause__ = failure
+            ticket.fail(fault)
+
+    # --- looking and ending
+
+    def environments(self) -> list[dict[str, Any]]:
+        """One row of `lambox ps` per environment that still exists on the host."""
+        return [environment.describe() for environment in self._live.values()]
+
+    def retire_changed(self, current: dict[str, FunctionVersion]) -> None:
+        """Functions changed or went on disk: let go of environments that nobody will ask for."""
+        for name, slots in self._functions.items():
+            function = current.get(name)
+            if function is not None and function.revision != slots.function.revision:
+                self._change(slots, function)
+                self._pump(slots)
+            elif function is None:
+                idle, slots.idle = slots.idle, []
+                for environment in idle:
+                    environment.retire()
+
+    async def settle(self) -> None:
+        """Returns when no invocation waits or runs."""
+        while self._in_flight:
+            await self._settled.wait()
+
+    def close(self) -> None:
+        """Start nothing more; end what waits with a fault and what runs with a Sandbox.Failure."""
+        self._closing = True
+        for slots in self._functions.values():
+            while slots.waiting:
+                slots.waiting.popleft().fail(PlatformFault("lambox is stopping"))
+                self._count(slots, -1)
+        for environment in list(self._live.values()):
+            environment.retire()
+
+
+@asynccontextmanager
+async def open_scheduler(
+    surroundings: Surroundings, limits: Limits, **seams: Any
+) -> AsyncIterator[Scheduler]:
+    """A scheduler that owns its environments: leaving kills and reaps all of them."""
+    async with trio.open_nursery() as nursery:
+        scheduler = Scheduler(surroundings, limits, nursery, **seams)
+        try:
+            yield scheduler
+        finally:
+            scheduler.close()
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,208 @@
+"""Fakes for the rooms below the scheduler: a sandbox without a process, a runtime that is a task."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from sandbox.confine.spec import ConfineError, Exit, Program, SandboxSpec, Usage
+from sandbox.environment import Environment, Surroundings
+from sandbox.function import FunctionVersion
+from sandbox.invocation import Invocation, new_request_id
+from sandbox.lifecycle import Refused
+from sandbox.logs import LogBook
+
+Runtime = Callable[["Environment", "FakeSandbox"], Awaitable[None]]
+
+
+def make_function(name: str = "f", **changes: Any) -> FunctionVersion:
+    values: dict[str, Any] = {
+        "name": name,
+        "runtime": "python3.11",
+        "handler": "handler.handler",
+        "code": Path("/nowhere"),
+        "revision": "1",
+        "timeout_s": 3,
+        "idle_timeout_s": 30.0,
+    }
+    return FunctionVersion(**{**values, **changes})
+
+
+def make_invocation(
+    function: FunctionVersion, payload: bytes = b"{}", **changes: Any
+) -> Invocation:
+    return Invocation(
+        function=function,
+        payload=payload,
+        invoked_arn=function.arn("us-east-1", "123456789012"),
+        request_id=changes.pop("request_id", new_request_id()),
+        **changes,
+    )
+
+
+class Body:
+    """A ResponseBody of given chunks; `fault` is raised instead of ending."""
+
+    def __init__(
+        self,
+        *chunks: bytes,
+        trailers: Mapping[str, str] | None = None,
+        fault: Exception | None = None,
+    ) -> None:
+        self.chunks = chunks
+        self.trailers: Mapping[str, str] = trailers or {}
+        self.fault = fault
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self.chunks:
+            await trio.lowlevel.checkpoint()
+            yield chunk
+        if self.fault:
+            raise self.fault
+
+
+class FakeSandbox:
+    """A Sandbox whose program is whatever `end` says; remembers what was done to it."""
+
+    def __init__(self, spec: SandboxSpec) -> None:
+        self.name = spec.name
+        self.spec = spec
+        self.address = "127.0.0.1:9001"
+        self.listener = socket.socket()
+        self.stdout, self.write_stdout = _pipe()
+        self.stderr, self.write_stderr = _pipe()
+        self.telemetry, self.write_telemetry = _pipe()
+        self.frozen = False
+        self.killed = False
+        self.history: list[str] = []
+        self.memory_peak = 10 * 1024 * 1024
+        self._exit: Exit | None = None
+        self._ended = trio.Event()
+        self.started = trio.Event()
+
+    async def start(self, program: Program) -> None:
+        await trio.lowlevel.checkpoint()
+        self.started.set()
+
+    def end(self, exit_: Exit) -> None:
+        """The program ends by itself."""
+        self._exit = exit_
+        self._ended.set()
+
+    async def wait(self) -> Exit:
+        await self._ended.wait()
+        assert self._exit is not None
+        return self._exit
+
+    async def kill(self) -> Exit:
+        await trio.lowlevel.checkpoint()
+        if not self.killed:
+            self.killed = True
+            self.history.append("kill")
+            self.listener.close()
+            for fd in (
+                self.stdout,
+                self.stderr,
+                self.telemetry,
+                self.write_stdout,
+                self.write_stderr,
+                self.write_telemetry,
+            ):
+                os.close(fd)
+        return Exit(killed=True)
+
+    def freeze(self) -> None:
+        self.frozen = True
+        self.history.append("freeze")
+
+    def thaw(self) -> None:
+        self.frozen = False
+        self.history.append("thaw")
+
+    def usage(self) -> Usage:
+        return Usage(self.memory_peak, self.memory_peak, 0.01)
+
+    def oom_kills(self) -> int:
+        return 0
+
+
+def _pipe() -> tuple[int, int]:
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    return read, write
+
+
+class FakeLauncher:
+    """Launches FakeSandboxes; `faults` are raised first, one per launch."""
+
+    def __init__(self) -> None:
+        self.sandboxes: list[FakeSandbox] = []
+        self.faults: list[ConfineError] = []
+
+    async def launch(self, spec: SandboxSpec) -> FakeSandbox:
+        await trio.lowlevel.checkpoint()
+        if self.faults:
+            raise self.faults.pop(0)
+        sandbox = FakeSandbox(spec)
+        self.sandboxes.append(sandbox)
+        return sandbox
+
+    def describe(self) -> str:
+        return "not at all"
+
+    @property
+    def alive(self) -> list[FakeSandbox]:
+        return [sandbox for sandbox in self.sandboxes if not sandbox.killed]
+
+
+async def echo(environment: Environment, sandbox: FakeSandbox) -> None:
+    """A runtime that answers each event with itself."""
+    while True:
+        event = await environment.next()
+        await respond(environment, event.request_id, Body(event.payload))
+
+
+async def respond(environment: Environment, request_id: str, body: Body, **how: Any) -> None:
+    how = {"invocation_id": None, "response_mode": None, "content_type": None, **how}
+    await environment.respond(request_id, body=body, **how)
+
+
+class World:
+    """Surroundings of fakes. `runtime` is run for every environment launched."""
+
+    def __init__(self, runtime: Runtime = echo, **settings: Any) -> None:
+        self.launcher = FakeLauncher()
+        self.runtime = runtime
+        self.lines: list[str] = []
+        self.logbook = LogBook(lambda _, line: self.lines.append(line))
+        self.surroundings = Surroundings(
+            launcher=self.launcher,
+            prepare=lambda function, id_: (
+                SandboxSpec(name=id_, root=()),
+                Program(argv=["runtime"], env={}),
+            ),
+            serve=self._serve,
+            logbook=self.logbook,
+            wall=trio.current_time,
+            **settings,
+        )
+
+    async def _serve(
+        self,
+        listener: socket.socket,
+        environment: Environment,
+        *,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        sandbox = next(s for s in self.launcher.sandboxes if s.name == environment.id)
+        task_status.started()
+        await sandbox.started.wait()
+        try:
+            await self.runtime(environment, sandbox)
+        except Refused:
+            await trio.sleep_forever()

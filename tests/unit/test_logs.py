@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import os
+import struct
+from contextlib import aclosing
+
+import trio
+import trio.testing
+
+from sandbox.logpipes import LogPipes
+from sandbox.logs import (
+    MAX_LINE,
+    TAIL_BYTES,
+    FrameSplitter,
+    LineSplitter,
+    LogBook,
+    Tail,
+    init_report_line,
+    report_line,
+)
+
+
+def frame(text: bytes, kind: int = 0xA55A000F) -> bytes:
+    return struct.pack(">IIQ", kind, len(text), 1) + text
+
+
+def test_lines_are_cut_at_newlines_whatever_the_reads() -> None:
+    splitter = LineSplitter()
+    assert splitter.feed(b"one\ntw") == ["one"]
+    assert splitter.feed(b"o\n\nthree") == ["two", ""]
+    assert splitter.flush() == ["three"]
+    assert splitter.flush() == []
+
+
+def test_an_endless_line_is_cut() -> None:
+    splitter = LineSplitter()
+    lines = splitter.feed(b"x" * (2 * MAX_LINE + 5))
+    assert [len(line) for line in lines] == [MAX_LINE, MAX_LINE]
+    assert splitter.flush() == ["x" * 5]
+
+
+def test_bad_utf8_and_nul_do_no_harm() -> None:
+    assert LineSplitter().feed(b"\xff\x00\n") == ["\ufffd\ufffd"]
+
+
+def test_frames_keep_their_newlines_and_arrive_split() -> None:
+    splitter = FrameSplitter()
+    data = frame(b"a\nb\n") + frame(b"c")
+    events: list[str] = []
+    for byte in data:
+        events += splitter.feed(bytes([byte]))
+    assert events == ["a\nb", "c"]
+
+
+def test_what_is_no_frame_is_plain_text() -> None:
+    splitter = FrameSplitter()
+    assert splitter.feed(b"I found descriptor 62\nhello") == ["I found descriptor 62"]
+    assert splitter.flush() == ["hello"]
+
+
+def test_a_frames_length_is_not_believed() -> None:
+    splitter = FrameSplitter()
+    splitter.feed(struct.pack(">IIQ", 0xA55A0003, 0xFFFFFFFF, 1) + b"x" * 100)
+    assert splitter.flush()
+
+
+def test_tail_keeps_the_last_4096_bytes() -> None:
+    tail = Tail()
+    for number in range(20_000):
+        tail.add(f"line {number}")
+    kept = tail.read()
+    assert len(kept) == TAIL_BYTES
+    assert kept.endswith(b"line 19999\n")
+
+
+def test_logbook_is_bounded() -> None:
+    book = LogBook()
+    for _ in range(3000):
+        book.write("f", "x" * 1000)
+    assert sum(map(len, book.lines("f"))) <= 1024 * 1024
+    assert book.lines("g") == []
+
+
+async def test_followers_get_lines_and_never_hold_up_the_writer() -> None:
+    book = LogBook()
+    async with aclosing(book.follow("f")) as lines:  # type: ignore[type-var]
+        async with trio.open_nursery() as nursery:
+
+            async def write() -> None:
+                await trio.testing.wait_all_tasks_blocked()
+                book.write("g", "not this")
+                book.write("f", "this")
+                for _ in range(10_000):
+                    book.write("f", "flood")
+
+            nursery.start_soon(write)
+            assert await anext(lines) == "this"
+
+
+def test_report_line_is_awss() -> None:
+    line = report_line(
+        "id",
+        duration_ms=3.014,
+        billed_ms=114,
+        memory_size_mb=128,
+        max_memory_mb=36,
+        init_ms=110.1,
+        status="success",
+        error_type="",
+    )
+    assert line == (
+        "REPORT RequestId: id\tDuration: 3.01 ms\tBilled Duration: 114 ms\tMemory Size: 128 MB\t"
+        "Max Memory Used: 36 MB\tInit Duration: 110.10 ms\t"
+    )
+
+
+def test_report_line_of_failures() -> None:
+    def line(status: str, error_type: str) -> str:
+        return report_line(
+            "id",
+            duration_ms=1,
+            billed_ms=1,
+            memory_size_mb=128,
+            max_memory_mb=None,
+            init_ms=None,
+            status=status,
+            error_type=error_type,
+        )
+
+    assert line("timeout", "Sandbox.Timedout").endswith("128 MB\tStatus: timeout")
+    assert line("error", "Runtime.ExitError").endswith(
+        "Status: error\tError Type: Runtime.ExitError"
+    )
+
+
+def test_init_report_line() -> None:
+    assert init_report_line(9999.98, "init", "timeout") == (
+        "INIT_REPORT Init Duration: 9999.98 ms\tPhase: init\tStatus: timeout"
+    )
+
+
+async def test_pipes_are_drained_at_once_and_flushed_at_the_end() -> None:
+    lines: list[str] = []
+    ends = [os.pipe() for _ in range(3)]
+    for read, _ in ends:
+        os.set_blocking(read, False)
+    try:
+        with LogPipes((ends[0][0], ends[1][0]), ends[2][0], lines.append) as pipes:
+            os.write(ends[0][1], b"out\n")
+            os.write(ends[1][1], b"err\n")
+            os.write(ends[2][1], frame(b"framed\nevent"))
+            pipes.drain()
+            assert lines == ["out", "err", "framed\nevent"]
+            os.write(ends[0][1], b"unfinished")
+        assert lines[3:] == ["unfinished"]
+    finally:
+        for pair in ends:
+            for fd in pair:
+                os.close(fd)
+
+
+async def test_a_flood_is_paced(autojump_clock: trio.testing.MockClock) -> None:
+    read, write = os.pipe()
+    quiet = [os.pipe(), os.pipe()]
+    for fd in (read, write, quiet[0][0], quiet[1][0]):
+        os.set_blocking(fd, False)
+    count = 0
+
+    def on_line(line: str) -> None:
+        nonlocal count
+        count += len(line)
+
+    async def flood() -> None:
+        while True:
+            try:
+                os.write(write, b"y" * 63 + b"\n")
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(write)
+            await trio.lowlevel.checkpoint()
+
+    try:
+        with LogPipes((read, quiet[0][0]), quiet[1][0], on_line) as pipes:
+            started = trio.current_time()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(pipes.read)
+                nursery.start_soon(flood)
+                with trio.move_on_after(2):
+                    await trio.sleep_forever()
+                nursery.cancel_scope.cancel()
+            assert trio.current_time() - started >= 2
+    finally:
+        for fd in (read, write, *quiet[0], *quiet[1]):
+            os.close(fd)
+    # A line costs at least 128 bytes of credit: 1 MiB of burst + 4 MiB/s for two seconds.
+    assert count <= (1024 * 1024 + 3 * 4 * 1024 * 1024) / 2

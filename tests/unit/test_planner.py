@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from sandbox.planner import Limits, Load, starts_wanted, throttle_reason
+
+RESERVED = "ReservedFunctionConcurrentInvocationLimitExceeded"
+ACCOUNT = "ConcurrentInvocationLimitExceeded"
+
+
+def reason(*, mine: int = 0, unreserved: int = 0, held: int = 0, memory: int = 0, **kw: object) -> str | None:
+    limits = Limits(account_concurrency=10, memory_budget_mb=1000)
+    load = Load(mine, unreserved, held, memory)
+    reserved = kw.get("reserved")
+    assert reserved is None or isinstance(reserved, int)
+    return throttle_reason(load, limits, reserved=reserved, memory_mb=128)
+
+
+def test_reserved_concurrency_is_a_maximum() -> None:
+    assert reason(mine=1, reserved=2) is None
+    assert reason(mine=2, reserved=2) == RESERVED
+
+
+def test_zero_reserved_blocks_everything() -> None:
+    assert reason(reserved=0) == RESERVED
+
+
+def test_a_reservation_is_also_a_guarantee() -> None:
+    assert reason(unreserved=6, held=3) is None
+    assert reason(unreserved=7, held=3) == ACCOUNT
+    assert reason(mine=0, unreserved=7, held=3, reserved=3) is None
+
+
+def test_memory_budget() -> None:
+    assert reason(memory=800) is None
+    assert reason(memory=900) == ACCOUNT
+
+
+def test_one_invocation_always_fits() -> None:
+    limits = Limits(memory_budget_mb=64)
+    assert throttle_reason(Load(0, 0, 0, 0), limits, reserved=None, memory_mb=128) is None
+
+
+def test_starts_are_bounded_by_waiting_and_by_slots() -> None:
+    limits = Limits(max_starts=4)
+
+    def starts(waiting: int, starting: int, everywhere: int) -> int:
+        return starts_wanted(
+            waiting=waiting, starting=starting, starting_everywhere=everywhere, limits=limits
+        )
+
+    assert starts(3, 0, 0) == 3
+    assert starts(3, 2, 2) == 1
+    assert starts(9, 0, 0) == 4
+    assert starts(9, 1, 3) == 1
+    assert starts(1, 2, 2) == 0
+    assert starts(5, 0, 4) == 0
