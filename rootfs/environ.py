@@ -1,4 +1,4 @@
-"""Owns what a runtime is told: its command line and its environment variables (SPEC 5.1, 5.3). Pure.
+"""Owns what a runtime is told: its command line and environment variables (SPEC 5.1, 5.3). Pure.
 
 `AWS_LAMBDA_RUNTIME_API` is not among them: the first process inside sets it, it made the listener.
 """
@@ -106,7 +106,7 @@ def function_environment(
 
 
 def runtime_environment(runtime: Runtime) -> dict[str, str]:
-    """The part that belongs to the runtime alone; a function's own variables may override all of it."""
+    """The part that belongs to the runtime; a function's own variables may override all of it."""
     lang = "" if runtime.family == "provided" else "/var/lang"
     environment = {
         "LANG": "en_US.UTF-8",
@@ -140,8 +140,8 @@ def command(
     """The argv inside. The handler travels in `_HANDLER`, as on AWS.
 
     `environment` is looked at for AWS_LAMBDA_EXEC_WRAPPER; `code` and `opt` (host folders) for a
-    `bootstrap`. Where there is none, /var/task/bootstrap is named all the same: its exec fails, and
-    that is the error AWS reports.
+    `bootstrap`. Where there is none, /var/task/bootstrap is named all the same: its exec fails,
+    and that is the error AWS reports.
     """
     if runtime.family == "provided":
         in_code = code is None or _is_file(code / "bootstrap")
@@ -158,7 +158,7 @@ def command(
         argv = ("/var/lang/bin/node", f"{RUNTIME_DIR}/index.mjs")
     wrapper = (environment or {}).get("AWS_LAMBDA_EXEC_WRAPPER", "")
     if wrapper:
-        # Through a shell, as AWS's own bootstrap does it: a missing wrapper is then `exit status 127`.
+        # Through a shell, as AWS's bootstrap does it: a missing wrapper is then `exit status 127`.
         return ("/bin/sh", "-c", 'exec "$0" "$@"', wrapper, *argv)
     return argv
 

@@ -1,4 +1,4 @@
-"""Owns telling whether a tree on disk changed: a hash over names, times, sizes and inodes, not contents.
+"""Owns telling whether a tree on disk changed: a hash over names, times, sizes and inodes.
 
 Python's byte code and editors' swap files are left out: writing them changes nothing that runs.
 """
@@ -34,7 +34,7 @@ def ignored(name: str) -> bool:
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """Of a folder, or of one file. What vanishes meanwhile counts as absent; OSError if `path` itself does."""
+    """Of a folder or a file. What vanishes meanwhile counts as absent; OSError if `path` does."""
     found = hashlib.blake2b(digest_size=16)
     size = 0
     unreadable: str | None = None
@@ -42,10 +42,8 @@ def fingerprint(path: Path) -> Fingerprint:
         link = os.fsencode(name)
         if not stat.S_ISDIR(info.st_mode):
             # A folder's own time changes with ignored files in it; its entries tell the rest.
-            found.update(
-                b"%b\0%d %d %d %d\0"
-                % (link, info.st_mode, info.st_mtime_ns, info.st_size, info.st_ino)
-            )
+            looks = (info.st_mode, info.st_mtime_ns, info.st_size, info.st_ino)
+            found.update(b"%b\0%d %d %d %d\0" % (link, *looks))
             size += info.st_size
         else:
             found.update(b"%b\0%d\0" % (link, info.st_mode))

@@ -21,7 +21,7 @@ ETC = (
     "protocols",
     "services",
 )
-"""Of /etc: what makes linking, TLS and Debian's alternatives work; nothing that tells about this host."""
+"""Of /etc: what linking, TLS and Debian's alternatives need; nothing that tells about this host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Host:
 
 
 def scan(root: str = "/") -> Host:
-    """Look at `root`. Works on merged-usr hosts (/bin is a link) and on others (/bin is a folder)."""
+    """Look at `root`: merged-usr hosts (/bin is a link) and others (/bin is a folder)."""
     folders: list[str] = []
     links: list[tuple[str, str]] = []
     for name in USR:

@@ -92,8 +92,8 @@ def plan(
 ) -> tuple[Entry, ...]:
     """Everything an environment sees. `code` becomes /var/task, `opt` (None: no layers) /opt.
 
-    Pure: whether the sources exist is the caller's affair. Nothing of the host's /home, /root, /var,
-    /run and /sys is in it.
+    Pure: whether the sources exist is the caller's affair. Nothing of the host's /home, /root,
+    /var, /run and /sys is in it.
     """
     return (
         *_system(host),
@@ -129,8 +129,8 @@ def _etc(host: Host, network: str) -> list[Entry]:
 def _lang(runtime: Runtime) -> list[Entry]:
     """/var/lang: an interpreter under /usr stays where it is, any other is moved here.
 
-    A Python finds its library by the landmark lib/python3.x/os.py beside its bin folder, so a prefix
-    may be moved whole. The host's site-packages are covered by the client's folder: nothing of them
+    A Python finds its library by the landmark lib/python3.x/os.py beside its bin folder, so a
+    prefix may be moved whole. The host's site-packages are covered by the client's folder: nothing of them
     is the function's, and AWS has its client there too.
     """
     if runtime.family == "provided":
@@ -158,7 +158,7 @@ def _lang(runtime: Runtime) -> list[Entry]:
 
 
 def _runtime(runtime: Runtime) -> list[Entry]:
-    """/var/runtime: the client's folder, and our bootstrap on the empty file provisioning left for it.
+    """/var/runtime: the client's folder, our bootstrap on the empty file provisioning left for it.
 
     Named bootstrap.py because awslambdaric leaves frames of such files out of tracebacks.
     """

@@ -1,8 +1,8 @@
-"""Owns `<venv>/share/lambox`: the runtime clients that environments see. `python -m rootfs.provision`
+"""Owns `<venv>/share/lambox`: the clients that environments run on. `python -m rootfs.provision`
 
-Per Python found on the host one folder `python3.x`, laid out as AWS's /var/runtime: awslambdaric with
-its dependencies for exactly that version, boto3 hard-linked from one shared copy, and byte code
-compiled by that very interpreter (the folder is read-only inside, nobody could write it later).
+Per Python found on the host one folder `python3.x`, laid out as AWS's /var/runtime: awslambdaric
+with its dependencies for exactly that version, boto3 hard-linked from one shared copy, and byte
+code compiled by that very interpreter (the folder is read-only inside: no later chance).
 Node's is `rootfs.provision_node`. Re-running does nothing when the stamps match.
 """
 

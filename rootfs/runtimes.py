@@ -2,8 +2,8 @@
 
     RuntimeUnavailable      the identifier is not to be had here: what is found, how to mend it
 
-Discovery starts no interpreter (a `python3 --version` costs 15 ms, and there may be ten): versions come
-from file names, real paths and header files. Only a node without any such sign is asked, once.
+Discovery starts no interpreter (a `python3 --version` costs 15 ms, and there may be ten): versions
+come from file names, real paths and header files. Only a node without any such sign is asked, once.
 """
 
 from __future__ import annotations
@@ -99,15 +99,18 @@ def _mend(identifier: str) -> str:
     if PYTHON.match(identifier):
         minor = identifier.removeprefix("python")
         return (
-            f"Hint: install it (`uv python install {minor}` or `pyenv install {minor}`), run `make setup`, "
-            "restart lambox; or name a found one as `runtime`."
+            f"Hint: install it (`uv python install {minor}` or `pyenv install {minor}`), run "
+            "`make setup`, restart lambox; or name a found one as `runtime`."
         )
     if identifier.startswith("nodejs"):
         return (
-            f"Hint: install Node.js {identifier.removeprefix('nodejs').removesuffix('.x')} so that `node` "
-            "is on PATH, run `make setup`, restart lambox; or name a found one as `runtime`."
+            f"Hint: install Node.js {identifier.removeprefix('nodejs').removesuffix('.x')} so that "
+            "`node` is on PATH, run `make setup`, restart lambox; or name a found one as `runtime`."
         )
-    return "Hint: lambox runs python3.x, nodejsN.x and, for any other language, provided.al2023 with a bootstrap."
+    return (
+        "Hint: lambox runs python3.x, nodejsN.x and, for any other language, provided.al2023 with an "
+        "executable bootstrap."
+    )
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -205,12 +208,12 @@ def _python(identifier: str, interpreter: str, support: Path) -> Runtime:
     minor = int(identifier.rpartition(".")[2])
     reason = ""
     if minor < OLDEST_PYTHON:
-        reason = f"AWS's runtime client awslambdaric does not exist for it (python3.{OLDEST_PYTHON} is the oldest)"
+        reason = f"awslambdaric, AWS's client, begins with python3.{OLDEST_PYTHON}"
     elif not os.path.exists(f"{prefix}/lib/{identifier}/os.py"):
-        reason = f"its standard library is not at {prefix}/lib/{identifier}. Hint: install python3 in full"
+        reason = f"no standard library at {prefix}/lib/{identifier}. Hint: install Python in full"
     elif not (folder / "awslambdaric").is_dir():
         reason = _recorded(support, identifier) or (
-            f"AWS's runtime client awslambdaric is not installed in {folder}. Hint: run `make setup`"
+            f"awslambdaric, AWS's client, is not installed in {folder}. Hint: run `make setup`"
         )
     return Runtime(
         identifier,
@@ -280,7 +283,7 @@ def _node(identifier: str, interpreter: str, version: str, support: Path) -> Run
     """AWS's client if provisioning could install it, else ours, with the reason as a note."""
     prefix = os.path.dirname(os.path.dirname(interpreter))
     folder = support / identifier
-    if (folder / "node_modules" / "aws-lambda-ric").is_dir():
+    if (folder / "rapid-client.node").is_file():
         return Runtime(
             identifier,
             "nodejs",

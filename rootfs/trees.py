@@ -1,7 +1,7 @@
 """Owns immutable folders made of layers: several folders and zips merged, in order, into one /opt.
 
-A merged folder is named after what went in, made beside its place and published by one rename: whoever
-finds it finds it whole, and a second server making the same one does no harm.
+A merged folder is named after what went in, made beside its place and published by one rename:
+whoever finds it finds it whole, and a second server making the same one does no harm.
 
     LayerProblem        a layer that cannot be used: which one, why, and how to mend it
 """
@@ -119,7 +119,7 @@ class _TooLarge(Exception):
 
 
 def copy_tree(source: Path, target: Path) -> int:
-    """Lay a folder over `target`; returns bytes copied. Links stay links, everything is readable for all."""
+    """Lay a folder over `target`; returns bytes copied. Links stay links, all become readable."""
     size = 0
     for folder, names, files in os.walk(source):
         into = target / Path(folder).relative_to(source)

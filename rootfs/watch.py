@@ -1,9 +1,9 @@
-"""Owns noticing changes on disk through inotify: which owners' trees were touched since the last look.
+"""Owns noticing changes on disk by inotify: which owners' trees were touched since the last look.
 
-An owner is any name (a function's). Watches are set recursively, folder by folder, since inotify knows
-no trees; one folder may belong to several owners (a layer used by many functions).
+An owner is any name (a function's). Watches are set folder by folder, since inotify knows no trees;
+one folder may belong to several owners (a layer used by many functions).
 
-    WatchUnavailable    no inotify here, or its limits are used up; look at the files themselves then
+    WatchUnavailable    no inotify here, or its limits are used up; look at the files then
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from inotify_simple import INotify, flags
+from inotify_simple import Event, INotify, flags  # type: ignore[import-untyped]
 
 from rootfs.fingerprint import folders, ignored
 
@@ -98,10 +98,10 @@ class Watch:
         """Owners with a change since the last call. Does not block; one ioctl when there is nothing."""
         return self._owners_of(self._inotify.read(timeout=0))
 
-    def _owners_of(self, events: Iterable[object]) -> set[str]:
+    def _owners_of(self, events: Iterable[Event]) -> set[str]:
         found: set[str] = set()
         for event in events:
-            descriptor, mask, _, name = event  # type: ignore[misc]
+            descriptor, mask, name = event.wd, event.mask, event.name
             if mask & flags.Q_OVERFLOW:
                 found.add(EVERYTHING)
                 continue

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+import trio
+
 from rootfs.fingerprint import Fingerprint, fingerprint
 from rootfs.runtimes import Runtimes, RuntimeUnavailable
 from rootfs.trees import LayerProblem, LayerStore
@@ -28,6 +30,8 @@ log = logging.getLogger("lambox.catalog")
 
 NAME = re.compile(r"[a-zA-Z0-9-_]{1,64}\Z")
 TOML = "function.toml"
+POLL_S = 2.0
+SETTLE_S = 0.1
 ROOT = ""
 """Owner of the watch on the functions' folder itself; no function has this name."""
 
@@ -54,8 +58,8 @@ class _Entry:
 class Catalog:
     """Implements `runtimeapi.ports.Functions`. Close it: it holds an inotify descriptor.
 
-    `layers` is where layers are merged; without it functions with more than one folder of layers are
-    broken. A FunctionVersion's `layers` holds at most one folder: what is to be bound at /opt.
+    `layers` is where layers are merged; without it a function may have one folder as layer, no more.
+    A FunctionVersion's `layers` holds at most one folder: what is to be bound at /opt.
     """
 
     def __init__(
@@ -120,6 +124,18 @@ class Catalog:
             return
         for name in touched:
             self._reread(name)
+
+    async def changed(self) -> None:
+        """Return when something may have changed on disk; `refresh` then takes it in.
+
+        Changes come in bursts (an unpacked archive, an editor's save), so it waits a moment more.
+        Without inotify it returns every two seconds.
+        """
+        if self._watch is None:
+            await trio.sleep(POLL_S)
+            return
+        await trio.lowlevel.wait_readable(self._watch.fileno())
+        await trio.sleep(SETTLE_S)
 
     def _refresh_all(self, only: set[str] | None = None) -> None:
         """Compare the folder's list with what is known; re-read `only` these and new ones, or all."""

@@ -8,6 +8,8 @@ leave. The caller is answered first, the tree is reaped after.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -473,9 +475,9 @@ class Environment:
         stream_error: tuple[str, str] | None = None,
     ) -> None:
         """End the invocation that is out: logs first, so that the tail has all of them."""
+        self._drain()
         ticket, self._ticket = self._ticket, None
         assert ticket is not None
-        self._drain()
         duration_ms = (trio.current_time() - self._dispatched_at) * 1000
         init_ms, self._init_ms = self._init_ms, None
         billed_ms = max(1, math.ceil(duration_ms + (init_ms or 0.0)))
@@ -549,9 +551,6 @@ class Environment:
 
 def _midstream_error(body: ResponseBody) -> tuple[str, bytes] | None:
     """SPEC 2.1: a streamed response that failed midway says so in two trailers."""
-    import base64
-    import binascii
-
     error_type = body.trailers.get("lambda-runtime-function-error-type")
     if not error_type:
         return None

@@ -1,4 +1,4 @@
-"""Owns the reading of `function.toml`: text -> frozen `Description`, or every mistake in it at once.
+"""Owns the reading of `function.toml`: text -> frozen `Description`, or every mistake at once.
 
 FunctionTomlError       `problems`, each with file:line, key, value, allowed range and mend
 """
@@ -126,7 +126,8 @@ def _runtime(value: Any) -> str:
 def _handler(value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(rf"\S{{1,{MAX_HANDLER}}}", value):
         raise _Wrong(
-            f'must be text of 1 to {MAX_HANDLER} characters without spaces, such as "handler.handler"'
+            f"must be text of 1 to {MAX_HANDLER} characters without spaces, "
+            'such as "handler.handler"'
         )
     return value
 
@@ -197,7 +198,7 @@ def parse(
 
 
 def read(path: Path, *, defaults: FunctionDefaults | None = None) -> Description:
-    """Read and check the file at `path`; a missing one means all defaults. Raises FunctionTomlError."""
+    """Read and check a file; a missing one means all defaults. Raises FunctionTomlError."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -240,8 +241,8 @@ class _Reader:
         if len(rendered.encode()) > MAX_ENVIRONMENT_BYTES:
             self._problem(
                 "environment",
-                "[environment]: Lambda was unable to configure your environment variables because the "
-                "environment variables you have provided exceeded the 4KB limit. "
+                "[environment]: Lambda was unable to configure your environment variables because "
+                "the environment variables you have provided exceeded the 4KB limit. "
                 f"String measured: {_shorten(rendered, 200)}",
             )
 
@@ -280,7 +281,7 @@ class _Reader:
         self.problems.append(f"{self.file}{line and f':{line}'}: {message}")
 
     def _line(self, name: str) -> int | str:
-        """Where `name` is set: tomllib keeps no positions, so this looks for the assignment or table."""
+        """Where `name` is set. tomllib keeps no positions: look for the assignment or table."""
         quoted = re.escape(name)
         pattern = re.compile(
             rf"""\s*(["']?{quoted}["']?\s*(=|\.)|\[+\s*["']?{quoted}["']?\s*[\].])"""

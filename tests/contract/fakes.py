@@ -7,6 +7,7 @@ runs against it too.
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -78,7 +79,7 @@ class FakeEnvironment:
         self.limit: int | None = None
         self.parked = trio.Event()
         self.abandoned = trio.Event()
-        self.arrived, self.chunks = trio.open_memory_channel[bytes](1000)
+        self.arrived, self.chunks = trio.open_memory_channel[bytes](math.inf)
         self.may_read = trio.Event()
         self.may_read.set()
 
@@ -220,7 +221,7 @@ def listening() -> socket.socket:
 
 
 @asynccontextmanager
-async def quart_callers(grace_s: float = 0.0) -> AsyncIterator[Callers]:
+async def quart_callers() -> AsyncIterator[Callers]:
     broken = BrokenFunction("broken", Path("/nowhere"), "broken/function.toml:1: memory: mend it")
     functions = FakeFunctions(function(), function("dotted.name"), broken)
     invoker, logs, sock = FakeInvoker(), FakeLogs(), listening()
@@ -237,12 +238,14 @@ async def quart_environments(count: int = 1) -> AsyncIterator[Environments]:
     faces = [FakeEnvironment() for _ in range(count)]
     sockets = [listening() for _ in faces]
     addresses = [sock.getsockname() for sock in sockets]
-    async with running_app(make_rapi_app(), environment_config()) as served:
-        async with trio.open_nursery() as nursery:
-            for face, sock in zip(faces, sockets, strict=True):
-                await nursery.start(served.serve, sock, {"environment": face})
-            yield Environments(faces, addresses)
-            nursery.cancel_scope.cancel()
+    async with (
+        running_app(make_rapi_app(), environment_config()) as served,
+        trio.open_nursery() as nursery,
+    ):
+        for face, sock in zip(faces, sockets, strict=True):
+            await nursery.start(served.serve, sock, {"environment": face})
+        yield Environments(faces, addresses)
+        nursery.cancel_scope.cancel()
 
 
 LANES = {"quart": (quart_callers, quart_environments)}

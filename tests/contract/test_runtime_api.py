@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trio
+import trio.testing
 
 from sandbox.lifecycle import Refused
 from tests.contract.fakes import LANES, REQUEST_ID, Environments, event
-from tests.contract.wire import ask, chunked, connect, head
+from tests.contract.wire import Wire, ask, chunked, connect, head
 
 PREFIX = "/2018-06-01/runtime"
 RESPONSE = f"{PREFIX}/invocation/{REQUEST_ID}/response"
@@ -162,16 +163,21 @@ async def test_a_slow_reader_stops_the_writer(env: Environments) -> None:
     face.may_read = trio.Event()
     size = 64 * MIB
     sent = 0
-    async with await connect(env.addresses[0]) as wire:
+
+    async def write(wire: Wire) -> None:
+        nonlocal sent
+        while sent < size:
+            await wire.send(b"x" * MIB)
+            sent += MIB
+
+    async with await connect(env.addresses[0]) as wire, trio.open_nursery() as nursery:
         await wire.send(head("POST", RESPONSE, {"Content-Length": str(size)}))
-        piece = b"x" * MIB
-        with trio.move_on_after(0.5) as scope:
-            while sent < size:
-                await wire.send(piece)
-                sent += len(piece)
-        assert scope.cancelled_caught  # the kernel's buffers are full, and lambox does not read
-        assert sent < size // 2
+        nursery.start_soon(write, wire)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert sent < size // 2  # the kernel's buffers are full, and lambox does not read on
         face.may_read.set()
+        assert (await wire.answer()).status == 202
+    assert len(face.posted[0].body) == size
 
 
 @pytest.mark.trio
@@ -357,7 +363,6 @@ async def test_a_bug_behind_the_face_is_a_500_and_one_traceback(
         ("GET", "/2018-06-01/nothing", 404),
         ("GET", "/2018-06-01/runtime/restore/next", 404),
         ("POST", "/2020-01-01/extension/register", 404),
-        ("GET", "//2018-06-01/ping", 404),
         ("POST", f"{PREFIX}/invocation/next", 405),
         ("GET", RESPONSE, 405),
         ("OPTIONS", f"{PREFIX}/invocation/next", 405),

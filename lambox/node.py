@@ -1,0 +1,253 @@
+"""Owns the putting together: builds every part of a node once and opens them in shutdown order.
+
+    catalog < Runtime API app < launcher < scheduler < queue < Invoke API app
+
+What stands further right is closed first: callers are turned away before the queue is written down,
+the queue before environments are killed, environments before the launcher lets go of cgroups.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from lambox.config import Config
+from rootfs import environ, host, layout
+from rootfs.runtimes import Runtimes, discover
+from rootfs.trees import LayerStore
+from runtimeapi.invoke import make_invoke_app
+from runtimeapi.ports import Console
+from runtimeapi.rapi import make_rapi_app
+from runtimeapi.server import ServedApp, caller_config, environment_config, running_app
+from sandbox.asyncqueue import AsyncQueue, open_queue
+from sandbox.catalog import Catalog
+from sandbox.confine.launcher import open_launcher
+from sandbox.confine.spec import MIB, Limits, Program, SandboxSpec
+from sandbox.environment import Environment, Surroundings
+from sandbox.function import BrokenFunction, FunctionVersion
+from sandbox.invocation import Invocation, Outcome
+from sandbox.logs import LogBook
+from sandbox.planner import Limits as NodeLimits
+from sandbox.scheduler import Scheduler, open_scheduler
+
+CORE_MB = 1769
+"""Memory that buys one whole core (SPEC 5.4)."""
+ASYNC_PER_CORE = 4
+"""Event invocations run at once per core, so that a burst of them leaves room for callers who wait."""
+
+
+class Kitchen:
+    """Turns a function version into what to launch and what to run in it."""
+
+    def __init__(self, config: Config, runtimes: Runtimes) -> None:
+        self._region = config.region
+        self._runtimes = runtimes
+        self._host = host.scan()
+
+    def prepare(self, function: FunctionVersion, id_: str) -> tuple[SandboxSpec, Program]:
+        runtime = self._runtimes.resolve(function.runtime)
+        opt = function.layers[0] if function.layers else None
+        root = layout.plan(
+            runtime,
+            str(function.code),
+            str(opt) if opt else None,
+            function.ephemeral_storage_mb * MIB,
+            host=self._host,
+            network=function.network,
+        )
+        day = time.strftime("%Y/%m/%d", time.gmtime())
+        env = environ.function_environment(
+            runtime,
+            name=function.name,
+            handler=function.handler,
+            memory_mb=function.memory_mb,
+            version=function.version,
+            region=self._region,
+            log_stream=f"{day}/[{function.version}]{secrets.token_hex(16)}",
+            user=function.environment,
+        )
+        argv = environ.command(runtime, environment=env, code=function.code, opt=opt)
+        spec = SandboxSpec(
+            name=id_,
+            root=root,
+            limits=Limits(
+                memory_bytes=function.memory_mb * MIB, cpu_cores=function.memory_mb / CORE_MB
+            ),
+            network=function.network,
+        )
+        return spec, Program(argv=argv, env=env)
+
+
+class Node:
+    """One lambox: functions, environments, and the face towards callers. Made by `open_node`."""
+
+    def __init__(
+        self,
+        config: Config,
+        catalog: Catalog,
+        scheduler: Scheduler,
+        queue: AsyncQueue,
+        logbook: LogBook,
+        isolation: str,
+    ) -> None:
+        self.config = config
+        self.catalog = catalog
+        self.isolation = isolation
+        """How functions are isolated here, in one line."""
+        self._scheduler = scheduler
+        self._queue = queue
+        self._logbook = logbook
+        self._stop = trio.Event()
+
+    async def invoke(self, invocation: Invocation) -> Outcome:
+        return await self._scheduler.invoke(invocation)
+
+    async def accept(self, invocation: Invocation) -> None:
+        await self._queue.accept(invocation)
+
+    @property
+    def console(self) -> Console:
+        return Console(
+            environments=self._scheduler.environments,
+            log_lines=self._logbook.lines,
+            follow_logs=self._logbook.follow,
+        )
+
+    def stop(self) -> None:
+        """Let `serve` return: turn new callers away, give running invocations the grace period."""
+        self._stop.set()
+
+    async def serve(
+        self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Answer callers until `stop`. Started with `http://HOST:PORT`. Raises OSError: no such port."""
+        config = self.config
+        app = make_invoke_app(
+            self.catalog, self, self.console, region=config.region, account=config.account
+        )
+        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        listening = socket.create_server((config.host, config.port), family=family, backlog=1024)
+        async with running_app(app, caller_config()) as served, trio.open_nursery() as nursery:
+            await nursery.start(self._serve_callers, served, listening)
+            nursery.start_soon(self._watch_functions)
+            port = listening.getsockname()[1]
+            name = f"[{config.host}]" if family == socket.AF_INET6 else config.host
+            task_status.started(f"http://{name}:{port}")
+            await self._stop.wait()
+            nursery.cancel_scope.cancel()
+        with trio.move_on_after(config.grace_s):
+            await self._scheduler.settle()
+
+    async def _serve_callers(
+        self,
+        served: ServedApp,
+        listening: socket.socket,
+        *,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        await served.serve(
+            listening, {}, grace_s=self.config.grace_s, task_status=task_status
+        )
+
+    async def _watch_functions(self) -> None:
+        """Idle environments of changed code go when it changes, not when it is next invoked."""
+        while True:
+            await trio.sleep_forever()
+            self.catalog.refresh()
+            self._scheduler.retire_changed(
+                {
+                    function.name: function
+                    for function in self.catalog.all()
+                    if isinstance(function, FunctionVersion)
+                }
+            )
+
+
+@asynccontextmanager
+async def open_node(
+    config: Config, *, on_line: Callable[[str, str], None] | None = None
+) -> AsyncIterator[Node]:
+    """A node that owns all it starts: leaving kills and reaps every environment.
+
+    `on_line` gets (function name, line) of every log line; it must not block.
+    Raises IsolationUnavailable (with the remedy) where this host cannot isolate as asked.
+    """
+    runtimes = await trio.to_thread.run_sync(discover)
+    logbook = LogBook(on_line)
+    async with AsyncExitStack() as stack:
+        catalog = stack.enter_context(
+            Catalog(
+                config.functions,
+                runtimes,
+                defaults=config.defaults,
+                layers=LayerStore(config.state / "layers"),
+            )
+        )
+        rapi = await stack.enter_async_context(running_app(make_rapi_app(), environment_config()))
+        launcher = await stack.enter_async_context(open_launcher(config))
+        kitchen = Kitchen(config, runtimes)
+        scheduler = await stack.enter_async_context(
+            open_scheduler(
+                Surroundings(
+                    launcher=launcher,
+                    prepare=kitchen.prepare,
+                    serve=_runtime_api(rapi),
+                    logbook=logbook,
+                    init_timeout_s=config.init_timeout_s,
+                    freeze_delay_s=config.freeze_delay_ms / 1000,
+                    max_age_s=config.max_environment_age_s,
+                ),
+                NodeLimits(
+                    account_concurrency=config.account_concurrency,
+                    memory_budget_mb=config.memory_budget_mb,
+                    max_starts=config.max_starts,
+                ),
+                reserved_total=lambda: _reserved(catalog),
+            )
+        )
+        queue = await stack.enter_async_context(
+            open_queue(
+                scheduler.invoke,
+                lambda name: _current(catalog, name),
+                _spool(config),
+                wall=time.time,
+                concurrency=ASYNC_PER_CORE * (os.cpu_count() or 1),
+            )
+        )
+        yield Node(config, catalog, scheduler, queue, logbook, launcher.describe())
+
+
+def _runtime_api(rapi: ServedApp) -> Callable[..., object]:
+    async def serve(
+        listener: socket.socket, environment: Environment, *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        await rapi.serve(listener, {"environment": environment}, task_status=task_status)
+
+    return serve
+
+
+def _reserved(catalog: Catalog) -> int:
+    return sum(
+        function.reserved_concurrency or 0
+        for function in catalog.all()
+        if not isinstance(function, BrokenFunction)
+    )
+
+
+def _current(catalog: Catalog, name: str) -> FunctionVersion:
+    catalog.refresh()
+    return catalog.get(name)
+
+
+def _spool(config: Config) -> Path:
+    """One file per folder of functions: two servers on one state folder do not take each other's."""
+    key = hashlib.sha256(str(config.functions.absolute()).encode()).hexdigest()[:16]
+    return config.state / "events" / f"{key}.jsonl"
