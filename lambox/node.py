@@ -160,7 +160,7 @@ class Node:
     async def _watch_functions(self) -> None:
         """Idle environments of changed code go when it changes, not when it is next invoked."""
         while True:
-            await trio.sleep_forever()
+            await self.catalog.changed()
             self.catalog.refresh()
             self._scheduler.retire_changed(
                 {
@@ -192,7 +192,7 @@ async def open_node(
             )
         )
         rapi = await stack.enter_async_context(running_app(make_rapi_app(), environment_config()))
-        launcher = await stack.enter_async_context(open_launcher(config))
+        launcher = await stack.enter_async_context(open_launcher(uid_base=config.uid_base, uid_count=config.uid_count))
         kitchen = Kitchen(config, runtimes)
         scheduler = await stack.enter_async_context(
             open_scheduler(
@@ -229,7 +229,12 @@ def _runtime_api(rapi: ServedApp) -> Callable[..., object]:
     async def serve(
         listener: socket.socket, environment: Environment, *, task_status: trio.TaskStatus[None]
     ) -> None:
-        await rapi.serve(listener, {"environment": environment}, task_status=task_status)
+        await rapi.serve(
+            listener,
+            {"environment": environment},
+            on_connection=environment.count_connection,
+            task_status=task_status,
+        )
 
     return serve
 

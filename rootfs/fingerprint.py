@@ -21,7 +21,7 @@ IGNORED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """`unreadable`: the first file or folder that other users may not read, None if there is none."""
+    """`unreadable`: the first file or folder that other users may not read, None if all may."""
 
     digest: str
     unreadable: str | None

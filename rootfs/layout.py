@@ -130,8 +130,8 @@ def _lang(runtime: Runtime) -> list[Entry]:
     """/var/lang: an interpreter under /usr stays where it is, any other is moved here.
 
     A Python finds its library by the landmark lib/python3.x/os.py beside its bin folder, so a
-    prefix may be moved whole. The host's site-packages are covered by the client's folder: nothing of them
-    is the function's, and AWS has its client there too.
+    prefix may be moved whole. The host's site-packages are covered by the client's folder: they are
+    none of the function's, and AWS has its client there too.
     """
     if runtime.family == "provided":
         return []

@@ -47,6 +47,9 @@ def provision(support: Path, say: Say) -> bool:
         try:
             provide_python(runtime, support, say)
         except ProvisionFailed as exc:
+            if (support / runtime.identifier).is_dir():
+                say(f"{runtime.identifier}: kept as it was: {exc}")
+                continue
             record_problem(support, runtime.identifier, str(exc))
             say(f"{runtime.identifier}: not usable: {exc}")
             works = works and runtime.identifier != runtimes.default
@@ -58,7 +61,8 @@ def provide_python(runtime: Runtime, support: Path, say: Say) -> None:
     minor = int(runtime.minor.partition(".")[2])
     if minor < OLDEST_WITH_CLIENT:
         raise ProvisionFailed(
-            f"awslambdaric {pinned(CLIENT, 'awslambdaric')} needs Python 3.{OLDEST_WITH_CLIENT} or newer"
+            f"awslambdaric {pinned(CLIENT, 'awslambdaric')} needs Python "
+            f"3.{OLDEST_WITH_CLIENT} or newer"
         )
     folder = support / runtime.identifier
     stamp = f"{digest(CLIENT)} {digest(COMMON)} {runtime.interpreter} {runtime.version}"
@@ -76,13 +80,13 @@ def provide_python(runtime: Runtime, support: Path, say: Say) -> None:
         (work / ".stamp").write_text(stamp, encoding="utf-8")
     (support / f"{runtime.identifier}.problem").unlink(missing_ok=True)
     say(
-        f"{runtime.identifier}: installed for {runtime.interpreter} in {time.monotonic() - started:.1f} s"
+        f"{runtime.identifier}: installed for {runtime.interpreter} "
+        f"in {time.monotonic() - started:.1f} s"
     )
 
 
 def record_problem(support: Path, identifier: str, reason: str) -> None:
-    """What `discover` will show. A client that no longer fits its pins is taken away."""
-    shutil.rmtree(support / identifier, ignore_errors=True)
+    """What `discover` will show."""
     (support / f"{identifier}.problem").write_text(reason + "\n", encoding="utf-8")
 
 
@@ -119,12 +123,15 @@ def _common(support: Path) -> Path:
 def pip_install(requirements: Path, target: Path, *, python_version: str) -> None:
     """`pip install --target`, wheels only, hashes checked. Raises ProvisionFailed."""
     argv = [
-        sys.executable, "-m", "pip", "install", "--quiet", "--target", str(target),
+        sys.executable, "-m", "pip", "install", "--target", str(target),
         "--requirement", str(requirements), "--require-hashes", "--no-deps", "--no-compile",
         "--only-binary=:all:", "--implementation", "cp", "--python-version", python_version,
         "--disable-pip-version-check", "--no-warn-conflicts",
     ]  # fmt: skip
-    done = _run(argv)
+    try:
+        done = _run(argv)
+    except subprocess.TimeoutExpired as exc:
+        raise ProvisionFailed(f"pip took more than {PIP_TIMEOUT_S} s") from exc
     if done.returncode:
         raise ProvisionFailed(_reason(done.stderr, python_version))
 
@@ -139,12 +146,20 @@ def _run(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
 def _reason(stderr: str, python_version: str) -> str:
     errors = [line for line in stderr.splitlines() if line.startswith("ERROR:")]
     text = " ".join(line.removeprefix("ERROR: ") for line in errors[-2:]) or stderr.strip()[-400:]
-    network = ("Connection", "Temporary failure in name resolution", "Max retries", "timed out")
+    network = (
+        "Connection",
+        "ProxyError",
+        "Temporary failure in name resolution",
+        "Max retries",
+        "timed out",
+    )
     if any(word in stderr for word in network):
-        return f"the package index cannot be reached ({text}). Hint: connect to the network, run `make setup`"
+        return f"the package index cannot be reached ({text}). Hint: get online, run `make setup`"
     if "No matching distribution" in stderr:
-        machine = platform.machine()
-        return f"PyPI has no wheel of awslambdaric {pinned(CLIENT, 'awslambdaric')} for Python {python_version} on {machine}"
+        return (
+            f"PyPI has no wheels of awslambdaric {pinned(CLIENT, 'awslambdaric')} and its needs "
+            f"for Python {python_version} on {platform.machine()}"
+        )
     return f"pip failed: {text}"
 
 

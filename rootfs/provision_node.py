@@ -55,8 +55,8 @@ def obstacle(runtime: Runtime) -> str:
     major = int(runtime.version.partition(".")[0])
     if major < OLDEST_NODE:
         return (
-            f"aws-lambda-ric {VERSION} requires Node.js >= {OLDEST_NODE} (this is {runtime.version}) "
-            "and refuses callback handlers; 3.3.0, the last one for older Node.js, makes its curl with "
+            f"aws-lambda-ric {VERSION} requires Node.js >= {OLDEST_NODE} (here: {runtime.version}) "
+            "and refuses callback handlers; 3.3.0, the last for older Node.js, makes its curl with "
             "autotools (`./buildconf: exec: autoreconf: not found`)"
         )
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]

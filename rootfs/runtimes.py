@@ -108,8 +108,8 @@ def _mend(identifier: str) -> str:
             "`node` is on PATH, run `make setup`, restart lambox; or name a found one as `runtime`."
         )
     return (
-        "Hint: lambox runs python3.x, nodejsN.x and, for any other language, provided.al2023 with an "
-        "executable bootstrap."
+        "Hint: lambox runs python3.x, nodejsN.x and, for any other language, provided.al2023 with "
+        "an executable bootstrap."
     )
 
 
@@ -284,6 +284,8 @@ def _node(identifier: str, interpreter: str, version: str, support: Path) -> Run
     prefix = os.path.dirname(os.path.dirname(interpreter))
     folder = support / identifier
     if (folder / "rapid-client.node").is_file():
+        # Version 4 refuses them for every Node.js; AWS's own nodejs22.x still takes them.
+        note = "on AWS's aws-lambda-ric (no callback handlers)"
         return Runtime(
             identifier,
             "nodejs",
@@ -291,7 +293,7 @@ def _node(identifier: str, interpreter: str, version: str, support: Path) -> Run
             prefix,
             version,
             str(folder),
-            note="on aws-lambda-ric",
+            note=note,
         )
     reason = (
         _recorded(support, identifier) or "aws-lambda-ric is not installed. Hint: run `make setup`"

@@ -53,8 +53,12 @@ class Watch:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def fileno(self) -> int:
+        """Readable when `touched` has something to tell."""
+        return int(self._inotify.fileno())
+
     def add_tree(self, owner: str, path: Path) -> None:
-        """Watch a folder and all folders below it. Raises WatchUnavailable; what vanishes is skipped."""
+        """Watch a folder and all below it. Raises WatchUnavailable; what vanishes is skipped."""
         try:
             names = folders(path)
         except OSError:
@@ -95,7 +99,7 @@ class Watch:
                     continue  # its folder is gone, and the watch with it
 
     def touched(self) -> set[str]:
-        """Owners with a change since the last call. Does not block; one ioctl when there is nothing."""
+        """Owners with a change since the last call. Never blocks; one ioctl if there is none."""
         return self._owners_of(self._inotify.read(timeout=0))
 
     def _owners_of(self, events: Iterable[Event]) -> set[str]:

@@ -1,7 +1,9 @@
-"""Owns what both quart-trio apps share: streamed request bodies, no quart limits of its own, no HTML.
+"""Owns what both quart-trio apps share: streamed request bodies, no quart limits of its own, no
+HTML.
 
-quart's defaults are for websites: a 16 MB body limit, 60 s for a body and 60 s for a response, redirects for slashes,
-static files. An environment parks in `next` for hours, and a response may be streamed for 15 minutes.
+quart's defaults are for websites: a 16 MB body limit, 60 s for a body and 60 s for a response,
+redirects for slashes, static files. An environment parks in `next` for hours, and a response may be
+streamed for 15 minutes.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ ON_END_KEY = "lambox.on_end"
 
 
 class FaceHTTPConnection(TrioASGIHTTPConnection):
-    """Takes the request body that the connection made, instead of gathering one from ASGI messages."""
+    """Takes the request body that the connection made, instead of gathering one from ASGI
+    messages."""
 
     def _create_request_from_scope(self, send: ASGISendCallable) -> Request:
         request = super()._create_request_from_scope(send)

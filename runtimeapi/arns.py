@@ -1,7 +1,7 @@
 """Owns how callers name functions: names, partial and full ARNs, qualifiers (SPEC 10.3). Pure.
 
-The order of checks is AWS's (SPEC 3.8): shape of name and qualifier, account and region, qualifier against
-qualifier. Whether the function exists is asked later, of the catalog.
+The order of checks is AWS's (SPEC 3.8): shape of name and qualifier, account and region, qualifier
+against qualifier. Whether the function exists is asked later, of the catalog.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def parse_function_name(
     account: str,
     other_violations: Iterable[str] = (),
 ) -> FunctionRef:
-    """Name (URL-decoded, from the path) and Qualifier parameter -> who is meant. Raises CallerError.
+    """Name (URL-decoded, from the path) and Qualifier parameter -> who is meant. Raises
+    CallerError.
 
     `other_violations` are those of the request's other members: AWS reports them in one message.
     """
@@ -112,9 +113,9 @@ def parse_function_name(
     if named_account and named_account.rstrip(":") != account:
         _foreign_account()
     if named_region and named_region.rstrip(":") != region:
-        raise FunctionNotFound(
-            f"Functions from '{named_region.rstrip(':')}' are not reachable in this region ('{region}')"
-        )
+        there = named_region.rstrip(":")
+        message = f"Functions from '{there}' are not reachable in this region ('{region}')"
+        raise FunctionNotFound(message)
     name, named_qualifier = match[11], match[13]
     if named_qualifier and qualifier and named_qualifier != qualifier:
         raise InvalidRequest(
@@ -125,5 +126,6 @@ def parse_function_name(
 
 
 def _foreign_account() -> NoReturn:
-    """AWS says no more than `{"Message":null}` here; an empty message is rendered so (`replies.py`)."""
+    """AWS says no more than `{"Message":null}` here; an empty message is rendered so
+    (`replies.py`)."""
     raise InvalidRequest("", code="AccessDeniedException", status=403)

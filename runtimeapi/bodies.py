@@ -1,8 +1,9 @@
-"""Owns request bodies on their way from a connection to a handler: bounded, in pieces, with trailers.
+"""Owns request bodies on their way from a connection to a handler: bounded, in pieces, with
+trailers.
 
 quart's own body (`quart.wrappers.request.Body`) gathers everything in one growing buffer, has no
-backpressure, drops trailers, and cannot say that the peer ended early. This one stands in its place as
-`request.body`; `connection.py` feeds it, a handler iterates it (it is a `ports.ResponseBody`).
+backpressure, drops trailers, and cannot say that the peer ended early. This one stands in its place
+as `request.body`; `connection.py` feeds it, a handler iterates it (it is a `ports.ResponseBody`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from runtimeapi.ports import BodyTruncated
 HIGH_WATER = 256 * 1024
 """Bytes held for a handler that does not read; above it the connection is not read either."""
 CHUNK_COST = 64
-"""Bytes counted for a chunk besides its own: a body of one-byte chunks must not cost 100 times its size."""
+"""Bytes counted for a chunk besides its own: a body of one-byte chunks must not cost 100 times its
+size."""
 
 
 class BodyTooLarge(Exception):
@@ -37,6 +39,8 @@ class StreamedBody:
         """quart's signature; its own limit is off (`app.py`), readers set theirs (`read_all`)."""
         self.expected_bytes = expected_content_length
         self.trailers: dict[str, str] = {}
+        self.settled = trio.Event()
+        """Given up, or its request is over: nobody will answer for it any more."""
         self._chunks: deque[bytes] = deque()
         self._held = 0
         self._complete = False
@@ -90,6 +94,7 @@ class StreamedBody:
     def discard(self) -> None:
         """Nobody will read on: what is held and what still comes is dropped."""
         self._discarding = True
+        self.settled.set()
         self._chunks.clear()
         self._held = 0
         self._news.set()
@@ -114,9 +119,11 @@ class StreamedBody:
 
 
 async def read_all(body: StreamedBody, limit: int) -> bytes:
-    """The whole body, joined once. Raises BodyTooLarge above `limit` bytes, by Content-Length if there is one.
+    """The whole body, joined once. Raises BodyTooLarge above `limit` bytes, by Content-Length if
+    there is one.
 
-    A body refused here is given up: its connection drops what still arrives (`connection.LINGER_BYTES`).
+    A body refused here is given up: its connection drops what still arrives
+    (`connection.LINGER_BYTES`).
     """
     if body.expected_bytes is not None and body.expected_bytes > limit:
         body.discard()

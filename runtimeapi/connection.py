@@ -1,20 +1,22 @@
 """Owns one HTTP/1.1 connection: hypercorn's, mended where a Lambda platform needs more.
 
-hypercorn 0.18 is subclassed, not copied; the pin matters because private seams are used. What differs:
+hypercorn 0.18 is subclassed, not copied; the pin matters because private seams are used. What
+differs:
 
-- request bodies go straight into a `StreamedBody` (bounded), not through a queue of ten messages into quart's
-  unbounded buffer. With the queue, a handler that answers without reading leaves the reading task stuck for good;
+- request bodies go straight into a `StreamedBody` (bounded), not through a queue of ten messages
+  into quart's unbounded buffer. With the queue, a handler that answers without reading leaves the
+  reading task stuck for good;
 - the trailers of a chunked body are kept (hypercorn drops `h11.EndOfMessage.headers`), SPEC 1.4;
-- a body that ends early is told to the handler, whose answer is still sent to a peer that only half-closed (SPEC
-  1.5); hypercorn answers an empty 400 of its own and cancels the handler;
-- a request refused before its body was read is answered, and the rest of the body is dropped up to a
-  bound, so that a client that only reads after it has written gets the answer and not a reset;
+- a body that ends early is told to the handler, whose answer is still sent to a peer that only
+  half-closed (SPEC 1.5); hypercorn answers an empty 400 of its own and cancels the handler;
+- a request refused before its body was read is answered, and the rest of the body is dropped up to
+  a bound, so that a client that only reads after it has written gets the answer and not a reset;
 - writes can be cancelled and have a time limit; hypercorn shields them, so one peer that does
   not read (a frozen environment) would keep the server from ever stopping;
-- reading has a time limit only while a body is due: hypercorn's `read_timeout` would also end a connection
-  whose invocation simply takes long;
-- when the peer goes away the idle timer goes too; hypercorn keeps the descriptor until it fires, which
-  with keep-alive without end is never;
+- reading has a time limit only while a body is due: hypercorn's `read_timeout` would also end a
+  connection whose invocation simply takes long;
+- when the peer goes away the idle timer goes too; hypercorn keeps the descriptor until it fires,
+  which with keep-alive without end is never;
 - no HTTP/2, no WebSocket: neither face has them.
 """
 
@@ -44,9 +46,14 @@ log = logging.getLogger("lambox.http")
 LINGER_BYTES = 64 * 1024 * 1024
 """Bytes of a refused request's body that are read and dropped before the connection is cut."""
 SEND_SLICE = 256 * 1024
-"""Bytes written under one `send_timeout_s`: the limit is on a peer that stands still, not on a slow one."""
+"""Bytes written under one `send_timeout_s`: the limit is on a peer that stands still, not on a slow
+one."""
 BODY_KEY = "lambox.body"
 """Where the ASGI scope carries the StreamedBody."""
+
+
+BODILESS = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
+"""Methods no handler reads a body of: a peer that goes away cancels them, body or not."""
 
 
 class FaceConfig(Config):
@@ -77,16 +84,19 @@ class RequestStream(HTTPStream):
 
     async def handle(self, event: StreamEvent) -> None:
         if isinstance(event, Request):
-            # The scope is made and the app started in one go by the base class; the state dict is the one thing of
-            # ours that it carries along.
+            # The scope is made and the app started in one go by the base class; the state dict is
+            # the one thing of ours that it carries along.
             event.state[BODY_KEY] = self.body
+            if event.method in BODILESS:
+                self.body.discard()
             await super().handle(event)
         elif isinstance(event, StreamClosed) and not self.closed:
             self.closed = True
             if self.state is ASGIHTTPState.CLOSED:
                 self.body.discard()
             elif self.body.awaited:
-                # The handler learns it from the body and ends by itself (SPEC 2.1: Runtime.TruncatedResponse).
+                # The handler learns it from the body and ends by itself (SPEC 2.1:
+                # Runtime.TruncatedResponse).
                 self.body.break_off()
             else:
                 await self.app_put({"type": "http.disconnect"})
@@ -101,7 +111,6 @@ class FaceProtocol(H11Protocol):
         super().__init__(*args)  # type: ignore[arg-type]
         self.broken = False
         """The peer broke the protocol or ended early: nothing more is read."""
-        self.answered = trio.Event()
         self._dropped = 0
 
     @property
@@ -120,9 +129,10 @@ class FaceProtocol(H11Protocol):
             if isinstance(event, h11.Request):
                 await self.send(Updated(idle=False))
                 await self._create_stream(event)
-            elif (
-                event is h11.PAUSED
-            ):  # the next request is here already: it waits for this one's answer
+            elif event is h11.PAUSED:
+                # The next request is here already and waits for this one's answer. Until then
+                # nothing is read, so a pipelining peer that goes away is noticed late; no client
+                # of either face pipelines.
                 await self.can_read.clear()
                 await self.can_read.wait()
             elif isinstance(event, h11.ConnectionClosed) or event is h11.NEED_DATA:
@@ -183,14 +193,15 @@ class FaceProtocol(H11Protocol):
             await self._recycle()
 
     async def _close_stream(self) -> None:
+        # Here and not where the app ends: a peer that is gone ends the stream first.
+        if self.stream is not None:
+            self.stream.body.settled.set()
         await super()._close_stream()
-        self.answered.set()  # here and not where the app ends: a peer that is gone ends the stream first
 
     async def _recycle(self) -> None:
         done = {self.connection.our_state, self.connection.their_state} == {h11.DONE}
         if done and not self.context.terminated.is_set():
             self.connection.start_next_cycle()
-            self.answered = trio.Event()
             await self.can_read.set()
             await self.send(Updated(idle=True))
         else:
@@ -212,7 +223,8 @@ class FaceConnection(TCPServer):
         stream: trio.SocketStream,
         already_read: bytes = b"",
     ) -> None:
-        super().__init__(app, config, context, ConnectionState(state), stream)  # type: ignore[arg-type]
+        lifespan_state = ConnectionState(state)
+        super().__init__(app, config, context, lifespan_state, stream)  # type: ignore[arg-type]
         self._already_read = already_read
         self._closing = False
 
@@ -269,14 +281,15 @@ class FaceConnection(TCPServer):
         await self.protocol.handle(Closed())
 
     async def _let_answer(self) -> None:
-        """Nothing more comes in; when that cut a body short its handler may still have an answer for the peer."""
+        """Nothing more comes in; when that cut a body short its handler may still have an answer
+        for the peer."""
         stream = self.protocol.stream
         if stream is None or self._closing:
             return
         if stream.body.awaited:
             stream.body.break_off()
         if stream.body.cut_short:
-            await self.protocol.answered.wait()
+            await stream.body.settled.wait()
 
     async def protocol_send(self, event: Event) -> None:
         if isinstance(event, RawData):
@@ -289,6 +302,11 @@ class FaceConnection(TCPServer):
             await self.idle_task.restart(self._task_group, self._idle_timeout)
         elif isinstance(event, Updated):
             await self.idle_task.stop()
+
+    async def _close(self) -> None:
+        # Without hypercorn's send_eof: it collides with a write under way, and close() ends both
+        # directions.
+        await self.stream.aclose()
 
     async def _send(self, data: bytes) -> None:
         async with self.send_lock:

@@ -1,9 +1,9 @@
-"""Owns what lambox's own verbs (list, ps, logs) ask a running node over HTTP: /healthz and /_lambox/*."""
+"""Owns what lambox's own verbs (list, ps, logs) ask a running node over HTTP: /healthz and
+/_lambox/*."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from importlib.metadata import version
 from typing import Any
 
@@ -12,7 +12,7 @@ from quart import Response, request
 from runtimeapi.app import FaceApp, respond
 from runtimeapi.ports import Console, Functions
 from runtimeapi.replies import to_json
-from sandbox.errors import CallerError
+from sandbox.errors import FunctionNotFound
 from sandbox.function import BrokenFunction, FunctionVersion
 
 JSON = {"Content-Type": "application/json"}
@@ -40,10 +40,10 @@ def mount_console(app: FaceApp, functions: Functions, console: Console) -> None:
         if request.args.get("follow", "") in {"", "0", "false"}:
             if not kept and name is not None:
                 _must_exist(functions, name)
-            text = "".join(f"{line.rstrip()}\n" for line in kept)
-            return respond(200, {"Content-Type": TEXT}, text.encode("utf-8", "replace"))
-        # Asked for right here, before anything is awaited: no line falls between the kept and the new.
-        return Response(_follow(kept, console.follow_logs(name)), 200, content_type=TEXT)
+            return respond(200, {"Content-Type": TEXT}, b"".join(map(as_line, kept)))
+        # Asked for right here, before anything is awaited: no line falls between the kept and the
+        # new.
+        return Response(FollowedLog(kept, console.follow_logs(name)), 200, content_type=TEXT)
 
 
 def describe(function: FunctionVersion | BrokenFunction) -> dict[str, Any]:
@@ -70,22 +70,33 @@ def describe(function: FunctionVersion | BrokenFunction) -> dict[str, Any]:
 
 
 def _must_exist(functions: Functions, name: str) -> None:
-    """A name without lines may be a mistake in the name: FunctionNotFound. A broken function has a name too."""
+    """A name without lines may be a mistake in the name: FunctionNotFound. A broken function has a
+    name too."""
     functions.refresh()
     if all(one.name != name for one in functions.all()):
-        error = CallerError(f"Function not found: {name}")
-        error.status, error.code = 404, "ResourceNotFoundException"
-        raise error
+        raise FunctionNotFound(f"Function not found: {name}")
 
 
-async def _follow(kept: list[str], coming: AsyncIterable[str]) -> AsyncGenerator[bytes, None]:
-    for line in kept:
-        yield f"{line.rstrip()}\n".encode("utf-8", "replace")
-    source = coming.__aiter__()
-    if not isinstance(source, AsyncGenerator):
-        async for line in source:
-            yield f"{line.rstrip()}\n".encode("utf-8", "replace")
-        return
-    async with aclosing(source):
-        async for line in source:
-            yield f"{line.rstrip()}\n".encode("utf-8", "replace")
+class FollowedLog:
+    """Kept lines, then those that come; quart calls `aclose` when the reader is gone."""
+
+    def __init__(self, kept: Iterable[str], coming: AsyncIterable[str]) -> None:
+        self._kept = b"".join(map(as_line, kept))
+        self._coming = coming.__aiter__()
+
+    def __aiter__(self) -> FollowedLog:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._kept:
+            kept, self._kept = self._kept, b""
+            return kept
+        return as_line(await self._coming.__anext__())
+
+    async def aclose(self) -> None:
+        if isinstance(self._coming, AsyncGenerator):
+            await self._coming.aclose()
+
+
+def as_line(text: str) -> bytes:
+    return (text.rstrip("\r\n") + "\n").encode("utf-8", "replace")

@@ -1,8 +1,10 @@
-"""Owns the frames of `application/vnd.amazon.eventstream` that InvokeWithResponseStream answers with. Pure.
+"""Owns the frames of `application/vnd.amazon.eventstream` that InvokeWithResponseStream answers
+with. Pure.
 
-Encoding only. Looked for first and not taken: botocore decodes but does not encode; awscrt is
-a compiled 20 MB runtime; smithy-aws-event-stream needs Python 3.12 and its own HTTP stack. The format is SPEC
-2.3: lengths, header block, payload, two CRC-32s. botocore's decoder reads it back in the tests.
+Encoding only. Looked for first and not taken: botocore decodes but does not encode; awscrt is a
+compiled 20 MB runtime; smithy-aws-event-stream needs Python 3.12 and its own HTTP stack. The format
+is SPEC 2.3: lengths, header block, payload, two CRC-32s. botocore's decoder reads it back in the
+tests.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ def payload_chunks(data: bytes) -> Iterator[bytes]:
 
 
 def invoke_complete(error: tuple[str, str] | None = None, log_tail: bytes | None = None) -> bytes:
-    """The last frame. `error` is (ErrorCode, ErrorDetails); `log_tail` None when none was asked for."""
+    """The last frame. `error` is (ErrorCode, ErrorDetails); `log_tail` None when none was asked
+    for."""
     members: dict[str, str] = {}
     if error is not None:
         members["ErrorCode"], members["ErrorDetails"] = error

@@ -1,7 +1,7 @@
 """Owns turning a caller's request into an Invocation: headers, limits, JSON (SPEC 3.1, 3.3, 3.8).
 
-The payload stays the caller's bytes; it is only looked at, to refuse what is not JSON as AWS does. The order
-of checks is AWS's as far as it is known: shapes, names, existence, payload (SPEC 3.8).
+The payload stays the caller's bytes; it is only looked at, to refuse what is not JSON as AWS does.
+The order of checks is AWS's as far as it is known: shapes, names, existence, payload (SPEC 3.8).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BODY_TOTAL_S = 300.0
 """Longest time a whole request body may take; silence is bounded by `FaceConfig.body_timeout_s`."""
 
 _ROOT = re.compile(r"1-[0-9a-fA-F]{8}-[0-9a-fA-F]{24}")
-_TRACE = re.compile(r"[\x21-\x7e]{1,512}")
+_TRACE = re.compile(r"[\x20-\x7e]{1,512}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,8 @@ class Ask:
             payload=payload,
             invoked_arn=self.ref.invoked_arn,
             request_id=self.request_id,
-            # Always this type, whatever the caller's header says: the payload has been checked to be JSON, and the
-            # Python runtime client hands over raw bytes for `curl -d`'s form type.
+            # Always this type, whatever the caller's header says: the payload has been checked to
+            # be JSON, and the Python runtime client hands over raw bytes for `curl -d`'s form type.
             content_type="application/json",
             client_context=self.client_context if kind == "RequestResponse" else None,
             trace_id=self.trace_id,
@@ -144,7 +144,8 @@ def read_client_context(encoded: str | None) -> str | None:
 
 
 def read_trace_id(upstream: str | None) -> str:
-    """SPEC 6.6: the caller's Root survives; what is missing is made. Nothing is sampled by lambox itself."""
+    """SPEC 6.6: the caller's Root survives; what is missing is made. Nothing is sampled by lambox
+    itself."""
     fields = _trace_fields(upstream or "")
     if not _ROOT.fullmatch(fields.get("Root", "")):
         fields = {"Root": f"1-{int(time.time()):08x}-{secrets.token_hex(12)}"}
@@ -156,7 +157,7 @@ def read_trace_id(upstream: str | None) -> str:
 def _trace_fields(header: str) -> dict[str, str]:
     if not _TRACE.fullmatch(header):
         return {}
-    pairs = (part.partition("=") for part in header.split(";"))
+    pairs = (part.strip().partition("=") for part in header.split(";"))
     return {key: value for key, _, value in pairs if key and value}
 
 
@@ -186,7 +187,8 @@ async def read_payload(body: StreamedBody, *, limit: int, operation: str) -> byt
 
 
 def check_json(payload: bytes) -> None:
-    """Raises InvalidRequestContentException, its message made as AWS's Jackson makes it (SPEC 3.8)."""
+    """Raises InvalidRequestContentException, its message made as AWS's Jackson makes it (SPEC
+    3.8)."""
     try:
         _loads(payload.decode())
     except UnicodeDecodeError as exc:
@@ -199,8 +201,9 @@ def check_json(payload: bytes) -> None:
 
 
 def _loads(text: str) -> object:
-    # Numbers are not converted (`len` stands in): only validity is asked for, and Python refuses integers of more than
-    # 4,300 digits, which are good JSON. NaN and Infinity, which Python takes, are not.
+    # Numbers are not converted (`len` stands in): only validity is asked for, and Python refuses
+    # integers of more than 4,300 digits, which are good JSON. NaN and Infinity, which Python takes,
+    # are not.
     return json.loads(text, parse_int=len, parse_float=len, parse_constant=_no_constant)
 
 
@@ -215,8 +218,8 @@ def _diagnosis(text: str, at: int) -> str:
     shown = f"'{char}'" if char.isprintable() else "(CTRL-CHAR"
     code = f" (code {ord(char)})" if char.isprintable() else f", code {ord(char)})"
     return (
-        f"Unexpected character ({shown}{code}): expected a valid value (JSON String, Number, Array, "
-        "Object or token 'null', 'true' or 'false')"
+        f"Unexpected character ({shown}{code}): expected a valid value (JSON String, Number, "
+        "Array, Object or token 'null', 'true' or 'false')"
     )
 
 
@@ -225,7 +228,8 @@ def _not_json(diagnosis: str, payload: bytes, at: int, cause: Exception) -> NoRe
     column = at - payload.rfind(b"\n", 0, at)
     raise _bad_content(
         "Could not parse request body into json: Could not parse payload into json: "
-        f"{diagnosis}\n at [Source: REDACTED (`StreamReadFeature.INCLUDE_SOURCE_IN_LOCATION` disabled); "
+        f"{diagnosis}\n at [Source: REDACTED "
+        "(`StreamReadFeature.INCLUDE_SOURCE_IN_LOCATION` disabled); "
         f"line: {line}, column: {column}]"
     ) from cause
 

@@ -1,4 +1,5 @@
-"""Owns the HTTP face towards callers: AWS's Invoke API (SPEC 3), the friendly face, and every error's shape.
+"""Owns the HTTP face towards callers: AWS's Invoke API (SPEC 3), the friendly face, and every
+error's shape.
 
 POST /2015-03-31/functions/NAME/invocations                     Invoke
 POST /2014-11-13/functions/NAME/invoke-async/                   InvokeAsync
@@ -20,7 +21,14 @@ from runtimeapi.app import FaceApp, body_of, on_request_end, path_of, respond
 from runtimeapi.arns import LATEST
 from runtimeapi.console import mount_console
 from runtimeapi.eventstream import CONTENT_TYPE
-from runtimeapi.intake import INVOCATION_TYPES, STREAMING_TYPES, Ask, find_function, read_ask, read_payload
+from runtimeapi.intake import (
+    INVOCATION_TYPES,
+    STREAMING_TYPES,
+    Ask,
+    find_function,
+    read_ask,
+    read_payload,
+)
 from runtimeapi.ports import Console, Functions, Invoker
 from runtimeapi.replies import Reply, aws_error, aws_success, friendly_error, friendly_success
 from runtimeapi.streaming import StreamedInvocation
@@ -135,6 +143,8 @@ def _render(reply: Reply) -> Response:
     response = respond(reply.status, {**reply.headers, **_ids()}, reply.body)
     if not reply.body:
         response.headers.remove("Content-Type")
+    if reply.status == 204:
+        response.headers.remove("Content-Length")  # RFC 9110, 8.6: a 204 must not have one
     return response
 
 
@@ -165,7 +175,8 @@ def _mount_errors(app: FaceApp) -> None:
 
 
 def _no_such_operation(status: int, method: str, path: str) -> CallerError:
-    """boto3 shows code and message: they say what was asked for and that it is lambox that has not got it."""
+    """boto3 shows code and message: they say what was asked for and that it is lambox that has not
+    got it."""
     if status == 404 and AWS_PATH.match(path):
         message = f"{method} {path} is not supported by lambox."
         return InvalidRequest(message, code="NotImplementedException", status=501)

@@ -24,7 +24,10 @@ class RuntimeFace(Protocol):
     """One environment as its runtime speaks to it. Every method may raise `sandbox.lifecycle.Refused`."""
 
     async def next(self) -> NextEvent:
-        """Blocks until there is an event. The first call ends the init phase."""
+        """Blocks until there is an event. The first call ends the init phase.
+
+        Cancelled when the runtime's connection goes away while it is parked here.
+        """
 
     async def respond(
         self,
@@ -35,7 +38,12 @@ class RuntimeFace(Protocol):
         content_type: str | None,
         body: ResponseBody,
     ) -> None:
-        """Takes the response; returns when the body is complete (then 202 is due)."""
+        """Takes the response; returns when the body is complete (then 202 is due).
+
+        A connection that breaks inside the body is told by BodyTruncated, not by cancellation: let
+        it out (or raise Refused) and the runtime, if it only half-closed, is answered. A body
+        that is left unread is dropped by the connection.
+        """
 
     async def error(
         self,

@@ -1,8 +1,8 @@
 """Owns the Runtime API of SPEC 1: routes towards the runtime inside an environment.
 
-Which environment is speaking is known by the socket (`server.py`). Bodies are written as Go's encoder does,
-since that is what AWS's are (SPEC 1.5). The routes for SnapStart, extensions and metadata are not
-mounted, which AWS's own core also answers with 404 when a feature is off.
+Which environment is speaking is known by the socket (`server.py`). Bodies are written as Go's
+encoder does, since that is what AWS's are (SPEC 1.5). The routes for SnapStart, extensions and
+metadata are not mounted, which AWS's own core also answers with 404 when a feature is off.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def refusal(status: int, error_type: str, message: str) -> Response:
 
 
 def make_rapi_app() -> FaceApp:
-    """One app for all environments; serve it with `state={"environment": RuntimeFace}` on each one's socket."""
+    """One app for all environments; serve it with `state={"environment": RuntimeFace}` on each
+    one's socket."""
     app = FaceApp(__name__)
     _mount_invocation(app)
     _mount_stubs(app)
@@ -67,7 +68,6 @@ def make_rapi_app() -> FaceApp:
 def _mount_invocation(app: FaceApp) -> None:
     @app.get(f"{VERSION}/runtime/invocation/next", provide_automatic_options=False)
     async def next_event() -> Response:
-        body_of(request).discard()  # a GET has none; and a peer that goes away is to cancel this
         event = await environment().next()
         return respond(200, next_headers(event), event.payload)
 
@@ -108,7 +108,8 @@ def _mount_invocation(app: FaceApp) -> None:
 
 
 def _mount_stubs(app: FaceApp) -> None:
-    """SPEC 6.4, 6.5: what AWS's emulators say where telemetry is not offered; extensions go on without it."""
+    """SPEC 6.4, 6.5: what AWS's emulators say where telemetry is not offered; extensions go on
+    without it."""
 
     @app.put("/2022-07-01/telemetry", provide_automatic_options=False)
     async def telemetry() -> Response:
@@ -174,12 +175,14 @@ def next_headers(event: NextEvent) -> dict[str, str]:
 
 
 def one_line(value: str) -> str:
-    """A caller's JSON may have line breaks between its tokens; Go writes them as spaces in a header, so do we."""
+    """A caller's JSON may have line breaks between its tokens; Go writes them as spaces in a
+    header, so do we."""
     return value.replace("\r", " ").replace("\n", " ").strip()
 
 
 def without_cause(body: bytes) -> tuple[str, bytes]:
-    """SPEC 1.4: `errorCause` is for X-Ray; the caller gets the rest, re-serialised. -> (content type, body)"""
+    """SPEC 1.4: `errorCause` is for X-Ray; the caller gets the rest, re-serialised. -> (content
+    type, body)"""
     try:
         parsed = json.loads(body)
         fields = _error_fields(parsed)
@@ -189,7 +192,8 @@ def without_cause(body: bytes) -> tuple[str, bytes]:
 
 
 def _error_fields(parsed: object) -> dict[str, object]:
-    """As Go's json.Unmarshal into {errorMessage, errorType string; stackTrace []string} takes it."""
+    """As Go's json.Unmarshal into {errorMessage, errorType string; stackTrace []string} takes
+    it."""
     if parsed is None:
         parsed = {}
     if not isinstance(parsed, dict):

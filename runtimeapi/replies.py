@@ -1,7 +1,7 @@
 """Owns what an outcome or an error looks like to a caller: status, headers, body. Pure.
 
-AWS's face (SPEC 3.2, 3.7): a function error is a 200 with X-Amz-Function-Error; whatever else goes wrong
-is JSON with the header x-amzn-ErrorType.
+AWS's face (SPEC 3.2, 3.7): a function error is a 200 with X-Amz-Function-Error; whatever else goes
+wrong is JSON with the header x-amzn-ErrorType.
 
 The friendly face (`/invoke/NAME`) speaks plain HTTP, so that `curl -f` and a browser understand it:
 
@@ -17,23 +17,51 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import dataclass
+
 from sandbox.errors import CallerError, PlatformFault, TooManyRequests
 from sandbox.invocation import Outcome
 
 CAPITAL_MESSAGE = frozenset(
-    """ResourceNotFoundException ServiceException AccessDeniedException
-    CodeSigningConfigNotFoundException CodeVerificationFailedException
-    InvalidCodeSignatureException RecursiveInvocationException ResourceInUseException
-    CallbackTimeoutException DurableExecutionAlreadyStartedException NoPublishedVersionException
-    SnapStartException SnapStartTimeoutException SnapStartNotReadyException
-    SnapStartRegenerationFailureException PublicPolicyException ServiceQuotaExceededException
-    EFSIOException EFSMountConnectivityException EFSMountFailureException EFSMountTimeoutException
-    EC2AccessDeniedException EC2ThrottledException EC2UnexpectedException
-    ENILimitReachedException ENINotReadyException InvalidRuntimeException
-    InvalidSecurityGroupIDException InvalidSubnetIDException InvalidZipFileException
-    KMSAccessDeniedException KMSDisabledException KMSInvalidStateException KMSNotFoundException
-    SubnetIPAddressLimitReachedException S3FilesMountFailureException
-    S3FilesMountConnectivityException S3FilesMountTimeoutException""".split()
+    [
+        "ResourceNotFoundException",
+        "ServiceException",
+        "AccessDeniedException",
+        "CodeSigningConfigNotFoundException",
+        "CodeVerificationFailedException",
+        "InvalidCodeSignatureException",
+        "RecursiveInvocationException",
+        "ResourceInUseException",
+        "CallbackTimeoutException",
+        "DurableExecutionAlreadyStartedException",
+        "NoPublishedVersionException",
+        "SnapStartException",
+        "SnapStartTimeoutException",
+        "SnapStartNotReadyException",
+        "SnapStartRegenerationFailureException",
+        "PublicPolicyException",
+        "ServiceQuotaExceededException",
+        "EFSIOException",
+        "EFSMountConnectivityException",
+        "EFSMountFailureException",
+        "EFSMountTimeoutException",
+        "EC2AccessDeniedException",
+        "EC2ThrottledException",
+        "EC2UnexpectedException",
+        "ENILimitReachedException",
+        "ENINotReadyException",
+        "InvalidRuntimeException",
+        "InvalidSecurityGroupIDException",
+        "InvalidSubnetIDException",
+        "InvalidZipFileException",
+        "KMSAccessDeniedException",
+        "KMSDisabledException",
+        "KMSInvalidStateException",
+        "KMSNotFoundException",
+        "SubnetIPAddressLimitReachedException",
+        "S3FilesMountFailureException",
+        "S3FilesMountConnectivityException",
+        "S3FilesMountTimeoutException",
+    ]
 )
 """SPEC 3.7: exceptions whose message member is `Message`; for all others it is `message`."""
 WITHOUT_TYPE = frozenset(
@@ -96,7 +124,8 @@ def _aws_error(status: int, code: str, body: object) -> Reply:
 
 
 def stream_end(outcome: Outcome) -> tuple[str, str] | None:
-    """(ErrorCode, ErrorDetails) of InvokeComplete: a stream that broke, or a buffered function error."""
+    """(ErrorCode, ErrorDetails) of InvokeComplete: a stream that broke, or a buffered function
+    error."""
     if outcome.stream_error is not None:
         return outcome.stream_error
     if outcome.function_error is None:

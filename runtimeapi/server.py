@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import socket
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from math import inf
 
@@ -27,7 +27,8 @@ from runtimeapi.connection import FaceConfig, FaceConnection
 log = logging.getLogger("lambox.http")
 
 MAX_HEADER_BYTES = 1024 * 1024 + 64 * 1024
-"""Request line and headers: Lambda-Runtime-Function-XRay-Error-Cause alone reaches 1 MiB (SPEC 1.1, 3.3)."""
+"""Request line and headers: Lambda-Runtime-Function-XRay-Error-Cause alone reaches 1 MiB (SPEC 1.1,
+3.3)."""
 APP_SHUTDOWN_S = 5.0
 
 
@@ -76,13 +77,16 @@ class ServedApp:
         state: Mapping[str, object],
         *,
         grace_s: float = 0.0,
+        on_connection: Callable[[int], None] = lambda change: None,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Accept on `listening` until cancelled; requests see `state` in their scope.
 
         Cancelling it stops accepting at once, closes idle connections, and gives running requests
-        `grace_s` more seconds. Being out of descriptors (EMFILE and the like) is survived: trio logs
-        it and tries again every 100 ms.
+        `grace_s` more seconds. Being out of descriptors (EMFILE and the like) is survived: trio
+        logs it and tries again every 100 ms.
+
+        `on_connection` is told +1 for every connection that is opened and -1 when it has ended.
 
         Resource handling: closes the socket and every connection it accepted.
         """
@@ -90,7 +94,11 @@ class ServedApp:
         context = WorkerContext(None)
 
         async def handle(stream: trio.SocketStream) -> None:
-            await self.serve_connection(stream, state, context=context)
+            on_connection(+1)
+            try:
+                await self.serve_connection(stream, state, context=context)
+            finally:
+                on_connection(-1)
 
         async with trio.open_nursery() as nursery:
             hold = _Hold(grace_s)

@@ -1,8 +1,8 @@
 """Owns the response of InvokeWithResponseStream while it is being produced (SPEC 2.2, 2.3).
 
-The invocation runs in the app's nursery, not in the request's: a caller that goes away does not stop it. Between the
-two is a channel without a buffer, so a slow caller slows the function down, and a caller that is gone
-is noticed at the next chunk, which is dropped, as all after it are.
+The invocation runs in the app's nursery, not in the request's: a caller that goes away does not
+stop it. Between the two is a channel without a buffer, so a slow caller slows the function down,
+and a caller that is gone is noticed at the next chunk, which is dropped, as all after it are.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ log = logging.getLogger("lambox.invoke")
 
 
 class StreamedInvocation:
-    """The sink of one invocation, and the event-stream frames made of it: iterate it for the response body."""
+    """The sink of one invocation, and the event-stream frames made of it: iterate it for the
+    response body."""
 
     def __init__(self, *, tail: bool) -> None:
         self._tail = tail
@@ -43,7 +44,8 @@ class StreamedInvocation:
             await trio.lowlevel.checkpoint()
 
     async def run(self, invoker: Invoker, invocation: Invocation) -> None:
-        """Invoke to the end, whoever listens. Raises no Exception: how it ended is told by the frames."""
+        """Invoke to the end, whoever listens. Raises no Exception: how it ended is told by the
+        frames."""
         with self._producer:
             try:
                 outcome = await invoker.invoke(invocation)
@@ -60,15 +62,16 @@ class StreamedInvocation:
     # -- the caller's side
 
     async def begin(self) -> None:
-        """Returns at the first chunk or at the end. Raises what the invocation was refused with, if it
-        was before any chunk: then the response can still be a plain error."""
+        """Returns at the first chunk or at the end. Raises what the invocation was refused with, if
+        it was before any chunk: then the response can still be a plain error."""
         try:
-            first = await self._consumer.receive()
+            self._frames = payload_chunks(await self._consumer.receive())
         except trio.EndOfChannel:
-            if isinstance(self._end, (CallerError, PlatformFault)):
-                raise self._end from None
+            pass
         else:
-            self._frames = payload_chunks(first)
+            return
+        if isinstance(self._end, CallerError | PlatformFault):
+            raise self._end
 
     def caller_gone(self) -> None:
         self._consumer.close()

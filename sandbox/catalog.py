@@ -7,18 +7,21 @@ fingerprints of everything instead. One broken folder is a `BrokenFunction`, nev
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
 import trio
 
-from rootfs.fingerprint import Fingerprint, fingerprint
+from rootfs.fingerprint import fingerprint
+from rootfs.handlers import NoProgram, detect
 from rootfs.runtimes import Runtimes, RuntimeUnavailable
 from rootfs.trees import LayerProblem, LayerStore
 from rootfs.watch import EVERYTHING, Watch, WatchUnavailable
@@ -52,13 +55,15 @@ class _Entry:
     """Files and folders beside the code that it depends on: its layers."""
     seen: str
     """Fingerprint of everything read; compared where there is no inotify."""
+    missing: tuple[Path, ...] = ()
+    """Of the sources, those that did not exist."""
     error: type[CallerError] = FunctionFailed
 
 
 class Catalog:
     """Implements `runtimeapi.ports.Functions`. Close it: it holds an inotify descriptor.
 
-    `layers` is where layers are merged; without it a function may have one folder as layer, no more.
+    `layers` is where layers are merged; without it one folder is all a function can have.
     A FunctionVersion's `layers` holds at most one folder: what is to be bound at /opt.
     """
 
@@ -87,6 +92,8 @@ class Catalog:
 
     def close(self) -> None:
         if self._watch is not None:
+            with contextlib.suppress(RuntimeError):  # not in trio: nobody waits for it either
+                trio.lowlevel.notify_closing(self._watch.fileno())
             self._watch.close()
             self._watch = None
 
@@ -115,15 +122,16 @@ class Catalog:
             return
         touched = self._watch.touched()
         # A missing layer may appear where no watch could be set.
-        touched.update(name for name, entry in self._entries.items() if _lacks_source(entry))
-        if not touched:
-            return
+        touched.update(
+            name for name, entry in self._entries.items() if any(p.exists() for p in entry.missing)
+        )
         if EVERYTHING in touched or ROOT in touched:
-            self._root_watched = self._root_watched and self.folder.is_dir()
-            self._refresh_all(only=None if EVERYTHING in touched else touched)
-            return
-        for name in touched:
-            self._reread(name)
+            # Rare, so all are read again: folders came or went, links point elsewhere, events lost.
+            self._root_watched = False
+            self._refresh_all()
+        else:
+            for name in touched:
+                self._reread(name)
 
     async def changed(self) -> None:
         """Return when something may have changed on disk; `refresh` then takes it in.
@@ -131,14 +139,17 @@ class Catalog:
         Changes come in bursts (an unpacked archive, an editor's save), so it waits a moment more.
         Without inotify it returns every two seconds.
         """
-        if self._watch is None:
+        if self._watch is None or not self._root_watched:
             await trio.sleep(POLL_S)
             return
-        await trio.lowlevel.wait_readable(self._watch.fileno())
+        try:
+            await trio.lowlevel.wait_readable(self._watch.fileno())
+        except trio.ClosedResourceError:  # inotify was given up, or the catalog closed
+            return
         await trio.sleep(SETTLE_S)
 
-    def _refresh_all(self, only: set[str] | None = None) -> None:
-        """Compare the folder's list with what is known; re-read `only` these and new ones, or all."""
+    def _refresh_all(self) -> None:
+        """Drop what is gone, read all others."""
         if self._watch is not None and not self._root_watched and self.folder.is_dir():
             self._watched(lambda watch: watch.add_folder(ROOT, self.folder))
             self._root_watched = self._watch is not None
@@ -146,8 +157,7 @@ class Catalog:
         for gone in self._entries.keys() - names:
             self._drop(gone)
         for name in sorted(names):
-            if only is None or name in only or name not in self._entries:
-                self._reread(name)
+            self._reread(name)
 
     def _names(self) -> set[str]:
         try:
@@ -167,11 +177,7 @@ class Catalog:
             self._drop(name)
             return
         entry = self._entries.get(name)
-        if (
-            self._watch is None
-            and entry is not None
-            and entry.seen == _look(code, entry.sources)[0]
-        ):
+        if self._watch is None and entry and entry.seen == _look(code, *entry.sources):
             return
         if self._watch is not None:
             self._watch.forget(name)
@@ -180,13 +186,14 @@ class Catalog:
         entry = self._read(name, code)
         self._entries[name] = entry
         for source in entry.sources:
-            self._watched(lambda watch, source=source: _watch_source(watch, name, source))
+            self._watched(partial(_watch_source, name=name, source=source))
 
-    def _watched(self, action: object) -> None:
+    def _watched(self, action: Callable[[Watch], None]) -> None:
+        """Set watches; at the end of inotify's limits, do without from now on."""
         if self._watch is None:
             return
         try:
-            action(self._watch)  # type: ignore[operator]
+            action(self._watch)
         except WatchUnavailable as exc:
             self.close()
             self._give_up_watching(exc)
@@ -196,27 +203,42 @@ class Catalog:
 
     def _read(self, name: str, code: Path) -> _Entry:
         sources: tuple[Path, ...] = ()
+        seen = _look(code)  # before it is read: a change while we read shows at the next look
         try:
-            seen, prints = _look(code, ())
             _check_name(name, code)
             description = _read_description(code, self._defaults)
             sources = tuple(_source(code, layer) for layer in description.layers)
-            seen, prints = _look(code, sources)
-            _check_readable(prints)
-            runtime, handler = _program(code, description, self._runtimes)
+            seen += _look(*sources)
+            _check_readable(code, *sources)
+            runtime, handler = self._program(code, description)
             opt = self._opt(code, sources)
         except _Broken as broken:
-            return _Entry(
-                BrokenFunction(name, code, broken.problem),
-                sources,
-                _seen(code, sources),
-                broken.error,
-            )
+            missing = tuple(source for source in sources if not source.exists())
+            function = BrokenFunction(name, code, broken.problem)
+            return _Entry(function, sources, seen, missing, broken.error)
         except OSError as exc:
-            problem = f"{exc.filename or code}: cannot be read: {exc.strerror}. Hint: chmod -R a+rX {code}"
-            return _Entry(BrokenFunction(name, code, problem), sources, _seen(code, sources))
-        function = _function(name, code.resolve(), description, runtime, handler, opt, seen)
-        return _Entry(function, sources, seen)
+            where = exc.filename or code
+            problem = f"{where}: cannot be read: {exc.strerror}. Hint: chmod -R a+rX {code}"
+            return _Entry(BrokenFunction(name, code, problem), sources, seen)
+        version = _function(name, code.resolve(), description, runtime, handler, opt, seen)
+        return _Entry(version, sources, seen)
+
+    def _program(self, code: Path, description: Description) -> tuple[str, str]:
+        """Runtime and handler, checked as far as that needs no running."""
+        try:
+            runtime, handler = detect(
+                code,
+                self._runtimes,
+                runtime=description.runtime,
+                handler=description.handler,
+                preferred=self._defaults.runtime,
+            )
+            self._runtimes.resolve(runtime)
+        except NoProgram as exc:
+            raise _Broken(str(exc)) from exc
+        except RuntimeUnavailable as exc:
+            raise _Broken(f"{code}: {exc}", InvalidRuntime) from exc
+        return runtime, handler
 
     def _opt(self, code: Path, sources: tuple[Path, ...]) -> Path | None:
         if not sources:
@@ -235,24 +257,18 @@ def _may_be_function(name: str) -> bool:
     return not name.startswith((".", "_"))
 
 
-def _look(code: Path, sources: tuple[Path, ...]) -> tuple[str, list[Fingerprint]]:
-    prints = [fingerprint(path) for path in (code, *sources)]
-    return "".join(found.digest for found in prints), prints
+def _look(*paths: Path) -> str:
+    """Fingerprints of these; what is missing counts as such."""
+    found = []
+    for path in paths:
+        try:
+            found.append(fingerprint(path).digest)
+        except OSError as exc:
+            found.append(f"({exc.errno})")
+    return "".join(found)
 
 
-def _seen(code: Path, sources: tuple[Path, ...]) -> str:
-    """`_look` for a broken function, part of which may be missing."""
-    try:
-        return _look(code, sources)[0]
-    except OSError:
-        return ""
-
-
-def _lacks_source(entry: _Entry) -> bool:
-    return isinstance(entry.function, BrokenFunction) and any(not s.exists() for s in entry.sources)
-
-
-def _watch_source(watch: Watch, name: str, source: Path) -> None:
+def _watch_source(watch: Watch, *, name: str, source: Path) -> None:
     if source.is_dir():
         watch.add_tree(name, source)
     else:
@@ -267,15 +283,15 @@ def _check_name(name: str, code: Path) -> None:
         )
 
 
-def _check_readable(prints: list[Fingerprint]) -> None:
-    """Started by root, environments run as nobody: they must be able to read the code."""
+def _check_readable(*paths: Path) -> None:
+    """Started by root, environments run as nobody: they must be able to read code and layers."""
     if os.geteuid() != 0:
         return
-    for found in prints:
-        if found.unreadable:
+    for path in paths:
+        found = fingerprint(path).unreadable if path.is_dir() else None
+        if found:
             raise _Broken(
-                f"{found.unreadable}: cannot be read by the function's user. "
-                f"Hint: chmod -R a+rX {found.unreadable}"
+                f"{found}: cannot be read by the function's user. Hint: chmod -R a+rX {path}"
             )
 
 
@@ -288,56 +304,6 @@ def _read_description(code: Path, defaults: FunctionDefaults) -> Description:
 
 def _source(code: Path, layer: str) -> Path:
     return Path(os.path.normpath(code / os.path.expanduser(layer)))
-
-
-def _program(code: Path, description: Description, runtimes: Runtimes) -> tuple[str, str]:
-    """Runtime and handler, as written or told from the files; checked as far as that needs no running."""
-    runtime, handler = description.runtime, description.handler
-    guess_runtime, guess_handler = _guess(code, runtimes)
-    if runtime is None:
-        runtime = guess_runtime
-    if runtime is None:
-        raise _Broken(
-            f"{code}: no handler.py, index.js, index.mjs, handler.js or executable bootstrap in it. "
-            f"Hint: add one, or set runtime and handler in {code / TOML}"
-        )
-    if handler is None:
-        handler = guess_handler if guess_runtime == runtime or guess_runtime is None else None
-        handler = handler or _usual_handler(code, runtime)
-    try:
-        runtimes.resolve(runtime)
-    except RuntimeUnavailable as exc:
-        raise _Broken(f"{code}: {exc}", InvalidRuntime) from exc
-    return runtime, handler
-
-
-NODE_FILES = ("index.js", "index.mjs", "index.cjs", "handler.js", "handler.mjs", "handler.cjs")
-
-
-def _guess(code: Path, runtimes: Runtimes) -> tuple[str | None, str | None]:
-    if (code / "handler.py").is_file():
-        return runtimes.default, "handler.handler"
-    for name in NODE_FILES:
-        if (code / name).is_file():
-            newest = runtimes.newest("nodejs")
-            return (
-                newest.identifier if newest else "nodejs22.x"
-            ), f"{name.partition('.')[0]}.handler"
-    bootstrap = code / "bootstrap"
-    if bootstrap.is_file():
-        if not os.access(bootstrap, os.X_OK):
-            raise _Broken(f"{bootstrap}: is not executable. Hint: chmod a+x {bootstrap}")
-        return "provided.al2023", "bootstrap"
-    return None, None
-
-
-def _usual_handler(code: Path, runtime: str) -> str:
-    if runtime.startswith("provided"):
-        return "bootstrap"
-    if runtime.startswith("nodejs"):
-        found = [name for name in NODE_FILES if (code / name).is_file()]
-        return f"{found[0].partition('.')[0]}.handler" if found else "index.handler"
-    return "handler.handler"
 
 
 def _function(

@@ -240,11 +240,9 @@ class Environment:
 
     # --- what its runtime says (RuntimeFace)
 
-    def connection_opened(self) -> None:
-        self.connections += 1
-
-    def connection_closed(self) -> None:
-        self.connections -= 1
+    def count_connection(self, change: int) -> None:
+        """The Runtime API tells how many connections of the runtime are open."""
+        self.connections += change
         self._quiet.set()
         self._quiet = trio.Event()
 
@@ -321,6 +319,8 @@ class Environment:
         init_ms = (trio.current_time() - self._init_began_at) * 1000
         if not self.suppressed_init:
             self._init_ms = init_ms
+        assert self._sandbox is not None
+        self._sandbox.settle()
         self._owner_decides()
 
     def _init_failed(self, failure: Failure, *, at_once: bool = True) -> None:

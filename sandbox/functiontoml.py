@@ -45,6 +45,7 @@ class FunctionDefaults:
     """What a function gets where its function.toml is silent; lambox.toml may set other ones."""
 
     runtime: str | None = None
+    """For functions whose files fit its family."""
     timeout: int = 15
     memory_size: int = 128
     ephemeral_storage: int = 512
@@ -194,6 +195,7 @@ def parse(
         raise FunctionTomlError(reader.problems)
     base = {f.name: getattr(defaults, f.name) for f in dataclasses.fields(defaults)}
     base.pop("environment")
+    base.pop("runtime")  # which of its family a function gets: `rootfs.handlers.detect` decides
     return Description(**{**base, **given}, environment=MappingProxyType(environment))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import trio
 
@@ -135,15 +135,31 @@ class LogBook:
             return list(self._kept.get(function, ()))
         return [line for kept in self._kept.values() for line in kept]
 
-    async def follow(self, function: str | None = None) -> AsyncIterator[str]:
-        """Every line from now on. The iterator's owner must close it (aclosing)."""
+    def follow(self, function: str | None = None) -> Follower:
+        """Every line from this call on. Close it (aclosing)."""
         send, receive = trio.open_memory_channel[str](FOLLOWER_LINES)
         self._followers[send] = function
-        try:
-            while True:
-                yield await receive.receive()
-        finally:
-            del self._followers[send]
+        return Follower(receive, lambda: self._followers.pop(send, None))
+
+
+class Follower:
+    """An async iterator over the lines written since it was made."""
+
+    def __init__(
+        self, lines: trio.MemoryReceiveChannel[str], forget: Callable[[], object]
+    ) -> None:
+        self._lines = lines
+        self._forget = forget
+
+    def __aiter__(self) -> Follower:
+        return self
+
+    async def __anext__(self) -> str:
+        return await self._lines.receive()
+
+    async def aclose(self) -> None:
+        self._forget()
+        await self._lines.aclose()
 
 
 def start_line(request_id: str, version: str) -> str:

@@ -79,6 +79,7 @@ class FakeSandbox:
         self.telemetry, self.write_telemetry = _pipe()
         self.frozen = False
         self.killed = False
+        self.settled = False
         self.history: list[str] = []
         self.memory_peak = 10 * 1024 * 1024
         self._exit: Exit | None = None
@@ -115,6 +116,9 @@ class FakeSandbox:
             ):
                 os.close(fd)
         return Exit(killed=True)
+
+    def settle(self) -> None:
+        self.settled = True
 
     def freeze(self) -> None:
         self.frozen = True

@@ -150,6 +150,8 @@ class Sandbox(Protocol):
         """Read end of the pipe that is descriptor 62 inside (`_LAMBDA_TELEMETRY_LOG_FD`)."""
     async def start(self, program: Program) -> None:
         """Execute `program` inside; returns when execve succeeded. Raises ProgramNotStarted."""
+    def settle(self) -> None:
+        """Init is over: the CPU share holds from now on (until then there is none, as on AWS)."""
     async def wait(self) -> Exit:
         """Wait until the program has ended by itself (or was killed). Does not clean up."""
     async def kill(self) -> Exit:

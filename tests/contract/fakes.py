@@ -1,8 +1,9 @@
-"""Stand-ins for the rooms behind the two faces, and the two faces served for real on loopback sockets.
+"""Stand-ins for the rooms behind the two faces, and the two faces served for real on loopback
+sockets.
 
-`LANES` names the ways the same bytes can reach the same functions. There is one so far: the quart apps
-under hypercorn. A second lane adds a context manager of the same shape to the table, and every test here
-runs against it too.
+`LANES` names the ways the same bytes can reach the same functions. There is one so far: the quart
+apps under hypercorn. A second lane adds a context manager of the same shape to the table, and every
+test here runs against it too.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class FakeEnvironment:
         self.parked = trio.Event()
         self.abandoned = trio.Event()
         self.arrived, self.chunks = trio.open_memory_channel[bytes](math.inf)
+        self._done, self.done = trio.open_memory_channel[Posted](math.inf)
         self.may_read = trio.Event()
         self.may_read.set()
 
@@ -117,14 +119,17 @@ class FakeEnvironment:
             raise
         post.body = b"".join(post.chunks)
         post.trailers = dict(body.trailers)
+        self._done.send_nowait(post)
 
     async def error(self, request_id: str, *, body: bytes, **details: str | None) -> None:
         self._maybe_refuse()
         self.posted.append(Posted("error", request_id, body, details=dict(details)))
+        self._done.send_nowait(self.posted[-1])
 
     async def init_error(self, *, error_type: str | None, body: bytes) -> None:
         self._maybe_refuse()
         self.posted.append(Posted("init_error", body=body, details={"error_type": error_type}))
+        self._done.send_nowait(self.posted[-1])
 
     def _maybe_refuse(self) -> None:
         if self.refusal is not None:

@@ -256,9 +256,13 @@ async def test_endless_refused_body_is_cut(env: Environments) -> None:
     async with await connect(env.addresses[0]) as wire:
         await wire.send(head("POST", RESPONSE, {"Transfer-Encoding": "chunked"}))
         piece = b"100000\r\n" + b"x" * MIB + b"\r\n"
-        with pytest.raises(trio.BrokenResourceError):
+
+        async def send_without_end() -> None:
             while True:
                 await wire.send(piece)
+
+        with pytest.raises(trio.BrokenResourceError):
+            await send_without_end()
 
 
 @pytest.mark.trio
@@ -267,7 +271,7 @@ async def test_error(env: Environments) -> None:
         "Content-Type": "application/json",
         "Lambda-Runtime-Function-Error-Type": "Function.Oops",
     }
-    body = b'not even json <&>'
+    body = b"not even json <&>"
     answer = await ask(env.addresses[0], "POST", ERROR, body, headers)
     assert (answer.status, answer.body) == (202, OK)
     (post,) = env.faces[0].posted
@@ -383,3 +387,13 @@ async def test_telemetry_is_not_supported(env: Environments) -> None:
         "errorMessage": "Telemetry API is not supported",
         "errorType": "Telemetry.NotSupported",
     }
+
+
+@pytest.mark.trio
+async def test_next_with_a_body_that_never_comes_is_given_up_too(env: Environments) -> None:
+    """Its end comes before the handler has run, and is no truncation that anybody would answer."""
+    async with await connect(env.addresses[0]) as wire:
+        request = head("GET", f"{PREFIX}/invocation/next", {"Content-Length": "10"}) + b"short"
+        await wire.send(request)
+        await wire.stream.send_eof()
+        assert await wire.stream.receive_some() == b""

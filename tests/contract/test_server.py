@@ -1,14 +1,17 @@
-"""Serving itself: sockets come and go, stopping, grace, peers that stand still, nothing left behind."""
+"""Serving itself: sockets come and go, stopping, grace, peers that stand still, nothing left
+behind."""
 
 from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
 import trio
 import trio.testing
+from quart import Response
 
 from runtimeapi.app import FaceApp, respond
 from runtimeapi.connection import FaceConfig
@@ -86,13 +89,12 @@ async def test_stopping_closes_parked_connections(served: ServedApp) -> None:
 async def test_stopping_is_not_held_up_by_a_peer_that_does_not_read(served: ServedApp) -> None:
     sock, face = listening(), FakeEnvironment()
     face.put.send_nowait(event(b"x" * 50_000_000))
-    async with await connect(sock.getsockname()) as wire:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(served.serve, sock, {"environment": face})
-            await wire.send(head("GET", NEXT, {}))
-            await face.parked.wait()
-            await trio.testing.wait_all_tasks_blocked(0.02)  # the server stands in its write
-            nursery.cancel_scope.cancel()
+    async with await connect(sock.getsockname()) as wire, trio.open_nursery() as nursery:
+        await nursery.start(served.serve, sock, {"environment": face})
+        await wire.send(head("GET", NEXT, {}))
+        await face.parked.wait()
+        await trio.testing.wait_all_tasks_blocked(0.02)  # the server stands in its write
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.trio
@@ -134,13 +136,13 @@ async def test_grace_ends(served: ServedApp) -> None:
 
 async def _serve(
     served: ServedApp,
-    sock: object,
+    sock: socket.socket,
     face: FakeEnvironment,
     grace_s: float,
     *,
     task_status: trio.TaskStatus[None],
 ) -> None:
-    await served.serve(sock, {"environment": face}, grace_s=grace_s, task_status=task_status)  # type: ignore[arg-type]
+    await served.serve(sock, {"environment": face}, grace_s=grace_s, task_status=task_status)
 
 
 @pytest.mark.trio
@@ -160,6 +162,7 @@ async def test_a_connection_can_be_handed_over_with_bytes_already_read(served: S
         assert (await ours.answer()).status == 202
         assert face.posted[0].body == b"hello"
         assert (await ours.ask("GET", PING)).body == b"pong"
+        await ours.stream.aclose()
 
 
 async def _pair() -> tuple[Wire, trio.SocketStream]:
@@ -235,14 +238,15 @@ def _upload_app() -> FaceApp:
     app = FaceApp("tests.upload")
 
     @app.post("/big")
-    async def big() -> object:
+    async def big() -> Response:
         return respond(200, {}, b"x" * 50_000_000)
 
     return app
 
 
 async def _with_config(config: FaceConfig, request: bytes) -> Wire:
-    """One connection to an app served under `config`, `request` sent; the server has ended it on return."""
+    """One connection to an app served under `config`, `request` sent; the server has ended it on
+    return."""
     ours, theirs = await _pair()
     async with running_app(_upload_app(), config) as served, trio.open_nursery() as nursery:
         nursery.start_soon(served.serve_connection, theirs, {})
@@ -266,3 +270,38 @@ async def test_a_caller_that_does_not_read_is_cut() -> None:
     with trio.fail_after(10):
         async with await _with_config(config, head("POST", "/big", {"Content-Length": "0"})):
             pass
+
+
+@pytest.mark.trio
+async def test_a_body_that_stops_coming_is_answered() -> None:
+    config = caller_config()
+    config.body_timeout_s = 0.05
+    ours, theirs = await _pair()
+    with trio.fail_after(10):
+        async with ours, running_app(make_rapi_app(), config) as served:  # noqa: SIM117 - order
+            async with trio.open_nursery() as nursery:
+                state = {"environment": FakeEnvironment()}
+                nursery.start_soon(served.serve_connection, theirs, state)
+                await ours.send(head("POST", RESPONSE, {"Content-Length": "5"}) + b"he")
+                assert (await ours.answer()).json["errorType"] == "TruncatedHTTPRequest"
+                assert await ours.stream.receive_some() == b""
+
+
+@pytest.mark.trio
+async def test_a_long_invocation_is_not_silence() -> None:
+    """The time limit on bodies does not run while the handler works."""
+    config = caller_config()
+    config.body_timeout_s = config.keep_alive_timeout = 0.02
+    ours, theirs = await _pair()
+    face = FakeEnvironment()
+    with trio.fail_after(10):
+        async with ours, running_app(make_rapi_app(), config) as served:  # noqa: SIM117 - order
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(served.serve_connection, theirs, {"environment": face})
+                await ours.send(head("GET", NEXT, {}))
+                with trio.move_on_after(0.1):
+                    await face.abandoned.wait()
+                assert not face.abandoned.is_set()
+                face.put.send_nowait(event())
+                assert (await ours.answer("GET")).status == 200
+                await ours.stream.aclose()

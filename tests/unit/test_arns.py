@@ -68,9 +68,9 @@ def test_not_found_names_latest() -> None:
 def test_names_that_are_none(raw: str) -> None:
     error = refusal(raw)
     assert (error.status, error.code) == (400, "ValidationException")
-    assert violation(raw, "functionName", f"satisfy regular expression pattern: {NAME_PATTERN}") in (
-        error.message
-    )
+    assert violation(
+        raw, "functionName", f"satisfy regular expression pattern: {NAME_PATTERN}"
+    ) in (error.message)
 
 
 def test_one_violation_as_aws_prints_it() -> None:

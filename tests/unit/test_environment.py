@@ -173,11 +173,11 @@ async def test_exits_are_told_from_the_facts(autojump_clock: Clock, exit_: Exit,
 async def test_an_answer_sent_in_the_last_moment_counts(autojump_clock: Clock) -> None:
     async def answer_and_die(environment: Environment, sandbox: FakeSandbox) -> None:
         event = await environment.next()
-        environment.connection_opened()
+        environment.count_connection(+1)
         sandbox.end(Exit(code=0))
         await trio.sleep(0.05)  # its bytes are still in our socket buffer
         await respond(environment, event.request_id, Body(b'"last"'))
-        environment.connection_closed()
+        environment.count_connection(-1)
         await trio.sleep_forever()
 
     async with held(World(answer_and_die)) as it:

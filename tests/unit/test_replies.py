@@ -34,7 +34,8 @@ def test_tail() -> None:
 
 @pytest.mark.parametrize("status", ["error", "timeout", "failure"])
 def test_function_errors_are_unhandled_and_200(status: str) -> None:
-    reply = replies.aws_success(Outcome(status, b"{}", executed_version="3"), tail=False)  # type: ignore[arg-type]
+    outcome = Outcome(status, b"{}", executed_version="3")  # type: ignore[arg-type]
+    reply = replies.aws_success(outcome, tail=False)
     assert reply.status == 200
     assert reply.headers["X-Amz-Function-Error"] == "Unhandled"
     assert reply.headers["X-Amz-Executed-Version"] == "3"

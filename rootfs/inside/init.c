@@ -1,0 +1,254 @@
+/* The two small steps around bubblewrap that Python would make slow or impossible.
+ *
+ *   init launch UID GID TELEMETRY PROCS... -- BWRAP ARGS...
+ *       On the host. Puts the descriptor TELEMETRY at 62, enters the cgroups (writes itself into each
+ *       PROCS file), becomes UID:GID (-1: stays who it is), asks to die with its parent, executes bwrap. So bwrap is limited and
+ *       unprivileged from its first instruction.
+ *
+ *   init run CONTROL ADDRESS PORT
+ *       Pid 1 of the sandbox (bwrap --as-pid-1). Opens the Runtime API's listener inside the network
+ *       namespace and sends it over CONTROL (a unix stream socket); waits for one message with the
+ *       program; forks and executes it; reaps orphans; reports the program's raw wait status.
+ *
+ * Over CONTROL, host byte order:
+ *   to the supervisor    'L' + SCM_RIGHTS(listener) + u16 port
+ *   from the supervisor  u32 length, u32 nofile, u32 argc, u32 envc, then NUL-terminated strings: cwd, argv, env
+ *   to the supervisor    'S' u32 0  started, or  'S' u32 errno  the exec failed
+ *   to the supervisor    'X' u32 wait status
+ *
+ * CONTROL belongs to pid 1 alone, and pid 1 is not dumpable: code of the same uid can neither trace it
+ * nor open its descriptors. End of file on CONTROL means that the supervisor is gone: pid 1 exits, and
+ * the kernel kills everything else in the pid namespace.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <grp.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define TELEMETRY_FD 62
+#define MAX_MESSAGE (4u << 20)
+
+static void die(const char *what) {
+    fprintf(stderr, "lambox init: %s: %s\n", what, strerror(errno));
+    _exit(125);
+}
+
+/* ---- launch ---- */
+
+static int launch(int argc, char **argv) {
+    pid_t parent = getppid();
+    if (argc < 6) { errno = EINVAL; die("launch"); }
+    long uid = atol(argv[2]), gid = atol(argv[3]);
+    int telemetry = atoi(argv[4]), i = 5;
+    if (dup2(telemetry, TELEMETRY_FD) < 0) die("dup2");
+    close(telemetry);
+    for (; i < argc && strcmp(argv[i], "--") != 0; i++) {
+        int fd = open(argv[i], O_WRONLY | O_CLOEXEC);
+        if (fd < 0 || write(fd, "0", 1) != 1) die(argv[i]);
+        close(fd);
+    }
+    if (i + 1 >= argc) { errno = EINVAL; die("launch"); }
+    if (uid >= 0) {
+        if (setgroups(0, NULL) || setresgid(gid, gid, gid) || setresuid(uid, uid, uid)) die("becoming the environment's user");
+    }
+    /* After the change of credentials, which clears it. */
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL)) die("PR_SET_PDEATHSIG");
+    if (getppid() != parent) _exit(125);
+    execv(argv[i + 1], argv + i + 1);
+    die(argv[i + 1]);
+    return 125;
+}
+
+/* ---- run ---- */
+
+static void read_all(int fd, void *to, size_t size) {
+    char *p = to;
+    while (size) {
+        ssize_t got = read(fd, p, size);
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) _exit(0); /* the supervisor is gone */
+        p += got;
+        size -= got;
+    }
+}
+
+static void tell(int fd, char what, uint32_t value) {
+    char message[5];
+    message[0] = what;
+    memcpy(message + 1, &value, 4);
+    if (send(fd, message, 5, MSG_NOSIGNAL) != 5) _exit(0);
+}
+
+static int listen_on(const char *address, uint16_t port, uint16_t *real) {
+    struct sockaddr_in name = {.sin_family = AF_INET, .sin_port = htons(port)};
+    socklen_t size = sizeof name;
+    int on = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0) die("socket");
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (inet_pton(AF_INET, address, &name.sin_addr) != 1) { errno = EINVAL; die(address); }
+    if (bind(fd, (struct sockaddr *)&name, size) || listen(fd, 128)) die("listening");
+    if (getsockname(fd, (struct sockaddr *)&name, &size)) die("getsockname");
+    *real = ntohs(name.sin_port);
+    return fd;
+}
+
+static void send_listener(int control, int listener, uint16_t port) {
+    char byte[3] = {'L'};
+    memcpy(byte + 1, &port, 2);
+    struct iovec data = {byte, 3};
+    union { char room[CMSG_SPACE(sizeof(int))]; struct cmsghdr align; } u;
+    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = u.room, .msg_controllen = sizeof u.room};
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(header), &listener, sizeof(int));
+    if (sendmsg(control, &message, MSG_NOSIGNAL) != 3) die("sending the listener");
+}
+
+static char **strings(char **at, char *end, uint32_t count, uint32_t extra) {
+    char **list = calloc((size_t)count + extra + 1, sizeof *list);
+    if (!list) die("calloc");
+    for (uint32_t i = 0; i < count; i++) {
+        if (*at >= end) { errno = EPROTO; die("start message"); }
+        list[i] = *at;
+        *at += strlen(*at) + 1;
+    }
+    return list;
+}
+
+static void close_between(unsigned first, unsigned last) {
+    if (first > last || syscall(SYS_close_range, first, last, 0) == 0) return;
+    /* Before Linux 5.9. Descriptors of host folders may be among them: none may stay. */
+    struct rlimit most;
+    getrlimit(RLIMIT_NOFILE, &most);
+    for (unsigned fd = first; fd <= last && fd < most.rlim_max; fd++) close((int)fd);
+}
+
+static void close_all_but_std(int keep) {
+    unsigned low = keep < TELEMETRY_FD ? keep : TELEMETRY_FD, high = keep < TELEMETRY_FD ? TELEMETRY_FD : keep;
+    close_between(3, low - 1);
+    close_between(low + 1, high - 1);
+    close_between(high + 1, ~0U);
+}
+
+static void limit(int what, rlim_t value) {
+    struct rlimit both = {value, value};
+    if (setrlimit(what, &both)) die("setrlimit");
+}
+
+static void become(char *cwd, char **args, char **env, uint32_t nofile, int report) {
+    sigset_t none;
+    sigemptyset(&none);
+    for (int sig = 1; sig < NSIG; sig++) signal(sig, SIG_DFL);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    close_all_but_std(report);
+    setsid();
+    limit(RLIMIT_NOFILE, nofile);
+    limit(RLIMIT_CORE, 0);
+    if (chdir(cwd) == 0) {
+        environ = env;
+        execvp(args[0], args);
+    }
+    int reason = errno;
+    ssize_t ignored = write(report, &reason, sizeof reason);
+    (void)ignored;
+    _exit(126);
+}
+
+static pid_t start(int control, const char *address, uint16_t port) {
+    uint32_t length, head[3];
+    read_all(control, &length, 4);
+    if (length < 12 || length > MAX_MESSAGE) { errno = EMSGSIZE; die("start message"); }
+    char *message = malloc(length - 12 + 1);
+    if (!message) die("malloc");
+    read_all(control, head, 12);
+    read_all(control, message, length - 12);
+    message[length - 12] = 0;
+    char *at = message, *end = message + length - 12;
+    char *cwd = at;
+    at += strlen(at) + 1;
+    if (head[1] == 0 || head[1] > length || head[2] > length) { errno = EPROTO; die("start message"); }
+    char **args = strings(&at, end, head[1], 0);
+    char **env = strings(&at, end, head[2], 1);
+    char api[80];
+    snprintf(api, sizeof api, "AWS_LAMBDA_RUNTIME_API=%s:%u", address, port);
+    env[head[2]] = api;
+
+    int report[2];
+    if (pipe2(report, O_CLOEXEC)) die("pipe2");
+    pid_t child = fork();
+    if (child < 0) {
+        tell(control, 'S', errno);
+        _exit(0);
+    }
+    if (child == 0) become(cwd, args, env, head[0], report[1]);
+    close(report[1]);
+    int reason = 0;
+    ssize_t got;
+    do got = read(report[0], &reason, sizeof reason);
+    while (got < 0 && errno == EINTR);
+    close(report[0]);
+    memset(message, 0, length - 12); /* the function's secrets are its own from here on */
+    tell(control, 'S', got == sizeof reason ? (uint32_t)reason : 0);
+    return child;
+}
+
+static int run(int argc, char **argv) {
+    if (argc != 5) { errno = EINVAL; die("run"); }
+    if (prctl(PR_SET_DUMPABLE, 0)) die("PR_SET_DUMPABLE");
+    int control = atoi(argv[2]);
+    fcntl(control, F_SETFD, FD_CLOEXEC);
+    uint16_t port;
+    int listener = listen_on(argv[3], (uint16_t)atoi(argv[4]), &port);
+    send_listener(control, listener, port);
+    close(listener);
+
+    sigset_t chld;
+    sigemptyset(&chld);
+    sigaddset(&chld, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &chld, NULL);
+    int children = signalfd(-1, &chld, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (children < 0) die("signalfd");
+    pid_t child = start(control, argv[3], port);
+    /* The pipes are the runtime's: while pid 1 held them they would never come to their end. */
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (null >= 0) { dup2(null, 1); dup2(null, 2); }
+    close(TELEMETRY_FD);
+
+    struct pollfd wait_for[2] = {{.fd = control, .events = POLLIN}, {.fd = children, .events = POLLIN}};
+    for (;;) {
+        int status;
+        pid_t pid;
+        while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+            if (pid == child) {
+                tell(control, 'X', (uint32_t)status);
+                _exit(0);
+            }
+        if (poll(wait_for, 2, -1) < 0 && errno != EINTR) die("poll");
+        if (wait_for[0].revents) _exit(0); /* it says nothing more; this is its end */
+        struct signalfd_siginfo drained;
+        while (read(children, &drained, sizeof drained) > 0) {}
+    }
+}
+
+int main(int argc, char **argv) {
+    if (argc > 1 && strcmp(argv[1], "launch") == 0) return launch(argc, argv);
+    if (argc > 1 && strcmp(argv[1], "run") == 0) return run(argc, argv);
+    fprintf(stderr, "lambox init: launch or run; see init.c\n");
+    return 125;
+}

@@ -1,0 +1,153 @@
+"""Owns bubblewrap's command line: SandboxSpec -> argv and the descriptors that go with it.
+
+Descriptors are numbered from LOWEST_FD up, clear of 0-2 and of the telemetry pipe's 62.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from rootfs.layout import Bind, Dev, Directory, Entry, Proc, Symlink, Text, Tmpfs
+from sandbox.confine.spec import IsolationUnavailable, SandboxSpec
+from sandbox.confine.staging import Bridge
+
+UID, GID = 993, 990
+"""sbx_user1051 (SPEC 5.2)."""
+INIT_INSIDE = "/run/lambox/init"
+LOWEST_FD = 100
+OLDEST = (0, 8, 0)
+"""--disable-userns and --size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bwrap:
+    """A bubblewrap found on this host."""
+
+    path: str
+    version: tuple[int, ...]
+
+
+@functools.cache
+def find(path: str = "bwrap") -> Bwrap:
+    """Ask bwrap what it is. Raises IsolationUnavailable; 10 ms, once."""
+    try:
+        text = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as exc:
+        raise IsolationUnavailable(
+            f"bubblewrap cannot be run: {exc}", "apt-get install bubblewrap"
+        ) from exc
+    version = tuple(int(part) for part in text.split()[-1].split(".") if part.isdigit())
+    if version < OLDEST:
+        raise IsolationUnavailable(
+            f"bubblewrap {text.split()[-1]} is too old, 0.8.0 is needed", "apt-get install bubblewrap"
+        )
+    return Bwrap(shutil.which(path) or path, version)
+
+
+class Descriptors:
+    """The descriptors one bwrap is started with. Closing this closes them in the supervisor."""
+
+    def __init__(self) -> None:
+        self.fds: list[int] = []
+
+    def __enter__(self) -> Descriptors:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for fd in self.fds:
+            os.close(fd)
+        self.fds.clear()
+
+    def take(self, fd: int) -> int:
+        """Keep `fd` under a number of LOWEST_FD or more; the given number is closed."""
+        try:
+            high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LOWEST_FD)
+        finally:
+            os.close(fd)
+        self.fds.append(high)
+        return high
+
+    def data(self, content: bytes) -> int:
+        fd = self.take(os.memfd_create("lambox", os.MFD_CLOEXEC))
+        os.write(fd, content)
+        os.lseek(fd, 0, os.SEEK_SET)
+        return fd
+
+
+def command(
+    spec: SandboxSpec,
+    bwrap: Bwrap,
+    init: str,
+    control: int,
+    fds: Descriptors,
+    *,
+    seccomp: bytes | None,
+    places: Mapping[str, Bridge],
+) -> list[str]:
+    """The whole bwrap command; what it names by number is in `fds`. `places`: sources found elsewhere."""
+    argv = [
+        bwrap.path,
+        "--unshare-user",
+        "--unshare-ipc",
+        "--unshare-pid",
+        "--unshare-uts",
+        "--unshare-cgroup",
+        *(["--unshare-net"] if spec.network == "none" else []),
+        "--die-with-parent",
+        "--new-session",
+        "--as-pid-1",
+        "--disable-userns",
+        "--uid",
+        str(UID),
+        "--gid",
+        str(GID),
+        "--hostname",
+        spec.hostname,
+        "--clearenv",
+        "--cap-drop",
+        "ALL",
+    ]
+
+    def bind(source: str, target: str) -> list[str]:
+        bridge = places.get(source)
+        return ["--ro-bind", bridge.place if bridge else source, target]
+
+    for entry in spec.root:
+        argv += _entry(entry, bind, fds)
+    argv += bind(init, INIT_INSIDE)
+    if seccomp is not None:
+        argv += ["--seccomp", str(fds.data(seccomp))]
+    # A host-network sandbox shares 127.0.0.1 with everybody: the kernel picks its port.
+    port = "9001" if spec.network == "none" else "0"
+    argv += ["--remount-ro", "/", "--chdir", "/", "--"]
+    return [*argv, INIT_INSIDE, "run", str(control), "127.0.0.1", port]
+
+
+def sources(spec: SandboxSpec, init: str) -> list[str]:
+    """Every host path that `command` binds."""
+    return [*(entry.source for entry in spec.root if isinstance(entry, Bind)), init]
+
+
+def _entry(entry: Entry, bind: Callable[[str, str], list[str]], fds: Descriptors) -> list[str]:
+    match entry:
+        case Bind(source, target):
+            return bind(source, target)
+        case Tmpfs(target, size, mode):
+            return ["--perms", f"{mode:04o}", "--size", str(size), "--tmpfs", target]
+        case Symlink(to, target):
+            return ["--symlink", to, target]
+        case Text(content, target):
+            return ["--perms", "0444", "--ro-bind-data", str(fds.data(content.encode())), target]
+        case Directory(target):
+            return ["--dir", target]
+        case Proc(target):
+            return ["--proc", target]
+        case Dev(target):
+            # Its tmpfs would be a second writable place (with /dev/shm, which AWS has not).
+            return ["--dev", target, "--remount-ro", target]

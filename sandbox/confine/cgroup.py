@@ -1,0 +1,172 @@
+"""Owns control groups: what holds a sandbox's processes to their limits, counts what they use, ends them.
+
+Two backends behind one small interface: v2 (`cgroup_v2.py`) and v1 (`cgroup_v1.py`, hybrid hosts
+included). A supervisor's groups are children of one folder, `lambox-PID-STARTTIME-PIDNS`, so that the next
+start can tell a dead supervisor's folder from a living one's (`sweep`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Protocol
+
+from sandbox.confine.spec import ConfineError, IsolationUnavailable, Limits
+
+log = logging.getLogger(__name__)
+OWN_FOLDER = re.compile(r"lambox-(\d+)-(\d+)-(\d+)\Z")
+PERIOD_US = 100_000
+MOST_REMOVALS = 100
+"""Tries to remove a group whose last process is on its way out; 5 ms apart."""
+
+
+class Cgroup(Protocol):
+    """The group of one sandbox. Reads return None where this host keeps no such account."""
+
+    @property
+    def procs(self) -> list[str]:
+        """The cgroup.procs files that a process writes "0" into to be inside."""
+
+    def limit_cpu(self, cores: float) -> None: ...
+    def freeze(self) -> None: ...
+    def thaw(self) -> None: ...
+    def kill(self) -> None:
+        """SIGKILL to every process inside, frozen ones included."""
+
+    def pids(self) -> list[int]: ...
+    def memory(self) -> int | None: ...
+    def memory_peak(self) -> int | None: ...
+    def oom_kills(self) -> int: ...
+    def cpu_s(self) -> float | None: ...
+    def remove(self) -> bool:
+        """False while a process is still inside."""
+
+
+class CgroupTree(Protocol):
+    """Where one supervisor's groups live."""
+
+    def create(self, name: str, limits: Limits) -> Cgroup: ...
+    def sweep(self) -> list[str]:
+        """Remove what dead supervisors left. Blocks up to a second. Returns what was removed."""
+
+    def close(self) -> None: ...
+    def describe(self) -> str: ...
+
+
+def own_name() -> str:
+    pid = os.getpid()
+    return f"lambox-{pid}-{start_time(pid)}-{os.stat('/proc/self/ns/pid').st_ino}"
+
+
+def start_time(pid: int) -> str | None:
+    """Field 22 of /proc/PID/stat, in clock ticks since boot: with the pid it names a process for good."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return stat.rpartition(")")[2].split()[19]
+
+
+def is_orphaned(name: str) -> bool:
+    """Whether a folder of this name belonged to a supervisor of our pid namespace that is gone."""
+    match = OWN_FOLDER.match(name)
+    if match is None or int(match[3]) != os.stat("/proc/self/ns/pid").st_ino:
+        return False
+    return start_time(int(match[1])) != match[2]
+
+
+def read_int(path: str) -> int | None:
+    try:
+        with open(path) as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return None
+
+
+def read_field(path: str, key: str) -> int | None:
+    """Value of a line `key value`, as memory.events and memory.oom_control have them."""
+    try:
+        with open(path) as file:
+            for line in file:
+                name, _, value = line.partition(" ")
+                if name == key:
+                    return int(value)
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def write(path: str, value: str) -> None:
+    """Raises ConfineError that can be pasted into a shell."""
+    try:
+        with open(path, "w") as file:
+            file.write(value)
+    except OSError as exc:
+        raise ConfineError(f"cannot limit a sandbox: echo {value} > {path}: {exc.strerror}") from exc
+
+
+def read_pids(path: str) -> list[int]:
+    try:
+        with open(path) as file:
+            return [int(line) for line in file]
+    except OSError:
+        return []
+
+
+def remove_tree(folder: Path, *, patience_s: float = 0.0) -> bool:
+    """Kill what is in a folder of groups and remove it, children first."""
+    end = time.monotonic() + patience_s
+    while True:
+        for path in sorted(folder.glob("**/cgroup.procs"), key=lambda p: -len(p.parts)):
+            for pid in read_pids(str(path)):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                freezer = path.parent / "freezer.state"
+                if freezer.exists():
+                    freezer.write_text("THAWED")
+                path.parent.rmdir()
+        if not folder.exists():
+            return True
+        if time.monotonic() >= end:
+            return False
+        time.sleep(0.01)
+
+
+def sweep_folders(mounts: list[Path]) -> list[str]:
+    """Look through whole hierarchies: a dead supervisor may have been started in another group."""
+    removed = []
+    for mount in mounts:
+        for top, names, _ in os.walk(mount):
+            for name in [name for name in names if name.startswith("lambox-")]:
+                names.remove(name)
+                folder = Path(top, name)
+                if is_orphaned(name) and os.access(top, os.W_OK):
+                    if remove_tree(folder, patience_s=1.0):
+                        removed.append(str(folder))
+                    else:
+                        log.warning("a dead server left %s and it cannot be removed", folder)
+    return removed
+
+
+def detect() -> CgroupTree:
+    """The tree this host lets us make groups in. Raises IsolationUnavailable."""
+    from sandbox.confine.cgroup_v1 import V1Tree
+    from sandbox.confine.cgroup_v2 import V2Tree
+
+    problems = []
+    for backend in (V2Tree, V1Tree):
+        try:
+            return backend.open()
+        except (ConfineError, OSError) as exc:
+            problems.append(str(exc))
+    raise IsolationUnavailable(
+        "no cgroup can be made here: " + "; ".join(problems),
+        "systemd-run --user --scope -p Delegate=yes lambox serve   "
+        "(or start as root, or a container with --privileged)",
+    )

@@ -1,0 +1,89 @@
+"""Owns the supervisor's end of the socket to a sandbox's pid 1 (the protocol stands in init.c)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+
+import trio
+
+from sandbox.confine.spec import ConfineError, Program, ProgramNotStarted
+
+FRAME = struct.Struct("=cI")
+PID = struct.Struct("=iII")
+"""struct ucred of unix(7)."""
+MAX_MESSAGE = 4 << 20
+
+
+class Control:
+    """One socket. Resource handling: `close` it; the listener belongs to whoever called `listener`."""
+
+    def __init__(self) -> None:
+        ours, self.theirs = socket.socketpair()
+        # The kernel then says which process sends: its pid in *our* pid namespace.
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._socket = trio.socket.from_stdlib_socket(ours)
+        self._rest = b""
+
+    def close(self) -> None:
+        self.theirs.close()
+        self._socket.close()
+
+    async def listener(self) -> tuple[socket.socket, int, int] | None:
+        """(listening socket, its port, host pid of pid 1); None when the sandbox ended instead."""
+        self.theirs.close()
+        room = socket.CMSG_SPACE(PID.size) + socket.CMSG_SPACE(4)
+        data, extras, _, _ = await self._socket.recvmsg(3, room)
+        pid, fd = 0, -1
+        for level, kind, value in extras:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+                pid = PID.unpack(value)[0]
+            elif level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                (fd,) = struct.unpack("=i", value[:4])
+        if len(data) != 3 or data[:1] != b"L" or fd < 0 or pid <= 0:
+            if fd >= 0:
+                os.close(fd)
+            return None
+        listener = socket.socket(fileno=fd)
+        listener.setblocking(False)
+        os.set_inheritable(fd, False)
+        return listener, struct.unpack("=H", data[1:])[0], pid
+
+    async def start(self, program: Program, nofile: int) -> None:
+        """Raises ProgramNotStarted, or ConfineError when pid 1 is gone."""
+        strings = [program.cwd, *program.argv, *(f"{k}={v}" for k, v in program.env.items())]
+        if any("\0" in text for text in strings):
+            raise ProgramNotStarted(program.argv[0], errno.EINVAL, "NUL in argv or environment")
+        body = struct.pack("=III", nofile, len(program.argv), len(program.env))
+        body += b"".join(os.fsencode(text) + b"\0" for text in strings)
+        if len(body) > MAX_MESSAGE:
+            raise ProgramNotStarted(program.argv[0], errno.E2BIG, os.strerror(errno.E2BIG))
+        try:
+            await trio.SocketStream(self._socket).send_all(struct.pack("=I", len(body)) + body)
+        except trio.BrokenResourceError as exc:
+            raise ConfineError("the sandbox ended before its program was started") from exc
+        frame = await self._frame()
+        if frame is None or frame[0] != b"S":
+            raise ConfineError("the sandbox ended before its program was started")
+        if frame[1]:
+            raise ProgramNotStarted(program.argv[0], frame[1], os.strerror(frame[1]))
+
+    async def exit_status(self) -> int | None:
+        """The program's raw wait status; None when pid 1 went without a word (it was killed)."""
+        frame = await self._frame()
+        return frame[1] if frame is not None and frame[0] == b"X" else None
+
+    async def _frame(self) -> tuple[bytes, int] | None:
+        while len(self._rest) < FRAME.size:
+            try:
+                data = await self._socket.recv(64)
+            except OSError:
+                return None
+            if not data:
+                return None
+            self._rest += data
+        frame, self._rest = self._rest[: FRAME.size], self._rest[FRAME.size :]
+        kind, value = FRAME.unpack(frame)
+        return kind, value

@@ -1,0 +1,233 @@
+"""Owns one live sandbox: its pids, pipes and cgroup, and the guarantee that `kill` leaves none of it.
+
+Killing is one SIGKILL to pid 1 of the pid namespace: the kernel takes everything in it along, whatever it
+ignores or blocks (pid_namespaces(7)). bwrap, the parent of pid 1, then reaps it and ends. What an out-of-memory
+kill of the whole group leaves over (pid 1 orphaned, because bwrap died first) comes to us, the subreaper.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from contextlib import suppress
+
+import trio
+
+from sandbox.confine.cgroup import Cgroup
+from sandbox.confine.control import Control
+from sandbox.confine.identity import Identities
+from sandbox.confine.spec import ConfineError, Exit, Program, SandboxSpec, Usage
+
+KILL_LIMIT_S = 5.0
+REMOVE_WAIT_S = 0.005
+REMOVE_TRIES = 200
+
+
+class Pipes:
+    """stdout, stderr, telemetry: (read, write) ends, the read ends non-blocking."""
+
+    def __init__(self) -> None:
+        self.pairs = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
+        for read, _ in self.pairs:
+            os.set_blocking(read, False)
+        self.reads = [read for read, _ in self.pairs]
+        self._writes = [write for _, write in self.pairs]
+
+    def close_writes(self) -> None:
+        while self._writes:
+            os.close(self._writes.pop())
+
+    def close(self) -> None:
+        self.close_writes()
+        while self.reads:
+            os.close(self.reads.pop())
+
+
+class BwrapSandbox:
+    """Implements `spec.Sandbox`. Made by `launcher.BwrapLauncher.launch`, which has filled all of it."""
+
+    def __init__(
+        self,
+        spec: SandboxSpec,
+        cgroup: Cgroup,
+        process: subprocess.Popen[bytes],
+        control: Control,
+        pipes: Pipes,
+        identities: Identities,
+        uid: int | None,
+    ) -> None:
+        self.name = spec.name
+        self._spec = spec
+        self._cgroup = cgroup
+        self._process = process
+        self._process_fd = os.pidfd_open(process.pid)
+        self._control = control
+        self._pipes = pipes
+        self._identities = identities
+        self._uid = uid
+        self._pid1: int | None = None
+        self._pid1_fd: int | None = None
+        self._listener: socket.socket | None = None
+        self._port = 0
+        self._stdout, self._stderr, self._telemetry = pipes.reads
+        self._exit: Exit | None = None
+        self._exit_lock = trio.Lock()
+        self._kill_lock = trio.Lock()
+        self._killing = False
+        self._gone = False
+        self._last_usage = Usage(None, None, None)
+        self._last_oom_kills = 0
+
+    async def open(self) -> None:
+        """Wait for the listener. Raises ConfineError with what bwrap said."""
+        found = await self._control.listener()
+        if found is None:
+            raise ConfineError(f"bubblewrap could not make a sandbox: {self._complaint()}")
+        self._listener, self._port, self._pid1 = found
+        try:
+            self._pid1_fd = os.pidfd_open(self._pid1)
+        except ProcessLookupError as exc:
+            raise ConfineError("the sandbox died while it was made") from exc
+
+    def _complaint(self) -> str:
+        with suppress(BlockingIOError):
+            return os.read(self._stderr, 4096).decode("utf-8", "replace").strip() or "no reason given"
+        return "no reason given"
+
+    @property
+    def listener(self) -> socket.socket:
+        assert self._listener is not None
+        return self._listener
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self._port}"
+
+    @property
+    def stdout(self) -> int:
+        return self._stdout
+
+    @property
+    def stderr(self) -> int:
+        return self._stderr
+
+    @property
+    def telemetry(self) -> int:
+        return self._telemetry
+
+    async def start(self, program: Program) -> None:
+        await self._control.start(program, self._spec.limits.nofile)
+
+    def settle(self) -> None:
+        if not self._gone:
+            self._cgroup.limit_cpu(self._spec.limits.cpu_cores)
+
+    async def wait(self) -> Exit:
+        async with self._exit_lock:
+            if self._exit is None:
+                self._exit = self._describe_exit(await self._control.exit_status())
+            return self._exit
+
+    def _describe_exit(self, status: int | None) -> Exit:
+        oom_kills, cpu_s = self.oom_kills(), self.usage().cpu_s or 0.0
+        if status is None:
+            return Exit(oom_kills=oom_kills, killed=self._killing, cpu_s=cpu_s)
+        if os.WIFSIGNALED(status):
+            return Exit(signal=os.WTERMSIG(status), oom_kills=oom_kills, cpu_s=cpu_s)
+        return Exit(code=os.WEXITSTATUS(status), oom_kills=oom_kills, cpu_s=cpu_s)
+
+    def freeze(self) -> None:
+        if not self._killing:
+            self._cgroup.freeze()
+
+    def thaw(self) -> None:
+        if not self._gone:
+            self._cgroup.thaw()
+
+    def usage(self) -> Usage:
+        """The last one known, once the sandbox is gone."""
+        if not self._gone:
+            group = self._cgroup
+            self._last_usage = Usage(group.memory(), group.memory_peak(), group.cpu_s())
+        return self._last_usage
+
+    def oom_kills(self) -> int:
+        if not self._gone:
+            self._last_oom_kills = self._cgroup.oom_kills()
+        return self._last_oom_kills
+
+    async def kill(self) -> Exit:
+        """Idempotent; calls at the same time share one killing. Raises ConfineError naming what is left."""
+        self._killing = True
+        with trio.CancelScope(shield=True):
+            async with self._kill_lock:
+                if not self._gone:
+                    await self._kill()
+        return self._exit or Exit(killed=True, oom_kills=self._last_oom_kills)
+
+    async def _kill(self) -> None:
+        self._signal()
+        with trio.move_on_after(KILL_LIMIT_S):
+            with trio.move_on_after(KILL_LIMIT_S / 5) as patience:
+                await trio.lowlevel.wait_readable(self._process_fd)
+            if patience.cancelled_caught:
+                self._process.kill()
+                self._cgroup.kill()
+                await trio.lowlevel.wait_readable(self._process_fd)
+            self._process.wait()
+            await self._reap_orphan()
+            self.usage()
+            self.oom_kills()
+            await self._remove_cgroup()
+            self._close()
+            return
+        raise ConfineError(
+            f"sandbox {self.name} will not die: pid {self._process.pid}, pid 1 {self._pid1}, "
+            f"in its cgroup {self._cgroup.pids()}"
+        )
+
+    def _signal(self) -> None:
+        if self._pid1_fd is not None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pid1_fd, signal.SIGKILL)
+        else:
+            # Not yet told which process pid 1 is: bwrap takes it along (--die-with-parent).
+            self._process.kill()
+            self._cgroup.kill()
+        # bwrap stands still with the rest, and cannot reap.
+        with suppress(ConfineError):
+            self._cgroup.thaw()
+
+    async def _reap_orphan(self) -> None:
+        if self._pid1_fd is None:
+            return
+        await trio.lowlevel.wait_readable(self._pid1_fd)
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, self._pid1_fd, os.WEXITED | os.WNOHANG)
+
+    async def _remove_cgroup(self) -> None:
+        for _ in range(REMOVE_TRIES):
+            if self._cgroup.remove():
+                return
+            # The last process has been reaped; its group learns so a moment later.
+            self._cgroup.kill()
+            await trio.sleep(REMOVE_WAIT_S)
+        raise ConfineError(
+            f"the cgroup of sandbox {self.name} cannot be removed, in it are {self._cgroup.pids()}"
+        )
+
+    def _close(self) -> None:
+        self._gone = True
+        self._control.close()
+        self._pipes.close()
+        os.close(self._process_fd)
+        if self._pid1_fd is not None:
+            os.close(self._pid1_fd)
+        if self._listener is not None:
+            with suppress(OSError):
+                self._listener.close()
+        self._identities.give_back(self._uid)
+
+

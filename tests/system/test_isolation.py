@@ -1,0 +1,224 @@
+"""What a hostile handler can see and do."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from typing import Any
+
+import pytest
+
+from tests.system.conftest import Server
+
+pytestmark = pytest.mark.system
+
+PROBE = """
+    import ctypes, errno, json, os, socket, sys
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def attempt(call, *args):
+        try:
+            return call(*args) or "done"
+        except OSError as exc:
+            return errno.errorcode.get(exc.errno, str(exc))
+
+    def syscall(number, *args):
+        if libc.syscall(number, *args) == -1:
+            raise OSError(ctypes.get_errno(), "")
+
+    def status():
+        return dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\\t" in line)
+
+    def handler(event, context):
+        return eval(event["expression"])
+"""
+
+
+@pytest.fixture(scope="module")
+def probe(shared: Server) -> Any:
+    shared.functions.add("probe", PROBE)
+
+    def ask(expression: str) -> Any:
+        answer = shared.invoke("probe", {"expression": expression})
+        assert "FunctionError" not in answer, answer["Payload"]
+        return answer["Payload"]
+
+    return ask
+
+
+def test_identity(probe: Any) -> None:
+    assert probe("[os.getuid(), os.getgid(), os.geteuid(), os.getgroups()]")[:3] == [993, 990, 993]
+    status = probe("status()")
+    for kind in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(status[kind], 16) == 0, kind
+    assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="host: uids of their own need a server started by root")
+def test_every_environment_has_a_host_uid_of_its_own(shared: Server) -> None:
+    import psutil
+
+    from tests.system.conftest import until
+
+    shared.functions.add("naps", "import time\ndef handler(event, context):\n    time.sleep(2)\n")
+    threads = [threading.Thread(target=lambda: shared.invoke("naps")) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    until(lambda: sum(row["state"] == "busy" for row in shared.environments("naps")) == 3)
+    uids: dict[int, set[str]] = {}
+    for child in psutil.Process(shared.process.pid).children(recursive=True):
+        if child.name().startswith("python"):
+            with open(f"/proc/{child.pid}/status") as file:
+                uid = next(line.split()[1] for line in file if line.startswith("Uid:"))
+            uids.setdefault(int(uid), set()).add(str(child.pid))
+    for thread in threads:
+        thread.join()
+    assert 0 not in uids
+    assert len(uids) >= 3
+
+
+def test_the_root_is_read_only_but_for_tmp(probe: Any) -> None:
+    for folder in ("/", "/var/task", "/opt", "/var/runtime", "/usr/bin", "/etc", "/dev", "/proc", "/var", "/run"):
+        assert probe(f"attempt(open, '{folder}/x', 'w')") in ("EROFS", "EACCES", "ENOENT", "EPERM"), folder
+    assert probe("attempt(os.mkdir, '/tmp/x')") == "done"
+    writable = probe("[p for p, _, _ in os.walk('/') if os.access(p, os.W_OK) and not p.startswith('/proc')]")
+    assert all(path == "/tmp" or path.startswith("/tmp/") for path in writable), writable
+
+
+def test_tmp_is_private_and_sized(shared: Server, probe: Any) -> None:
+    space = probe("os.statvfs('/tmp').f_blocks * os.statvfs('/tmp').f_frsize")
+    assert space == 512 * 1024 * 1024
+    assert probe("os.listdir('/tmp')") in ([], ["x"])
+
+
+def test_nothing_of_the_hosts_files(probe: Any) -> None:
+    for path in ("/home", "/root", "/work", "/var/lib", "/var/log", "/sys", "/usr/local", "/srv", "/mnt", "/run/lambox/init.sock"):
+        assert probe(f"os.path.isdir('{path}') and os.listdir('{path}')") in (False, []), path
+    assert probe("sorted(os.listdir('/var'))") == ["runtime", "task"] or "lang" in probe("os.listdir('/var')")
+
+
+def test_no_process_but_its_own(probe: Any) -> None:
+    pids = probe("sorted(int(p) for p in os.listdir('/proc') if p.isdigit())")
+    assert len(pids) <= 3
+    assert probe("attempt(os.readlink, '/proc/1/exe')") == "EACCES"
+    assert probe("attempt(os.listdir, '/proc/1/fd')") == "EACCES"
+    assert probe("attempt(open, '/proc/1/environ')") == "EACCES"
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "arguments"),
+    [
+        ("mount", 165, "0, 0, 0, 0, 0"),
+        ("umount2", 166, "0, 0"),
+        ("pivot_root", 155, "0, 0"),
+        ("unshare", 272, "0x10000000"),
+        ("setns", 308, "0, 0"),
+        ("ptrace", 101, "0, 0, 0, 0"),
+        ("bpf", 321, "0, 0, 0"),
+        ("perf_event_open", 298, "0, 0, 0, 0, 0"),
+        ("keyctl", 250, "0, 0, 0, 0, 0"),
+        ("userfaultfd", 323, "0"),
+        ("kexec_load", 246, "0, 0, 0, 0"),
+        ("init_module", 175, "0, 0, 0"),
+        ("reboot", 169, "0, 0, 0, 0"),
+        ("swapon", 167, "0, 0"),
+        ("settimeofday", 164, "0, 0"),
+        ("open_by_handle_at", 304, "0, 0, 0"),
+        ("process_vm_readv", 310, "1, 0, 0, 0, 0, 0"),
+        ("fsopen", 430, "0, 0"),
+        ("move_mount", 429, "0, 0, 0, 0, 0"),
+    ],
+)
+def test_refused_system_calls(probe: Any, name: str, number: int, arguments: str) -> None:
+    assert probe(f"attempt(syscall, {number}, {arguments})") in ("EPERM", "ENOSYS"), name
+
+
+def test_clone3_and_io_uring_do_not_exist(probe: Any) -> None:
+    assert probe("attempt(syscall, 435, 0, 0)") == "ENOSYS"
+    assert probe("attempt(syscall, 425, 1, 0)") == "ENOSYS"
+
+
+def test_no_namespaces_by_clone(probe: Any) -> None:
+    assert probe("attempt(syscall, 56, 0x10000000 | 17, 0, 0, 0, 0)") == "EPERM"
+
+
+def test_the_network_is_its_own(probe: Any) -> None:
+    assert probe("[name for _, name in socket.if_nameindex()]") == ["lo"]
+    with socket.create_server(("127.0.0.1", 0)) as host:
+        port = host.getsockname()[1]
+        assert probe(f"attempt(socket.create_connection, ('127.0.0.1', {port}), 1)") == "ECONNREFUSED"
+    assert probe("attempt(socket.socket, socket.AF_PACKET, socket.SOCK_RAW)") in ("EPERM", "EACCES", "EAFNOSUPPORT")
+    assert probe("attempt(socket.socket, socket.AF_INET, socket.SOCK_RAW)") in ("EPERM", "EACCES")
+
+
+def test_abstract_unix_sockets_of_the_host_are_out_of_reach(probe: Any) -> None:
+    with socket.socket(socket.AF_UNIX) as host:
+        host.bind("\0lambox-test-abstract")
+        host.listen()
+        assert probe(
+            "attempt(socket.socket(socket.AF_UNIX).connect, '\\0lambox-test-abstract')"
+        ) == "ECONNREFUSED"
+
+
+def test_limits(probe: Any) -> None:
+    assert probe("list(__import__('resource').getrlimit(__import__('resource').RLIMIT_NOFILE))") == [1024, 1024]
+    assert probe("list(__import__('resource').getrlimit(__import__('resource').RLIMIT_CORE))")[0] == 0
+
+
+def test_a_fork_bomb_stays_inside(shared: Server) -> None:
+    shared.functions.add(
+        "bomb",
+        """
+        import os, time
+        def handler(event, context):
+            made = 0
+            try:
+                while True:
+                    if os.fork() == 0:
+                        time.sleep(1000)
+                    made += 1
+            except OSError as exc:
+                return [made, exc.errno]
+        """,
+        "memory_size = 1024\ntimeout = 20",
+    )
+    made, number = shared.invoke("bomb")["Payload"]
+    assert made <= 1024
+    assert number == 11
+    assert shared.get("/healthz")["status"] == "ok"
+
+
+def test_environments_do_not_see_each_other(shared: Server) -> None:
+    shared.functions.add(
+        "writer",
+        "import time\ndef handler(event, context):\n    open('/tmp/mine', 'x').write('secret')\n    time.sleep(1)\n",
+    )
+    threads = [threading.Thread(target=lambda: shared.invoke("writer")) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(shared.environments("writer")) == 2
+
+
+def test_host_network_is_an_explicit_choice(shared: Server) -> None:
+    shared.functions.add(
+        "online",
+        "import socket\ndef handler(event, context):\n    return [name for _, name in socket.if_nameindex()]\n",
+        'network = "host"',
+    )
+    assert shared.invoke("online")["Payload"] == [name for _, name in socket.if_nameindex()]
+
+
+def test_environment_variables(probe: Any) -> None:
+    env = probe("dict(os.environ)")
+    assert env["AWS_LAMBDA_RUNTIME_API"] == "127.0.0.1:9001"
+    assert env["AWS_LAMBDA_FUNCTION_NAME"] == "probe"
+    assert env["AWS_LAMBDA_FUNCTION_MEMORY_SIZE"] == "128"
+    assert env["_HANDLER"] == "handler.handler"
+    assert env["LAMBDA_TASK_ROOT"] == "/var/task"
+    assert env["TZ"] == ":UTC"
+    assert not {key for key in env if key.startswith("LAMBOX")}
+    assert "HOME" not in env

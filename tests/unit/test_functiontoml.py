@@ -1,0 +1,183 @@
+"""sandbox.functiontoml: every mistake is told with file, line, key, value, range and mend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sandbox.functiontoml import (
+    KEYS,
+    Description,
+    FunctionDefaults,
+    FunctionTomlError,
+    parse,
+    read,
+)
+
+
+def problems(text: str) -> tuple[str, ...]:
+    with pytest.raises(FunctionTomlError) as caught:
+        parse(text, file="f/function.toml")
+    return caught.value.problems
+
+
+def test_an_empty_file_is_all_defaults() -> None:
+    assert parse("") == Description()
+    found = parse("")
+    assert (found.timeout, found.memory_size, found.ephemeral_storage) == (15, 128, 512)
+    assert (found.idle_timeout, found.reserved_concurrency) == (30.0, None)
+    assert (found.network, found.freeze, found.runtime) == ("none", True, None)
+
+
+def test_every_key_is_taken() -> None:
+    found = parse("""
+        runtime = "python3.12"
+        handler = "app.main"
+        timeout = 900
+        memory_size = 10240
+        ephemeral_storage = 10240
+        idle_timeout = 0.5
+        reserved_concurrency = 0
+        layers = ["../layers/a", "/srv/b.zip"]
+        network = "host"
+        freeze = false
+        description = "does"
+        [environment]
+        COLOUR = "blue"
+    """)
+    assert found == Description(
+        runtime="python3.12",
+        handler="app.main",
+        timeout=900,
+        memory_size=10240,
+        ephemeral_storage=10240,
+        idle_timeout=0.5,
+        reserved_concurrency=0,
+        layers=("../layers/a", "/srv/b.zip"),
+        network="host",
+        freeze=False,
+        description="does",
+        environment={"COLOUR": "blue"},
+    )
+
+
+def test_server_wide_defaults_stand_behind_the_file() -> None:
+    defaults = FunctionDefaults(timeout=60, memory_size=256, environment={"AA": "1", "BB": "2"})
+    found = parse('memory_size = 512\n[environment]\nBB = "3"', defaults=defaults)
+    assert (found.timeout, found.memory_size) == (60, 512)
+    assert dict(found.environment) == {"AA": "1", "BB": "3"}
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("timeout = 0", "timeout = 0: must be a whole number of seconds from 1 to 900"),
+        ("timeout = 901", "timeout = 901: must be a whole number of seconds from 1 to 900"),
+        ("timeout = 1.5", "timeout = 1.5: must be a whole number"),
+        ('timeout = "5"', 'timeout = "5": must be a whole number'),
+        ("timeout = true", "timeout = true: must be a whole number"),
+        ("memory_size = 127", "must be a whole number of MB from 128 to 10240"),
+        ("ephemeral_storage = 511", "must be a whole number of MB from 512 to 10240"),
+        ("idle_timeout = -1", "must be a number of seconds from 0 to 86400"),
+        ("idle_timeout = nan", "must be a number of seconds"),
+        ("reserved_concurrency = -1", "must be a whole number of 0 or more"),
+        ('network = "nat"', 'network = "nat": must be one of "none", "host"'),
+        ("network = []", 'must be one of "none", "host"'),
+        ('freeze = "no"', "must be true or false (without quotes)"),
+        ('runtime = "python2.7"', 'must be "python3.x", "nodejsN.x"'),
+        ('handler = "a b"', "text of 1 to 128 characters without spaces"),
+        (f'description = "{"x" * 257}"', "must be text of at most 256 characters"),
+        ('layers = "a"', "must be a list of folders or zip files"),
+        ('layers = ["1","2","3","4","5","6"]', "Cannot reference more than 5 layers."),
+        ('layers = ["a", "a"]', "names a layer twice"),
+    ],
+)
+def test_a_wrong_value_is_told_with_line_value_and_range(line: str, told: str) -> None:
+    (problem,) = problems(f"# a comment\n{line}\n")
+    assert problem.startswith("f/function.toml:2: ")
+    assert told in problem
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("timout", "timeout"),
+        ("memory", "memory_size"),
+        ("MemorySize", "memory_size"),
+        ("memory-size", "memory_size"),
+        ("env", "environment"),
+        ("EphemeralStorage", "ephemeral_storage"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(key: str, near: str) -> None:
+    (problem,) = problems(f"{key} = 1")
+    assert f"{key} = 1: unknown key; did you mean {near}?" in problem
+
+
+def test_a_key_near_to_none_lists_all() -> None:
+    (problem,) = problems("zzz = 1")
+    assert all(key.name in problem for key in KEYS)
+
+
+def test_several_mistakes_are_told_at_once() -> None:
+    found = problems('timeout = 0\nfreeze = 1\nfoo = 2\n[environment]\nA = "x"\n')
+    assert [problem.split(": ")[0] for problem in found] == [
+        f"f/function.toml:{line}" for line in (1, 2, 3, 5)
+    ]
+
+
+def test_invalid_toml_tells_where() -> None:
+    (problem,) = problems("timeout = \n")
+    assert "not valid TOML" in problem
+    assert "line 1" in problem
+
+
+def test_reserved_keys_are_refused_in_awss_words() -> None:
+    (problem,) = problems('[environment]\nAWS_REGION = "x"\n_HANDLER = "y"\nGOOD = "z"')
+    assert problem.endswith(
+        "contains reserved keys that are currently not supported for modification. "
+        "Reserved keys used in this request: AWS_REGION, _HANDLER"
+    )
+    assert problem.startswith("f/function.toml:2: ")
+
+
+@pytest.mark.parametrize("key", ["_X", "1A", "A", '"A-B"'])
+def test_names_of_variables_follow_awss_pattern(key: str) -> None:
+    (problem,) = problems(f'[environment]\n{key} = "v"')
+    assert "must be a letter and then letters, digits or _" in problem
+
+
+def test_a_number_as_variable_is_told_to_be_quoted() -> None:
+    (problem,) = problems("[environment]\nPORT = 80")
+    assert problem == (
+        'f/function.toml:2: [environment] PORT = 80: must be text. Hint: write PORT = "80"'
+    )
+
+
+def test_the_environment_is_at_most_4_kb() -> None:
+    parse(f'[environment]\nBIG = "{"x" * 4000}"')
+    (problem,) = problems(f'[environment]\nBIG = "{"x" * 4096}"')
+    assert "exceeded the 4KB limit" in problem
+    assert problem.startswith("f/function.toml:1: ")
+    assert len(problem) < 600
+
+
+def test_a_dotted_environment_is_a_table_too() -> None:
+    assert dict(parse('environment.COLOUR = "blue"').environment) == {"COLOUR": "blue"}
+    (problem,) = problems("environment = 3")
+    assert "write [environment]" in problem
+
+
+def test_files_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "function.toml"
+    assert read(path) == Description()
+    path.write_text("timeout = 3")
+    assert read(path).timeout == 3
+    path.write_bytes(b"description = '\xff'")
+    with pytest.raises(FunctionTomlError, match="not UTF-8"):
+        read(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(FunctionTomlError, match="cannot be read"):
+        read(path)

@@ -1,0 +1,94 @@
+"""What of a caller's request is checked, and how AWS words it."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtimeapi.intake import check_json, read_client_context, read_request_id, read_trace_id
+from sandbox.errors import CallerError
+
+ROOT = "1-65f0f0f0-0123456789abcdef01234567"
+
+
+def fields(trace_id: str) -> dict[str, str]:
+    return dict(part.split("=") for part in trace_id.split(";"))
+
+
+@pytest.mark.parametrize(
+    "upstream", [None, "", "nonsense", "Root=1-2-3", f"Parent={'a' * 16}", "Root=\n", "x" * 600]
+)
+def test_a_root_is_made(upstream: str | None) -> None:
+    made = fields(read_trace_id(upstream))
+    assert list(made) == ["Root", "Parent", "Sampled"]
+    assert len(made["Root"]) == len(ROOT)
+    assert made["Sampled"] == "0"
+
+
+def test_the_callers_root_survives() -> None:
+    assert fields(read_trace_id(f"Root={ROOT}"))["Root"] == ROOT
+    whole = f"Root={ROOT};Parent=0123456789abcdef;Sampled=1;Lineage=a:1"
+    assert read_trace_id(whole) == whole
+    assert read_trace_id(whole.replace(";", "; ")) == whole
+
+
+def test_request_id() -> None:
+    assert read_request_id(None) != read_request_id(None)
+    given_id = "8F9ECD4A-4E4D-4BB4-A0A3-1B1C2D3E4F50"
+    assert read_request_id(given_id) == given_id.lower()
+    with pytest.raises(CallerError, match="must be a UUID"):
+        read_request_id("1")
+
+
+def test_client_context() -> None:
+    text = '{"custom": {"a": "\u00e4"}}'
+    assert read_client_context(base64.b64encode(text.encode()).decode()) == text
+    assert read_client_context(None) is None
+    with pytest.raises(CallerError, match="valid Base64-encoded JSON object"):
+        read_client_context(base64.b64encode(b"[1]").decode())
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(JSON)
+def test_all_json_is_taken(value: object) -> None:
+    check_json(json.dumps(value).encode())
+    check_json(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def test_numbers_of_any_length_are_json() -> None:
+    check_json(b"1" * 10_000)
+    check_json(b"-0.5e+9999999")
+
+
+@pytest.mark.parametrize(
+    ("payload", "diagnosis", "place"),
+    [
+        (b"\x87", "Invalid UTF-8 start byte 0x87", "line: 1, column: 1]"),
+        (b"\x01", "Unexpected character ((CTRL-CHAR, code 1)): expected", "line: 1, column: 1]"),
+        (b'{\n "a": x}', "Unexpected character ('x' (code 120)): ", "line: 2, column: 7]"),
+        (b"[1,", "Unexpected end-of-input", "line: 1, column: 4]"),
+        (b" ", "Unexpected end-of-input", "column: 2]"),
+        (b"1 2", "Unexpected character ('2' (code 50)): ", "column: 3]"),
+        (b"[NaN]", "Unexpected character ('N' (code 78)): ", "column: 1]"),
+        (b"-Infinity", "Unexpected character ('-' (code 45)): ", "column: 1]"),
+        (b"[" * 200_000, "Document nesting depth exceeds the maximum allowed", "column: 1]"),
+    ],
+)
+def test_what_is_not_json(payload: bytes, diagnosis: str, place: str) -> None:
+    with pytest.raises(CallerError) as caught:
+        check_json(payload)
+    error = caught.value
+    assert (error.status, error.code) == (400, "InvalidRequestContentException")
+    assert error.message.startswith(
+        f"Could not parse request body into json: Could not parse payload into json: {diagnosis}"
+    )
+    assert error.message.endswith(place)

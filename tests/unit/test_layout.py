@@ -1,0 +1,123 @@
+"""rootfs.layout and rootfs.host: what stands where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rootfs import host
+from rootfs.host import Host
+from rootfs.layout import Bind, Directory, Entry, Symlink, Text, Tmpfs, plan
+from rootfs.runtimes import Runtime
+
+HOST = Host(
+    folders=("/usr/bin", "/usr/lib"),
+    links=(("/bin", "usr/bin"),),
+    etc=("/etc/ld.so.cache",),
+    resolv_conf="nameserver 192.0.2.1\n",
+)
+PYENV = Runtime(
+    "python3.11", "python", "/opt/py/bin/python3.11", "/opt/py", "3.11.7", "/share/python3.11"
+)
+PROVIDED = Runtime("provided.al2023", "provided")
+
+
+def targets(entries: tuple[Entry, ...]) -> dict[str, Entry]:
+    return {entry.target: entry for entry in entries}
+
+
+def test_code_layers_and_tmp_stand_where_aws_has_them() -> None:
+    found = targets(plan(PROVIDED, "/srv/f", "/srv/layers", 512, host=HOST))
+    assert found["/var/task"] == Bind("/srv/f", "/var/task")
+    assert found["/opt"] == Bind("/srv/layers", "/opt")
+    assert found["/tmp"] == Tmpfs("/tmp", 512, 0o1777)
+    assert found["/var/runtime"] == Directory("/var/runtime")
+
+
+def test_without_layers_opt_is_an_empty_folder() -> None:
+    assert targets(plan(PROVIDED, "/f", None, 1, host=HOST))["/opt"] == Directory("/opt")
+
+
+def test_a_prefix_elsewhere_is_moved_to_var_lang_and_its_packages_are_covered() -> None:
+    found = targets(plan(PYENV, "/f", None, 1, host=HOST))
+    assert found["/var/lang"] == Bind("/opt/py", "/var/lang")
+    site = "/var/lang/lib/python3.11/site-packages"
+    assert found[site] == Bind("/share/python3.11", site)
+    assert found["/var/runtime"] == Bind("/share/python3.11", "/var/runtime")
+    assert found["/var/runtime/bootstrap.py"].source.endswith("lambox_bootstrap.py")  # type: ignore[union-attr]
+
+
+def test_mounts_come_after_what_they_stand_on() -> None:
+    order = [entry.target for entry in plan(PYENV, "/f", None, 1, host=HOST)]
+    assert order.index("/var/lang") < order.index("/var/lang/lib/python3.11/site-packages")
+    assert order.index("/var/runtime") < order.index("/var/runtime/bootstrap.py")
+    assert order.index("/usr/bin") < order.index("/bin")
+
+
+def test_a_system_python_stays_in_place() -> None:
+    python = Runtime("python3.11", "python", "/usr/bin/python3.11", "/usr", "3.11", "/share/p")
+    found = targets(plan(python, "/f", None, 1, host=HOST))
+    link = "/var/lang/bin/python3.11"
+    assert found[link] == Symlink("/usr/bin/python3.11", link)
+    assert "/var/lang" not in found
+
+
+def test_of_usr_local_only_the_interpreter_is_shown() -> None:
+    python = Runtime(
+        "python3.12", "python", "/usr/local/bin/python3.12", "/usr/local", "3.12", "/p", "", True
+    )
+    sources = {e.source for e in plan(python, "/f", None, 1, host=HOST) if isinstance(e, Bind)}
+    assert "/usr/local" not in sources
+    assert "/usr/local/lib/python3.12" in sources
+    assert "/usr/local/lib/libpython3.12.so.1.0" in sources
+
+
+def test_node_on_our_own_client_unless_awss_is_provided() -> None:
+    own = Runtime("nodejs20.x", "nodejs", "/usr/bin/node", "/usr", "20.1.0")
+    aws = Runtime("nodejs22.x", "nodejs", "/n/bin/node", "/n", "22.1.0", "/share/nodejs22.x")
+    first = targets(plan(own, "/f", None, 1, host=HOST))
+    second = targets(plan(aws, "/f", None, 1, host=HOST))
+    assert first["/var/runtime"].source.endswith("rootfs/inside/node")  # type: ignore[union-attr]
+    assert second["/var/runtime"] == Bind("/share/nodejs22.x", "/var/runtime")
+    assert second["/var/lang/bin/node"] == Bind("/n/bin/node", "/var/lang/bin/node")
+
+
+def test_etc_tells_nothing_about_the_host() -> None:
+    found = targets(plan(PROVIDED, "/f", None, 1, host=HOST))
+    texts = {entry.target: entry.content for entry in found.values() if isinstance(entry, Text)}
+    assert "sbx_user1051:x:993:990:" in texts["/etc/passwd"]
+    assert "127.0.0.1 localhost sandbox.localdomain sandbox" in texts["/etc/hosts"]
+    assert texts["/etc/resolv.conf"] == ""
+
+
+def test_the_hosts_name_servers_only_with_its_network() -> None:
+    found = targets(plan(PROVIDED, "/f", None, 1, host=HOST, network="host"))
+    assert found["/etc/resolv.conf"] == Text("nameserver 192.0.2.1\n", "/etc/resolv.conf")
+
+
+def test_nothing_of_the_hosts_private_folders() -> None:
+    private = ("/home", "/root", "/var", "/run", "/sys", "/usr/local", "/usr/src", "/etc/passwd")
+    entries = plan(PROVIDED, "/srv/f", None, 1, host=host.scan())
+    for entry in entries:
+        if isinstance(entry, Bind):
+            assert not entry.source.startswith(private), entry
+
+
+def test_a_merged_usr_is_scanned_as_links(tmp_path: Path) -> None:
+    for name in ("bin", "lib", "lib64", "local", "src", "share/zoneinfo", "share/doc"):
+        (tmp_path / "usr" / name).mkdir(parents=True)
+    for name in ("bin", "lib", "lib64"):
+        (tmp_path / name).symlink_to(f"usr/{name}")
+    found = host.scan(str(tmp_path))
+    assert found.folders == ("/usr/bin", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo")
+    assert found.links == (("/bin", "usr/bin"), ("/lib", "usr/lib"), ("/lib64", "usr/lib64"))
+
+
+def test_a_split_usr_is_scanned_as_folders(tmp_path: Path) -> None:
+    for name in ("usr/bin", "usr/lib", "bin", "lib", "etc/ssl/certs"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "etc" / "resolv.conf").write_text("nameserver 192.0.2.1\n")
+    found = host.scan(str(tmp_path))
+    assert set(found.folders) == {"/usr/bin", "/bin", "/usr/lib", "/lib"}
+    assert found.links == ()
+    assert found.etc == ("/etc/ssl/certs",)
+    assert found.resolv_conf == "nameserver 192.0.2.1\n"
