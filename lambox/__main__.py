@@ -1,0 +1,3 @@
+from lambox.cli import main
+
+main()

@@ -1,0 +1,451 @@
+"""Owns the command: verbs, exit codes, everything that is printed. Heavy imports are inside verbs.
+
+Exit codes: 0 done; 1 the function failed (or doctor found trouble); 2 wrong usage; 3 lambox, the
+host or its configuration is in the way.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+
+import click
+
+from lambox import config as settings
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from lambox.client import Server
+    from lambox.config import Config
+    from lambox.node import Node
+
+FUNCTION_ERROR, USAGE, PLATFORM = 1, 2, 3
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+
+
+def fail(message: str, code: int) -> NoReturn:
+    click.echo(f"lambox: {message}", err=True)
+    sys.exit(code)
+
+
+def load(config: Path | None, **flags: str | None) -> Config:
+    given = {name: text for name, text in flags.items() if text is not None}
+    try:
+        return settings.load(given, file=config)
+    except settings.ConfigError as exc:
+        fail(f"wrong settings:\n{exc}", USAGE)
+
+
+def config_option(verb: Verb) -> Verb:
+    return click.option(
+        "--config",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Settings file (./lambox.toml).",
+    )(verb)
+
+
+def functions_option(verb: Verb) -> Verb:
+    return click.option("--functions", metavar="DIR", help="Folder of functions (./functions).")(
+        verb
+    )
+
+
+def setting_options(verb: Verb) -> Verb:
+    """A flag for every setting, from the one table."""
+    for setting in reversed(settings.SETTINGS):
+        verb = click.option(
+            setting.flag,
+            setting.name,
+            metavar=setting.allowed.replace(" ", "-").upper() if setting.is_text else "N",
+            help=f"{setting.doc} ({setting.allowed}; default: {setting.default_text})",
+        )(verb)
+    return verb
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="lambox", message="lambox %(version)s")
+def main() -> None:
+    """AWS Lambda functions on plain Linux, without Docker."""
+
+
+@main.command()
+@config_option
+@setting_options
+def serve(config: Path | None, **flags: str | None) -> None:
+    """Serve the functions of a folder until SIGTERM or Ctrl-C."""
+    import logging
+
+    from lambox import loglines, running
+
+    checked = load(config, **flags)
+    if not checked.functions.is_dir():
+        fail(
+            f"{checked.functions} is not a folder of functions. "
+            f"Hint: lambox new hello --functions {checked.functions}",
+            USAGE,
+        )
+    writer = loglines.LineWriter()
+    logging.basicConfig(level=logging.INFO, handlers=[loglines.LineHandler(writer)])
+    logging.getLogger("hypercorn").setLevel(logging.WARNING)
+
+    def ready(node: Node, url: str) -> None:
+        writer.write(f"lambox: isolated by {node.isolation}")
+        if checked.allow_weaker:
+            writer.write(
+                "lambox: WARNING: allow_weaker is set: functions run without "
+                f"{' and '.join(checked.allow_weaker)} where this host lacks it"
+            )
+        count = len(node.catalog.all())
+        # One write: what reads this line must never see half of it.
+        print(f"lambox serving {count} function{'s'[: count != 1]} at {url}", flush=True)
+
+    try:
+        code = running.serve(checked, ready, writer.function_line)
+    except BaseException as exc:
+        writer.close()
+        explain(exc, f"cannot serve at {checked.host}:{checked.port}")
+    writer.close()
+    sys.exit(code)
+
+
+def explain(exc: BaseException, doing: str) -> NoReturn:
+    """Say what the host refuses and how to mend it; anything else is a mistake of ours, in full."""
+    import errno
+
+    from lambox.running import cause
+    from sandbox.confine.spec import ConfineError
+    from sandbox.errors import PlatformFault
+
+    reason = cause(exc)
+    if isinstance(reason, ConfineError):
+        fail(f"cannot isolate functions here: {reason}\nlambox doctor tells more.", PLATFORM)
+    if isinstance(reason, OSError):
+        hint = "\nHint: --port 0 takes a free one" if reason.errno == errno.EADDRINUSE else ""
+        named = f" ({reason.filename})" if reason.filename else ""
+        fail(f"{doing}: {reason.strerror}{named}{hint}", PLATFORM)
+    if isinstance(reason, PlatformFault):
+        fail(f"{doing}: {reason}", PLATFORM)
+    raise exc
+
+
+@main.command()
+@click.argument("name")
+@click.argument("source", required=False, metavar="[-]")
+@click.option("--payload", metavar="JSON", help="The event, as JSON.")
+@click.option(
+    "--event",
+    "file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A file with the event.",
+)
+@click.option("--endpoint", metavar="URL", envvar="LAMBOX_ENDPOINT", help="A running server.")
+@functions_option
+@config_option
+def invoke(
+    name: str,
+    source: str | None,
+    payload: str | None,
+    file: Path | None,
+    endpoint: str | None,
+    functions: str | None,
+    config: Path | None,
+) -> None:
+    """Invoke a function: on the running server, else here, for this one call.
+
+    The event comes from --payload, --event, standard input (-) or the function's event.json. The
+    response goes to standard output, logs go to standard error; exit code 1 on a function error.
+    """
+    if source not in (None, "-"):
+        raise click.UsageError(f"{source!r}: only - (the event on standard input) can stand here")
+    if sum(given is not None for given in (source, payload, file)) > 1:
+        raise click.UsageError("give one of --payload, --event and -")
+    checked = load(config, functions=functions)
+    event = read_event(checked.functions / name, source, payload, file)
+    server = find_server(checked, endpoint)
+    if server is not None:
+        invoke_there(server, name, event)
+    else:
+        invoke_here(checked, name, event)
+
+
+def read_event(folder: Path, source: str | None, payload: str | None, file: Path | None) -> bytes:
+    import json
+
+    if payload is not None:
+        event, where = payload.encode(), "--payload"
+    elif source is not None:
+        event, where = click.get_binary_stream("stdin").read(), "standard input"
+    else:
+        path = file or folder / "event.json"
+        where = str(path)
+        try:
+            event = path.read_bytes()
+        except FileNotFoundError:
+            return b"{}"
+        except OSError as exc:
+            raise click.UsageError(f"{where} cannot be read: {exc.strerror}") from exc
+    try:
+        json.loads(event)
+    except ValueError as exc:
+        raise click.UsageError(f"{where} is not JSON: {exc}") from exc
+    return event
+
+
+def find_server(checked: Config, endpoint: str | None) -> Server | None:
+    """The server at `endpoint`, which must be there; else the configured one if it runs."""
+    from lambox.client import Server
+
+    if endpoint is None:
+        # 0.0.0.0 and :: are places to listen, not to connect to.
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(checked.host, checked.host)
+        host = f"[{host}]" if ":" in host else host
+        server = Server(f"http://{host}:{checked.port}")
+        return server if checked.port and server.is_lambox() else None
+    try:
+        server = Server(endpoint)
+    except ValueError as exc:
+        raise click.UsageError(f"endpoint {exc}") from exc
+    if not server.is_lambox():
+        fail(f"no lambox answers at {endpoint}. Hint: start it with lambox serve", PLATFORM)
+    return server
+
+
+def need_server(config: Path | None, endpoint: str | None) -> Server:
+    checked = load(config)
+    server = find_server(checked, endpoint)
+    if server is None:
+        fail(
+            f"no lambox answers at http://{checked.host}:{checked.port}. "
+            "Hint: start it with lambox serve, or name it with --endpoint or LAMBOX_ENDPOINT",
+            PLATFORM,
+        )
+    return server
+
+
+def invoke_there(server: Server, name: str, event: bytes) -> None:
+    from lambox.client import Refused, Unreachable
+
+    try:
+        answer = server.invoke(name, event)
+    except Refused as exc:
+        fail(str(exc), code_for(exc.status))
+    except Unreachable as exc:
+        fail(f"the server is gone: {exc}", PLATFORM)
+    click.echo(answer.log_tail, err=True, nl=False)
+    show_answer(answer.payload, failed=bool(answer.function_error))
+
+
+def invoke_here(checked: Config, name: str, event: bytes) -> None:
+    import logging
+
+    from lambox import loglines, running
+    from sandbox.errors import CallerError
+
+    writer = loglines.LineWriter()
+    logging.basicConfig(level=logging.WARNING, handlers=[loglines.LineHandler(writer)])
+    try:
+        outcome = running.invoke_once(checked, name, event, lambda _, line: writer.write(line))
+    except BaseException as exc:
+        writer.close()
+        reason = running.cause(exc)
+        if isinstance(reason, CallerError):
+            fail(f"{reason.code}: {reason.message}", code_for(reason.status))
+        explain(exc, f"cannot invoke {name}")
+    writer.close()
+    show_answer(outcome.payload, failed=outcome.function_error is not None)
+
+
+def code_for(status: int) -> int:
+    """Exit code for an HTTP status: a broken function is the function's error."""
+    if status == 409:
+        return FUNCTION_ERROR
+    return PLATFORM if status == 429 or status >= 500 else USAGE
+
+
+def show_answer(payload: bytes, *, failed: bool) -> None:
+    out = click.get_binary_stream("stdout")
+    out.write(payload if payload.endswith(b"\n") else payload + b"\n")
+    out.flush()
+    sys.exit(FUNCTION_ERROR if failed else 0)
+
+
+@main.command()
+@click.argument("name")
+@click.option(
+    "--runtime", default="python", show_default=True, help="python3.x, nodejsN.x or provided."
+)
+@functions_option
+@config_option
+def new(name: str, runtime: str, functions: str | None, config: Path | None) -> None:
+    """Make the folder of a new function."""
+    from lambox import scaffold
+
+    checked = load(config, functions=functions)
+    try:
+        files = scaffold.make(checked.functions, name, runtime)
+    except scaffold.CannotScaffold as exc:
+        fail(str(exc), USAGE)
+    except OSError as exc:
+        fail(f"cannot write {exc.filename}: {exc.strerror}", PLATFORM)
+    for file in files:
+        click.echo(file)
+    where = f" --functions {functions}" if functions else ""
+    click.echo(f"Try it: lambox invoke {name}{where}")
+
+
+@main.command("list")
+@click.option("--endpoint", metavar="URL", envvar="LAMBOX_ENDPOINT", help="A running server.")
+@functions_option
+@config_option
+def list_(endpoint: str | None, functions: str | None, config: Path | None) -> None:
+    """Show the functions of the running server, else of the local folder."""
+    checked = load(config, functions=functions)
+    server = None if functions is not None and endpoint is None else find_server(checked, endpoint)
+    rows = local_functions(checked) if server is None else ask(server.functions)
+    if not rows:
+        click.echo(f"no functions in {checked.functions}. Hint: lambox new hello", err=True)
+        return
+    table = plain_table("name", "runtime", "handler", ">memory", ">timeout", "state")
+    for row in rows:
+        if row.get("problem"):
+            table.add_row(row["name"], "", "", "", "", f"broken: {row['problem']}")
+        else:
+            table.add_row(
+                row["name"],
+                row["runtime"],
+                row["handler"],
+                f"{row['memory_mb']} MB",
+                f"{row['timeout_s']} s",
+                row["state"],
+            )
+    show(table)
+
+
+def local_functions(checked: Config) -> list[dict[str, Any]]:
+    """As a server would tell them."""
+    import tempfile
+
+    from rootfs.runtimes import discover
+    from rootfs.trees import LayerStore
+    from runtimeapi.console import describe
+    from sandbox.catalog import Catalog
+
+    if not checked.functions.is_dir():
+        fail(f"{checked.functions} is not a folder of functions. Hint: lambox new hello", USAGE)
+    with tempfile.TemporaryDirectory(prefix="lambox-list-") as layers:
+        store = LayerStore(Path(layers))
+        catalog = Catalog(checked.functions, discover(), defaults=checked.defaults, layers=store)
+        with catalog:
+            return [describe(function) for function in catalog.all()]
+
+
+def ask(question: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    from lambox.client import Refused, Unreachable
+
+    try:
+        return question()
+    except (Refused, Unreachable) as exc:
+        fail(str(exc), PLATFORM)
+
+
+@main.command()
+@click.option("--endpoint", metavar="URL", envvar="LAMBOX_ENDPOINT", help="A running server.")
+@config_option
+def ps(endpoint: str | None, config: Path | None) -> None:
+    """Show the live environments of the running server."""
+    rows = ask(need_server(config, endpoint).environments)
+    table = plain_table(
+        "id", "function", "state", ">age", ">invocations", ">memory", ">of", ">cpu"
+    )
+    for row in rows:
+        table.add_row(
+            row["id"],
+            row["function"],
+            row["state"],
+            duration(row["age_s"]),
+            str(row["invocations"]),
+            quantity(row.get("memory_mb"), "MB"),
+            quantity(row.get("memory_size_mb"), "MB"),
+            quantity(row.get("cpu_s"), "s", 2),
+        )
+    show(table)
+
+
+def quantity(value: float | None, unit: str, digits: int = 0) -> str:
+    return "-" if value is None else f"{value:.{digits}f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("-f", "--follow", is_flag=True, help="Go on with lines as they come.")
+@click.option("--endpoint", metavar="URL", envvar="LAMBOX_ENDPOINT", help="A running server.")
+@config_option
+def logs(name: str | None, follow: bool, endpoint: str | None, config: Path | None) -> None:
+    """Show the kept log lines of one function, or of all."""
+    from lambox.client import Refused, Unreachable
+
+    server = need_server(config, endpoint)
+    try:
+        for line in server.logs(name, follow=follow):
+            click.echo(line)
+    except Refused as exc:
+        fail(str(exc), code_for(exc.status))
+    except Unreachable as exc:
+        if not follow:
+            fail(str(exc), PLATFORM)
+        fail("the server has stopped", 0)
+    except KeyboardInterrupt:
+        sys.exit(0)
+
+
+def plain_table(*columns: str) -> Table:
+    """A table; a column that begins with > is right-aligned."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        justify: Literal["left", "right"] = "right" if column.startswith(">") else "left"
+        table.add_column(column.removeprefix(">"), justify=justify, overflow="fold")
+    return table
+
+
+def show(table: Table) -> None:
+    """In a pipe as wide as it needs to be: nothing cut, nothing wrapped, one row per line."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=10_000)
+        console.width = Measurement.get(console, console.options, table).maximum + 1
+    console.print(table)
+
+
+@main.command()
+@config_option
+def doctor(config: Path | None) -> None:
+    """Check what this host has for isolating functions, and how to mend what is missing."""
+    from lambox import doctor as checks
+
+    checked = load(config)
+    results = checks.examine(checked)
+    table = plain_table("", "check", "found", "mend")
+    for result in results:
+        table.add_row(checks.MARKS[result.verdict], result.name, result.found, result.remedy)
+    show(table)
+    if any(result.verdict == "missing" for result in results):
+        click.echo("lambox cannot serve here.")
+        sys.exit(1)
+    click.echo("lambox can serve here.")

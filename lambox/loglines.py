@@ -1,0 +1,88 @@
+"""Owns the way of log lines to standard error: a bounded queue and one thread that writes.
+
+Whoever reads our standard error may be slow or stand still (a pipe into a paged `less`): the event
+loop must not wait for it. Lines beyond the bound are dropped and counted, the count is told.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+
+MOST_BYTES = 4 * 1024 * 1024
+"""Text that may wait to be written."""
+BATCH = 256
+
+
+class LineWriter:
+    """Writes lines to a descriptor from a thread of its own. `write` never blocks."""
+
+    def __init__(self, fd: int = 2) -> None:
+        self._fd = fd
+        self._lines: deque[str] = deque()
+        self._size = 0
+        self._dropped = 0
+        self._closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="loglines", daemon=True)
+        self._thread.start()
+
+    def function_line(self, function: str, line: str) -> None:
+        self.write(f"[{function}] {line}")
+
+    def write(self, line: str) -> None:
+        with self._changed:
+            if self._size + len(line) > MOST_BYTES and self._lines:
+                self._dropped += 1
+                return
+            self._lines.append(line)
+            self._size += len(line) + 1
+            self._changed.notify()
+
+    def close(self, patience_s: float = 1.0) -> None:
+        """Write what is left, but wait for a standing reader no longer than `patience_s`."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(patience_s)
+
+    def _run(self) -> None:
+        while batch := self._next():
+            text = "".join(line + "\n" for line in batch)
+            # os.write, not sys.stderr: a thread that hangs in its lock would hang our exit too.
+            data = memoryview(text.encode("utf-8", "replace"))
+            try:
+                while data:
+                    try:
+                        data = data[os.write(self._fd, data) :]
+                    except BlockingIOError:
+                        time.sleep(0.01)
+            except OSError:
+                return  # Nobody reads any more, and there is no other place to say so.
+
+    def _next(self) -> list[str]:
+        """Lines to write; none when closed and empty."""
+        with self._changed:
+            while not self._lines and not self._dropped and not self._closing:
+                self._changed.wait()
+            batch = [self._lines.popleft() for _ in range(min(BATCH, len(self._lines)))]
+            self._size -= sum(len(line) + 1 for line in batch)
+            if self._dropped and not self._lines:
+                batch.append(f"lambox: {self._dropped} log lines dropped, the reader is too slow")
+                self._dropped = 0
+            return batch
+
+
+class LineHandler(logging.Handler):
+    """Python's logging through a LineWriter."""
+
+    def __init__(self, writer: LineWriter) -> None:
+        super().__init__()
+        self._writer = writer
+        self.setFormatter(logging.Formatter("lambox: %(levelname)s %(name)s: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._writer.write(self.format(record))

@@ -1,0 +1,88 @@
+"""Owns the life of a node under the command: signals, the grace period, one call without a server."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+
+from lambox.config import Config
+from lambox.node import Node, open_node
+from runtimeapi.intake import read_trace_id
+from sandbox.invocation import Invocation, Outcome, new_request_id
+
+log = logging.getLogger("lambox")
+OnLine = Callable[[str, str], None]
+
+
+def serve(config: Config, on_ready: Callable[[Node, str], None], on_line: OnLine) -> int:
+    """Run a server until a signal; returns the exit code. `on_ready` gets the node and its URL.
+
+    The first SIGTERM or SIGINT is a clean stop with the grace period, the second kills what runs
+    and cleans, the third leaves the cleaning to the next start.
+    """
+
+    async def main() -> int:
+        signals: list[int] = []
+        node: Node | None = None
+
+        async def watch(
+            scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        ) -> None:
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+                task_status.started()
+                async for number in received:
+                    signals.append(number)
+                    if len(signals) == 1 and node is not None:
+                        log.info("stopping; once more to kill what runs")
+                        node.stop()
+                    elif len(signals) <= 2:
+                        scope.cancel()
+                    else:
+                        os._exit(128 + number)
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(watch, nursery.cancel_scope)
+            async with open_node(config, on_line=on_line) as node, trio.open_nursery() as inner:
+                on_ready(node, await inner.start(node.serve))
+            nursery.cancel_scope.cancel()
+        return 0 if len(signals) < 2 else 128 + signals[-1]
+
+    return trio.run(main)
+
+
+def invoke_once(config: Config, name: str, payload: bytes, on_line: OnLine) -> Outcome:
+    """One invocation on a node made for it, without a server. Raises CallerError, PlatformFault.
+
+    Its state folder is a fresh one: the events a stopped server wrote down are not ours to run.
+    """
+
+    async def main(state: str) -> Outcome:
+        own = dataclasses.replace(config, state=Path(state))
+        async with open_node(own, on_line=on_line) as node:
+            function = node.catalog.get(name)
+            return await node.invoke(
+                Invocation(
+                    function=function,
+                    payload=payload,
+                    invoked_arn=function.arn(config.region, config.account),
+                    request_id=new_request_id(),
+                    trace_id=read_trace_id(None),
+                )
+            )
+
+    with tempfile.TemporaryDirectory(prefix="lambox-invoke-") as state:
+        return trio.run(main, state)
+
+
+def cause(exc: BaseException) -> BaseException:
+    """The one exception in nested groups; the group itself if there are several."""
+    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+        exc = exc.exceptions[0]
+    return exc
