@@ -1,4 +1,4 @@
-"""Owns how much of the machine is ours: RAM and cores, as our control groups and affinity leave them.
+"""Owns how much of the machine is ours: RAM and cores, as cgroups and affinity leave it.
 
 A container's /proc/meminfo tells of the whole host; its limit stands in the cgroup files.
 """

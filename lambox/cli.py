@@ -78,7 +78,7 @@ def serve(config: Path | None, **flags: str | None) -> None:
     """Serve the functions of a folder until SIGTERM or Ctrl-C."""
     import logging
 
-    from lambox import loglines, running
+    from lambox import doctor, loglines, running
 
     checked = load(config, **flags)
     if not checked.functions.is_dir():
@@ -103,6 +103,7 @@ def serve(config: Path | None, **flags: str | None) -> None:
         print(f"lambox serving {count} function{'s'[: count != 1]} at {url}", flush=True)
 
     try:
+        doctor.require_sandbox(checked)
         code = running.serve(checked, ready, writer.function_line)
     except BaseException as exc:
         writer.close()
@@ -177,7 +178,7 @@ def read_event(folder: Path, source: str | None, payload: str | None, file: Path
     if payload is not None:
         event, where = payload.encode(), "--payload"
     elif source is not None:
-        event, where = click.get_binary_stream("stdin").read(), "standard input"
+        event, where = sys.stdin.buffer.read(), "standard input"
     else:
         path = file or folder / "event.json"
         where = str(path)
@@ -241,12 +242,13 @@ def invoke_there(server: Server, name: str, event: bytes) -> None:
 def invoke_here(checked: Config, name: str, event: bytes) -> None:
     import logging
 
-    from lambox import loglines, running
+    from lambox import doctor, loglines, running
     from sandbox.errors import CallerError
 
     writer = loglines.LineWriter()
     logging.basicConfig(level=logging.WARNING, handlers=[loglines.LineHandler(writer)])
     try:
+        doctor.require_sandbox(checked)
         outcome = running.invoke_once(checked, name, event, lambda _, line: writer.write(line))
     except BaseException as exc:
         writer.close()
@@ -266,9 +268,8 @@ def code_for(status: int) -> int:
 
 
 def show_answer(payload: bytes, *, failed: bool) -> None:
-    out = click.get_binary_stream("stdout")
-    out.write(payload if payload.endswith(b"\n") else payload + b"\n")
-    out.flush()
+    sys.stdout.buffer.write(payload if payload.endswith(b"\n") else payload + b"\n")
+    sys.stdout.buffer.flush()
     sys.exit(FUNCTION_ERROR if failed else 0)
 
 
@@ -302,6 +303,8 @@ def new(name: str, runtime: str, functions: str | None, config: Path | None) -> 
 @config_option
 def list_(endpoint: str | None, functions: str | None, config: Path | None) -> None:
     """Show the functions of the running server, else of the local folder."""
+    from rich.markup import escape
+
     checked = load(config, functions=functions)
     server = None if functions is not None and endpoint is None else find_server(checked, endpoint)
     rows = local_functions(checked) if server is None else ask(server.functions)
@@ -311,7 +314,8 @@ def list_(endpoint: str | None, functions: str | None, config: Path | None) -> N
     table = plain_table("name", "runtime", "handler", ">memory", ">timeout", "state")
     for row in rows:
         if row.get("problem"):
-            table.add_row(row["name"], "", "", "", "", f"broken: {row['problem']}")
+            problem = escape(f"broken: {row['problem']}")
+            table.add_row(row["name"], "", "", "", "", problem)
         else:
             table.add_row(
                 row["name"],
@@ -357,9 +361,7 @@ def ask(question: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
 def ps(endpoint: str | None, config: Path | None) -> None:
     """Show the live environments of the running server."""
     rows = ask(need_server(config, endpoint).environments)
-    table = plain_table(
-        "id", "function", "state", ">age", ">invocations", ">memory", ">of", ">cpu"
-    )
+    table = plain_table("id", "function", "state", ">age", ">invocations", ">memory", ">of", ">cpu")
     for row in rows:
         table.add_row(
             row["id"],
@@ -426,24 +428,34 @@ def show(table: Table) -> None:
     from rich.console import Console
     from rich.measure import Measurement
 
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=10_000)
-        console.width = Measurement.get(console, console.options, table).maximum + 1
-    console.print(table)
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(table)
+        return
+    console.width = 100_000
+    console.width = Measurement.get(console, console.options, table).maximum + 1
+    with console.capture() as captured:
+        console.print(table)
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    click.echo("\n".join(line for line in lines if line))
 
 
-@main.command()
+@main.command("doctor")
 @config_option
-def doctor(config: Path | None) -> None:
+def doctor_(config: Path | None) -> None:
     """Check what this host has for isolating functions, and how to mend what is missing."""
-    from lambox import doctor as checks
+    from rich.markup import escape
+
+    from lambox import doctor
 
     checked = load(config)
-    results = checks.examine(checked)
-    table = plain_table("", "check", "found", "mend")
+    results = doctor.examine(checked)
+    table = plain_table("", "check", "found")
     for result in results:
-        table.add_row(checks.MARKS[result.verdict], result.name, result.found, result.remedy)
+        mend = f"\n  mend: {result.remedy}" if result.remedy else ""
+        table.add_row(
+            doctor.MARKS[result.verdict], escape(result.name), escape(result.found + mend)
+        )
     show(table)
     if any(result.verdict == "missing" for result in results):
         click.echo("lambox cannot serve here.")

@@ -1,7 +1,7 @@
 """Owns the talk of lambox's verbs with a running server, over plain HTTP.
 
-    Unreachable             nobody answers at the endpoint, or it is not lambox
-    Refused                 the server answered with an error: status, AWS's code, message
+Unreachable             nobody answers at the endpoint, or it is not lambox
+Refused                 the server answered with an error: status, AWS's code, message
 """
 
 from __future__ import annotations

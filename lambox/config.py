@@ -1,6 +1,6 @@
 """Owns the settings of a server: lambox.toml < LAMBOX_* variables < flags -> one frozen `Config`.
 
-ConfigError             what is wrong, with file:line, variable or flag, value, allowed range and mend
+    ConfigError         what is wrong: file:line, variable or flag, value, allowed range, mend
 
 SETTINGS is the one table: the file's keys, the variables' names, the flags of `lambox serve` and
 docs/configuration.md all come from it.
@@ -349,8 +349,7 @@ class _Reader:
     def _defaults_table(self, path: Path, lines: list[str], table: Any) -> None:
         if not isinstance(table, dict):
             self.problems.append(
-                f"{_at(path, lines, 'defaults')}: defaults: must be a table. "
-                "Hint: write [defaults]"
+                f"{_at(path, lines, 'defaults')}: defaults: must be a table. Hint: write [defaults]"
             )
             return
         for name, value in table.items():
@@ -422,7 +421,7 @@ def _as_toml(name: str, value: Any) -> str:
 
 
 def _literal(value: Any) -> str:
-    """A TOML literal; what is neither text, number nor truth value becomes a list, which no key takes."""
+    """A TOML literal. Neither text, number nor truth value: a list, which no key takes."""
     if isinstance(value, str):
         return _quote(value)
     if isinstance(value, bool):

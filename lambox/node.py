@@ -142,8 +142,10 @@ class Node:
             name = f"[{config.host}]" if family == socket.AF_INET6 else config.host
             task_status.started(f"http://{name}:{port}")
             await self._stop.wait()
+            grace_ends = trio.current_time() + config.grace_s
             nursery.cancel_scope.cancel()
-        with trio.move_on_after(config.grace_s):
+        # Callers have their answers or have lost their patience; accepted events may still run.
+        with trio.move_on_at(grace_ends):
             await self._scheduler.settle()
 
     async def _serve_callers(

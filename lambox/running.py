@@ -1,4 +1,4 @@
-"""Owns the life of a node under the command: signals, the grace period, one call without a server."""
+"""Owns the life of a node under the command: signals, grace period, one call without a server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def serve(config: Config, on_ready: Callable[[Node, str], None], on_line: OnLine
         node: Node | None = None
 
         async def watch(
-            scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+            scope: trio.CancelScope,
+            *,
+            task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
         ) -> None:
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
                 task_status.started()

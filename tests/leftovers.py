@@ -28,3 +28,8 @@ def leftovers() -> set[str]:
     found.update(f"netns {path}" for path in glob.glob("/run/netns/*lambox*"))
     found.update(f"temp {path}" for path in glob.glob("/tmp/lambox*") + glob.glob("/run/lambox*"))
     return found
+
+
+def traces(pid: int) -> set[str]:
+    """What is left of the server that had this pid: its groups, and sandboxes of them."""
+    return {line for line in leftovers() if f"lambox-{pid}-" in line}

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.leftovers import leftovers
+from tests.leftovers import traces
 from tests.system.conftest import Functions, Server, Start, until
 
 pytestmark = pytest.mark.system
@@ -140,7 +140,6 @@ def test_a_flood_of_logs_slows_nobody_else(start: Start) -> None:
 
 
 def test_sigterm_lets_a_running_invocation_finish_and_leaves_nothing(start: Start) -> None:
-    before = leftovers()
     server = start()
     server.functions.add("slow", "import time\ndef handler(event, context):\n    time.sleep(event)\n    return 'done'\n")
     server.invoke("slow", 0)
@@ -153,7 +152,7 @@ def test_sigterm_lets_a_running_invocation_finish_and_leaves_nothing(start: Star
     thread.join(10)
     assert answers == ["done"]
     assert server.process.wait(10) == 0
-    assert leftovers() == before
+    assert traces(server.process.pid) == set()
 
 
 def _refuses(server: Server) -> bool:
@@ -195,7 +194,6 @@ def test_accepted_events_survive_a_clean_stop(start: Start, functions: Functions
 
 
 def test_sigkill_of_the_server_takes_everything_along(start: Start) -> None:
-    before = leftovers()
     server = start()
     server.functions.add("clings", "import os, time\ndef handler(event, context):\n    if os.fork() == 0:\n        os.setsid()\n        time.sleep(1000)\n    return 1\n")
     server.invoke("clings")
@@ -205,10 +203,12 @@ def test_sigkill_of_the_server_takes_everything_along(start: Start) -> None:
     server.process.wait()
     until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in mine))
     # Cgroups cannot be tied to a process: the next start sweeps them.
+    assert traces(server.process.pid)
     second = start()
+    assert traces(server.process.pid) == set()
     second.invoke("clings")
     assert second.stop() == 0
-    until(lambda: leftovers() == before)
+    assert traces(second.process.pid) == set()
 
 
 def test_two_servers_do_not_sweep_each_other(start: Start) -> None:

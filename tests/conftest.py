@@ -1,0 +1,21 @@
+"""With LAMBOX_CI=1 a skipped test is a failed one, unless it is marked `optional`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    skipped = report.skipped and not hasattr(report, "wasxfail")
+    if skipped and os.environ.get("LAMBOX_CI") == "1" and not item.get_closest_marker("optional"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid}: skipped under LAMBOX_CI=1: {reason}"
+    return report
