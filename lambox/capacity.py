@@ -20,7 +20,7 @@ def cores() -> int:
 def memory_mb() -> int:
     """RAM of the host, or what our control group may use of it if that is less."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(total, *_limits()) // MIB)
+    return max(1, min([total, *_limits()]) // MIB)
 
 
 def _limits() -> list[int]:

@@ -166,6 +166,11 @@ def invoke(
     checked = load(config, functions=functions)
     event = read_event(checked.functions / name, source, payload, file)
     server = find_server(checked, endpoint)
+    if endpoint is None and functions is not None and server is not None:
+        # Asked for by folder: a server that happens to run must be one of this folder.
+        code = str((checked.functions / name).resolve())
+        if all(row["name"] != name or row["code"] != code for row in ask(server.functions)):
+            server = None
     if server is not None:
         invoke_there(server, name, event)
     else:
@@ -243,7 +248,7 @@ def invoke_here(checked: Config, name: str, event: bytes) -> None:
     import logging
 
     from lambox import doctor, loglines, running
-    from sandbox.errors import CallerError
+    from sandbox.errors import CallerError, FunctionNotFound
 
     writer = loglines.LineWriter()
     logging.basicConfig(level=logging.WARNING, handlers=[loglines.LineHandler(writer)])
@@ -253,6 +258,8 @@ def invoke_here(checked: Config, name: str, event: bytes) -> None:
     except BaseException as exc:
         writer.close()
         reason = running.cause(exc)
+        if isinstance(reason, FunctionNotFound):
+            fail(f"there is no function {name} in {checked.functions}. Hint: lambox list", USAGE)
         if isinstance(reason, CallerError):
             fail(f"{reason.code}: {reason.message}", code_for(reason.status))
         explain(exc, f"cannot invoke {name}")

@@ -13,7 +13,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from sandbox.asyncqueue import AsyncQueue, open_queue
 from sandbox.catalog import Catalog
 from sandbox.confine.launcher import open_launcher
 from sandbox.confine.spec import MIB, Limits, Program, SandboxSpec
-from sandbox.environment import Environment, Surroundings
+from sandbox.environment import Environment, ServeRuntimeApi, Surroundings
 from sandbox.function import BrokenFunction, FunctionVersion
 from sandbox.invocation import Invocation, Outcome
 from sandbox.logs import LogBook
@@ -125,9 +125,7 @@ class Node:
         """Let `serve` return: turn new callers away, give running invocations the grace period."""
         self._stop.set()
 
-    async def serve(
-        self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def serve(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer callers until `stop`. Started with `http://HOST:PORT`. Raises OSError: no such port."""
         config = self.config
         app = make_invoke_app(
@@ -155,9 +153,7 @@ class Node:
         *,
         task_status: trio.TaskStatus[None],
     ) -> None:
-        await served.serve(
-            listening, {}, grace_s=self.config.grace_s, task_status=task_status
-        )
+        await served.serve(listening, {}, grace_s=self.config.grace_s, task_status=task_status)
 
     async def _watch_functions(self) -> None:
         """Idle environments of changed code go when it changes, not when it is next invoked."""
@@ -194,7 +190,9 @@ async def open_node(
             )
         )
         rapi = await stack.enter_async_context(running_app(make_rapi_app(), environment_config()))
-        launcher = await stack.enter_async_context(open_launcher(uid_base=config.uid_base, uid_count=config.uid_count))
+        launcher = await stack.enter_async_context(
+            open_launcher(uid_base=config.uid_base, uid_count=config.uid_count)
+        )
         kitchen = Kitchen(config, runtimes)
         scheduler = await stack.enter_async_context(
             open_scheduler(
@@ -227,7 +225,7 @@ async def open_node(
         yield Node(config, catalog, scheduler, queue, logbook, launcher.describe())
 
 
-def _runtime_api(rapi: ServedApp) -> Callable[..., object]:
+def _runtime_api(rapi: ServedApp) -> ServeRuntimeApi:
     async def serve(
         listener: socket.socket, environment: Environment, *, task_status: trio.TaskStatus[None]
     ) -> None:

@@ -170,7 +170,9 @@ class AsyncQueue:
             try:
                 self._take(_from_json(json.loads(line)))
             except (ValueError, KeyError, TypeError) as exc:
-                log.error("%s:%d: no event can be read: %s: %s", self._spool, number, exc, line[:1024])
+                log.error(
+                    "%s:%d: no event can be read: %s: %s", self._spool, number, exc, line[:1024]
+                )
         self._inherited = set(self._open) - before
         return len(self._inherited)
 

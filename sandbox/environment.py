@@ -56,7 +56,9 @@ class Owner(Protocol):
     def environment_ready(self, environment: Environment) -> None:
         """It waits for an invocation: `dispatch` one, `retire` it, or leave it idle."""
 
-    def environment_lost(self, environment: Environment, failure: Failure | Exception | None) -> None:
+    def environment_lost(
+        self, environment: Environment, failure: Failure | Exception | None
+    ) -> None:
         """It takes no further invocation. `failure` is set when it never came to its first `next`."""
 
 
@@ -142,9 +144,12 @@ class Environment:
             raise
         self._sandbox = sandbox
         listener = sandbox.listener.dup()
-        with listener, LogPipes(
-            (sandbox.stdout, sandbox.stderr), sandbox.telemetry, self._on_line
-        ) as self._log:
+        with (
+            listener,
+            LogPipes(
+                (sandbox.stdout, sandbox.stderr), sandbox.telemetry, self._on_line
+            ) as self._log,
+        ):
             async with trio.open_nursery() as nursery:
                 try:
                     await nursery.start(self._around.serve, listener, self)
@@ -235,7 +240,9 @@ class Environment:
         if not self.lost:
             self.lost = True
             if self._ticket is not None:
-                self._fail_invocation(Failure("failure", "Sandbox.Failure", "Sandbox was shut down"))
+                self._fail_invocation(
+                    Failure("failure", "Sandbox.Failure", "Sandbox was shut down")
+                )
             self._owner.environment_lost(self, failure)
 
     # --- what its runtime says (RuntimeFace)
@@ -271,7 +278,9 @@ class Environment:
         if response_mode and response_mode != "streaming":
             self._life.step(Event.ERROR)
             self._fail_invocation(
-                Failure("error", "Runtime.InvalidResponseModeHeader", "Invalid response mode header")
+                Failure(
+                    "error", "Runtime.InvalidResponseModeHeader", "Invalid response mode header"
+                )
             )
             raise Refused(400, "InvalidFunctionResponseMode", "Invalid function response mode")
         self._life.step(Event.RESPONSE)
@@ -424,7 +433,9 @@ class Environment:
         async for chunk in body:
             sent += len(chunk)
             if sent > MAX_STREAMED:
-                self._stream_ended(ticket, (failures.RESPONSE_TOO_LARGE, "Response payload size exceeded"))
+                self._stream_ended(
+                    ticket, (failures.RESPONSE_TOO_LARGE, "Response payload size exceeded")
+                )
                 raise Refused(
                     413,
                     "RequestEntityTooLarge",
@@ -432,7 +443,9 @@ class Environment:
                 )
             await sink.send(chunk)
         midstream = _midstream_error(body)
-        self._stream_ended(ticket, midstream and (midstream[0], midstream[1].decode("utf-8", "replace")))
+        self._stream_ended(
+            ticket, midstream and (midstream[0], midstream[1].decode("utf-8", "replace"))
+        )
 
     def _stream_ended(self, ticket: Ticket, error: tuple[str, str] | None) -> None:
         if self._ticket is not ticket:
@@ -543,7 +556,9 @@ class Environment:
             "state": "frozen" if self.frozen and not self.lost else self.phase,
             "age_s": round(trio.current_time() - self.born_at, 3),
             "invocations": self.invocations,
-            "memory_mb": None if not usage or usage.memory_bytes is None else round(usage.memory_bytes / MIB, 1),
+            "memory_mb": None
+            if not usage or usage.memory_bytes is None
+            else round(usage.memory_bytes / MIB, 1),
             "memory_size_mb": self.function.memory_mb,
             "cpu_s": None if not usage or usage.cpu_s is None else round(usage.cpu_s, 3),
         }
@@ -555,7 +570,9 @@ def _midstream_error(body: ResponseBody) -> tuple[str, bytes] | None:
     if not error_type:
         return None
     try:
-        details = base64.b64decode(body.trailers.get("lambda-runtime-function-error-body", ""), validate=True)
+        details = base64.b64decode(
+            body.trailers.get("lambda-runtime-function-error-body", ""), validate=True
+        )
     except binascii.Error:
         details = b""
     return error_type, details

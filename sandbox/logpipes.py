@@ -29,9 +29,7 @@ LINE_COST = 128
 class LogPipes:
     """Non-blocking read ends; duplicates of the sandbox's, so that their owner may close his any time."""
 
-    def __init__(
-        self, plain: Sequence[int], framed: int, on_line: Callable[[str], None]
-    ) -> None:
+    def __init__(self, plain: Sequence[int], framed: int, on_line: Callable[[str], None]) -> None:
         self._pipes: dict[int, LineSplitter | FrameSplitter] = {}
         for fd in plain:
             self._pipes[os.dup(fd)] = LineSplitter()

@@ -145,9 +145,7 @@ class LogBook:
 class Follower:
     """An async iterator over the lines written since it was made."""
 
-    def __init__(
-        self, lines: trio.MemoryReceiveChannel[str], forget: Callable[[], object]
-    ) -> None:
+    def __init__(self, lines: trio.MemoryReceiveChannel[str], forget: Callable[[], object]) -> None:
         self._lines = lines
         self._forget = forget
 

@@ -226,7 +226,9 @@ class Scheduler:
         if was_starting:
             self._pump_all()
 
-    def environment_lost(self, environment: Environment, failure: Failure | Exception | None) -> None:
+    def environment_lost(
+        self, environment: Environment, failure: Failure | Exception | None
+    ) -> None:
         slots = self._functions[environment.function.name]
         if environment in slots.busy:
             slots.busy.remove(environment)

@@ -58,12 +58,17 @@ class Body:
         self.trailers: Mapping[str, str] = trailers or {}
         self.fault = fault
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for chunk in self.chunks:
-            await trio.lowlevel.checkpoint()
-            yield chunk
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        self._left = list(self.chunks)
+        return self
+
+    async def __anext__(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        if self._left:
+            return self._left.pop(0)
         if self.fault:
             raise self.fault
+        raise StopAsyncIteration
 
 
 class FakeSandbox:

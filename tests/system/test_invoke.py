@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import os
-import subprocess
 import socket
+import subprocess
 import sys
 import textwrap
 import time
@@ -118,7 +118,9 @@ def test_timeout_is_answered_at_the_deadline_and_the_whole_tree_is_gone(shared: 
 
 def test_the_caller_has_its_timeout_within_100_ms_of_the_deadline(shared: Server) -> None:
     shared.functions.add(
-        "sleeps", "import time\ndef handler(event, context):\n    time.sleep(event)\n", "timeout = 1"
+        "sleeps",
+        "import time\ndef handler(event, context):\n    time.sleep(event)\n",
+        "timeout = 1",
     )
     late = []
     for _ in range(3):
@@ -142,7 +144,11 @@ def test_the_caller_has_its_timeout_within_100_ms_of_the_deadline(shared: Server
             "Runtime exited with error: signal: segmentation fault",
         ),
         ("os.abort()", "Runtime.ExitError", "Runtime exited with error: signal: aborted"),
-        ("os.kill(os.getpid(), 9)", "Runtime.ExitError", "Runtime exited with error: signal: killed"),
+        (
+            "os.kill(os.getpid(), 9)",
+            "Runtime.ExitError",
+            "Runtime exited with error: signal: killed",
+        ),
     ],
 )
 def test_exits(shared: Server, code: str, error_type: str, message: str) -> None:
@@ -158,7 +164,9 @@ def test_exits(shared: Server, code: str, error_type: str, message: str) -> None
 
 
 def test_out_of_memory_is_told_as_such_and_the_next_call_works(shared: Server) -> None:
-    shared.functions.add("hog", "def handler(event, context):\n    return len(bytearray(event << 20))\n")
+    shared.functions.add(
+        "hog", "def handler(event, context):\n    return len(bytearray(event << 20))\n"
+    )
     answer = shared.invoke("hog", 400, LogType="Tail")
     assert answer["Payload"]["errorType"] == "Runtime.ExitError"
     assert answer["Payload"]["errorMessage"].endswith("signal: killed")
@@ -168,7 +176,9 @@ def test_out_of_memory_is_told_as_such_and_the_next_call_works(shared: Server) -
 
 
 def test_a_handler_exception_is_awslambdarics(shared: Server) -> None:
-    shared.functions.add("raises", "def handler(event, context):\n    raise ValueError('no ' + event)\n")
+    shared.functions.add(
+        "raises", "def handler(event, context):\n    raise ValueError('no ' + event)\n"
+    )
     answer = shared.invoke("raises", "way", LogType="Tail")
     assert answer["FunctionError"] == "Unhandled"
     assert list(answer["Payload"]) == ["errorMessage", "errorType", "requestId", "stackTrace"]
@@ -205,7 +215,8 @@ def test_an_init_that_is_too_slow_is_tried_again_with_the_functions_timeout(star
 
 def test_parallel_invocations_scale_out(shared: Server) -> None:
     shared.functions.add(
-        "waits", "import time\ndef handler(event, context):\n    time.sleep(event)\n    return event\n"
+        "waits",
+        "import time\ndef handler(event, context):\n    time.sleep(event)\n    return event\n",
     )
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: shared.invoke("waits", 1), range(8)))
@@ -284,7 +295,9 @@ STREAM = """
         done
         exec 3>&-
         exec 3<>/dev/tcp/127.0.0.1/9001
-        printf 'POST /2018-06-01/runtime/invocation/%s/response HTTP/1.1\\r\\nHost: x\\r\\nTransfer-Encoding: chunked\\r\\nLambda-Runtime-Function-Response-Mode: streaming\\r\\n\\r\\n5\\r\\nfirst\\r\\n' "$id" >&3
+        printf 'POST /2018-06-01/runtime/invocation/%s/response HTTP/1.1\\r\\nHost: x\\r\\n' "$id" >&3
+        printf 'Transfer-Encoding: chunked\\r\\n' >&3
+        printf 'Lambda-Runtime-Function-Response-Mode: streaming\\r\\n\\r\\n5\\r\\nfirst\\r\\n' >&3
         sleep 1.5
         printf '6\\r\\nsecond\\r\\n0\\r\\n\\r\\n' >&3
         read -r -t 1 _ <&3

@@ -56,7 +56,9 @@ def test_identity(probe: Any) -> None:
     assert status["Seccomp"] == "2"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="host: uids of their own need a server started by root")
+@pytest.mark.skipif(
+    os.geteuid() != 0, reason="host: uids of their own need a server started by root"
+)
 def test_every_environment_has_a_host_uid_of_its_own(shared: Server) -> None:
     import psutil
 
@@ -80,10 +82,28 @@ def test_every_environment_has_a_host_uid_of_its_own(shared: Server) -> None:
 
 
 def test_the_root_is_read_only_but_for_tmp(probe: Any) -> None:
-    for folder in ("/", "/var/task", "/opt", "/var/runtime", "/usr/bin", "/etc", "/dev", "/proc", "/var", "/run"):
-        assert probe(f"attempt(open, '{folder}/x', 'w')") in ("EROFS", "EACCES", "ENOENT", "EPERM"), folder
+    for folder in (
+        "/",
+        "/var/task",
+        "/opt",
+        "/var/runtime",
+        "/usr/bin",
+        "/etc",
+        "/dev",
+        "/proc",
+        "/var",
+        "/run",
+    ):
+        assert probe(f"attempt(open, '{folder}/x', 'w')") in (
+            "EROFS",
+            "EACCES",
+            "ENOENT",
+            "EPERM",
+        ), folder
     assert probe("attempt(os.mkdir, '/tmp/x')") == "done"
-    writable = probe("[p for p, _, _ in os.walk('/') if os.access(p, os.W_OK) and not p.startswith('/proc')]")
+    writable = probe(
+        "[p for p, _, _ in os.walk('/') if os.access(p, os.W_OK) and not p.startswith('/proc')]"
+    )
     # devpts says it is writable, but only opening /dev/ptmx makes something in it.
     assert probe("attempt(open, '/dev/pts/x', 'w')") in ("EACCES", "EPERM", "EROFS")
     others = [path for path in writable if path != "/tmp" and not path.startswith("/tmp/")]
@@ -97,9 +117,22 @@ def test_tmp_is_private_and_sized(shared: Server, probe: Any) -> None:
 
 
 def test_nothing_of_the_hosts_files(probe: Any) -> None:
-    for path in ("/home", "/root", "/work", "/var/lib", "/var/log", "/sys", "/usr/local", "/srv", "/mnt", "/run/lambox/init.sock"):
+    for path in (
+        "/home",
+        "/root",
+        "/work",
+        "/var/lib",
+        "/var/log",
+        "/sys",
+        "/usr/local",
+        "/srv",
+        "/mnt",
+        "/run/lambox/init.sock",
+    ):
         assert probe(f"os.path.isdir('{path}') and os.listdir('{path}')") in (False, []), path
-    assert probe("sorted(os.listdir('/var'))") == ["runtime", "task"] or "lang" in probe("os.listdir('/var')")
+    assert probe("sorted(os.listdir('/var'))") == ["runtime", "task"] or "lang" in probe(
+        "os.listdir('/var')"
+    )
 
 
 def test_no_process_but_its_own(probe: Any) -> None:
@@ -151,8 +184,14 @@ def test_the_network_is_its_own(probe: Any) -> None:
     assert probe("[name for _, name in socket.if_nameindex()]") == ["lo"]
     with socket.create_server(("127.0.0.1", 0)) as host:
         port = host.getsockname()[1]
-        assert probe(f"attempt(socket.create_connection, ('127.0.0.1', {port}), 1)") == "ECONNREFUSED"
-    assert probe("attempt(socket.socket, socket.AF_PACKET, socket.SOCK_RAW)") in ("EPERM", "EACCES", "EAFNOSUPPORT")
+        assert (
+            probe(f"attempt(socket.create_connection, ('127.0.0.1', {port}), 1)") == "ECONNREFUSED"
+        )
+    assert probe("attempt(socket.socket, socket.AF_PACKET, socket.SOCK_RAW)") in (
+        "EPERM",
+        "EACCES",
+        "EAFNOSUPPORT",
+    )
     assert probe("attempt(socket.socket, socket.AF_INET, socket.SOCK_RAW)") in ("EPERM", "EACCES")
 
 
@@ -160,14 +199,19 @@ def test_abstract_unix_sockets_of_the_host_are_out_of_reach(probe: Any) -> None:
     with socket.socket(socket.AF_UNIX) as host:
         host.bind("\0lambox-test-abstract")
         host.listen()
-        assert probe(
-            "attempt(socket.socket(socket.AF_UNIX).connect, '\\0lambox-test-abstract')"
-        ) == "ECONNREFUSED"
+        assert (
+            probe("attempt(socket.socket(socket.AF_UNIX).connect, '\\0lambox-test-abstract')")
+            == "ECONNREFUSED"
+        )
 
 
 def test_limits(probe: Any) -> None:
-    assert probe("list(__import__('resource').getrlimit(__import__('resource').RLIMIT_NOFILE))") == [1024, 1024]
-    assert probe("list(__import__('resource').getrlimit(__import__('resource').RLIMIT_CORE))")[0] == 0
+    assert probe(
+        "list(__import__('resource').getrlimit(__import__('resource').RLIMIT_NOFILE))"
+    ) == [1024, 1024]
+    assert (
+        probe("list(__import__('resource').getrlimit(__import__('resource').RLIMIT_CORE))")[0] == 0
+    )
 
 
 def test_a_fork_bomb_stays_inside(shared: Server) -> None:

@@ -75,15 +75,21 @@ def test_changed_code_runs_at_the_next_invocation(start: Start) -> None:
     for number in range(5):
         server.functions.add("code", f"def handler(event, context):\n    return {number}\n")
         assert server.invoke("code")["Payload"] == number
-    server.functions.add("code", "import os\ndef handler(event, context):\n    return os.environ['X']\n",
-                         '[environment]\nXY = "no"\nX1 = "1"\n')
+    server.functions.add(
+        "code",
+        "import os\ndef handler(event, context):\n    return os.environ['X']\n",
+        '[environment]\nXY = "no"\nX1 = "1"\n',
+    )
     assert server.invoke("code")["FunctionError"] == "Unhandled"
     until(lambda: len(server.environments("code")) <= 1)
 
 
 def test_a_running_invocation_ends_on_its_old_code(start: Start) -> None:
     server = start()
-    server.functions.add("slow", "import time\ndef handler(event, context):\n    time.sleep(event)\n    return 'old'\n")
+    server.functions.add(
+        "slow",
+        "import time\ndef handler(event, context):\n    time.sleep(event)\n    return 'old'\n",
+    )
     server.invoke("slow", 0)
     answers: list[Any] = []
     thread = threading.Thread(target=lambda: answers.append(server.invoke("slow", 1.5)["Payload"]))
@@ -113,7 +119,7 @@ def test_a_broken_function_toml_takes_down_that_function_alone(start: Start) -> 
     server.functions.add("good", ECHO)
     server.functions.add("bad", ECHO, "timeout = 1000\nmemroy_size = 128\n")
     assert server.invoke("good", 1)["Payload"] == 1
-    with pytest.raises(Exception, match="function.toml") as refused:
+    with pytest.raises(Exception, match=r"function\.toml") as refused:
         server.invoke("bad")
     assert "timeout" in str(refused.value)
     assert "memory_size" in str(refused.value)
@@ -123,7 +129,11 @@ def test_a_broken_function_toml_takes_down_that_function_alone(start: Start) -> 
 
 def test_a_flood_of_logs_slows_nobody_else(start: Start) -> None:
     server = start()
-    server.functions.add("flood", "def handler(event, context):\n    while True:\n        print('y' * 1000)\n", "timeout = 4\nmemory_size = 1769")
+    server.functions.add(
+        "flood",
+        "def handler(event, context):\n    while True:\n        print('y' * 1000)\n",
+        "timeout = 4\nmemory_size = 1769",
+    )
     server.functions.add("calm", ECHO)
     server.invoke("calm")
     flood = threading.Thread(target=lambda: server.invoke("flood"))
@@ -141,7 +151,10 @@ def test_a_flood_of_logs_slows_nobody_else(start: Start) -> None:
 
 def test_sigterm_lets_a_running_invocation_finish_and_leaves_nothing(start: Start) -> None:
     server = start()
-    server.functions.add("slow", "import time\ndef handler(event, context):\n    time.sleep(event)\n    return 'done'\n")
+    server.functions.add(
+        "slow",
+        "import time\ndef handler(event, context):\n    time.sleep(event)\n    return 'done'\n",
+    )
     server.invoke("slow", 0)
     answers: list[Any] = []
     thread = threading.Thread(target=lambda: answers.append(server.invoke("slow", 1)["Payload"]))
@@ -182,9 +195,14 @@ def _swallow(server: Server, name: str) -> None:
 
 def test_accepted_events_survive_a_clean_stop(start: Start, functions: Functions) -> None:
     server = start(LAMBOX_GRACE_S="0")
-    functions.add("later", "import time\ndef handler(event, context):\n    time.sleep(2)\n    print('finished', event)\n")
+    functions.add(
+        "later",
+        "import time\ndef handler(event, context):\n    time.sleep(2)\n    print('finished', event)\n",
+    )
     for number in range(20):
-        server.client().invoke(FunctionName="later", InvocationType="Event", Payload=str(number).encode())
+        server.client().invoke(
+            FunctionName="later", InvocationType="Event", Payload=str(number).encode()
+        )
     assert server.stop() == 0
     done = {n for n in range(20) if f"finished {n}\n" in server.log.read_text()}
     assert len(done) < 20
@@ -195,9 +213,19 @@ def test_accepted_events_survive_a_clean_stop(start: Start, functions: Functions
 
 def test_sigkill_of_the_server_takes_everything_along(start: Start) -> None:
     server = start()
-    server.functions.add("clings", "import os, time\ndef handler(event, context):\n    if os.fork() == 0:\n        os.setsid()\n        time.sleep(1000)\n    return 1\n")
+    server.functions.add(
+        "clings",
+        """
+        import os, time
+        def handler(event, context):
+            if os.fork() == 0:
+                os.setsid()
+                time.sleep(1000)
+            return 1
+        """,
+    )
     server.invoke("clings")
-    mine = [p for p in psutil.Process(server.process.pid).children(recursive=True)]
+    mine = psutil.Process(server.process.pid).children(recursive=True)
     assert mine
     server.process.kill()
     server.process.wait()

@@ -51,9 +51,7 @@ async def queueing(
     spool: Path,
     find: Callable[..., FunctionVersion] = make_function,
 ) -> AsyncIterator[AsyncQueue]:
-    async with open_queue(
-        backend, find, spool, wall=trio.current_time, concurrency=2
-    ) as queue:
+    async with open_queue(backend, find, spool, wall=trio.current_time, concurrency=2) as queue:
         yield queue
 
 
@@ -66,7 +64,9 @@ async def test_an_event_runs_once_when_it_succeeds(autojump_clock: Clock, tmp_pa
     assert not (tmp_path / "spool").exists()
 
 
-async def test_function_errors_are_retried_after_one_and_two_minutes(autojump_clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_function_errors_are_retried_after_one_and_two_minutes(
+    autojump_clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     backend = Backend(BAD)
     async with queueing(backend, tmp_path / "spool") as queue:
         await queue.accept(make_invocation(make_function()))
@@ -85,7 +85,9 @@ async def test_throttles_back_off_and_do_not_count(autojump_clock: Clock, tmp_pa
     assert backend.times == [0, 1, 3, 7]
 
 
-async def test_after_six_hours_an_event_is_dropped_aloud(autojump_clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_after_six_hours_an_event_is_dropped_aloud(
+    autojump_clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with queueing(Backend(TooManyRequests("X")), tmp_path / "spool") as queue:
         await queue.accept(make_invocation(make_function(), b"precious"))
         await queue.settle()
@@ -94,7 +96,9 @@ async def test_after_six_hours_an_event_is_dropped_aloud(autojump_clock: Clock, 
     assert "precious" in caplog.text
 
 
-async def test_what_is_open_at_a_stop_is_run_at_the_next_start(autojump_clock: Clock, tmp_path: Path) -> None:
+async def test_what_is_open_at_a_stop_is_run_at_the_next_start(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
     spool = tmp_path / "state" / "spool"
     async with queueing(Backend(None), spool) as queue:
         for number in range(5):
@@ -110,7 +114,9 @@ async def test_what_is_open_at_a_stop_is_run_at_the_next_start(autojump_clock: C
     assert not spool.exists()
 
 
-async def test_the_file_stays_until_the_last_of_its_events_has_ended(autojump_clock: Clock, tmp_path: Path) -> None:
+async def test_the_file_stays_until_the_last_of_its_events_has_ended(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
     spool = tmp_path / "spool"
     async with queueing(Backend(None), spool) as queue:
         await queue.accept(make_invocation(make_function(), b"1"))
@@ -121,7 +127,9 @@ async def test_the_file_stays_until_the_last_of_its_events_has_ended(autojump_cl
         assert spool.exists()
 
 
-async def test_retries_keep_their_count_across_a_restart(autojump_clock: Clock, tmp_path: Path) -> None:
+async def test_retries_keep_their_count_across_a_restart(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
     spool = tmp_path / "spool"
     async with queueing(Backend(BAD), spool) as queue:
         await queue.accept(make_invocation(make_function()))
@@ -132,7 +140,9 @@ async def test_retries_keep_their_count_across_a_restart(autojump_clock: Clock, 
     assert len(backend.attempts) == 1
 
 
-async def test_a_function_that_is_gone_ends_the_event_aloud(autojump_clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_function_that_is_gone_ends_the_event_aloud(
+    autojump_clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def gone(name: str) -> FunctionVersion:
         raise FunctionNotFound(name)
 
@@ -142,7 +152,9 @@ async def test_a_function_that_is_gone_ends_the_event_aloud(autojump_clock: Cloc
     assert "the function is gone" in caplog.text
 
 
-async def test_a_damaged_line_does_not_cost_the_others(autojump_clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_damaged_line_does_not_cost_the_others(
+    autojump_clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     spool = tmp_path / "spool"
     async with queueing(Backend(None), spool) as queue:
         await queue.accept(make_invocation(make_function(), b"1"))

@@ -21,6 +21,15 @@ from sandbox.ticket import Ticket
 from tests.fakes import Body, FakeSandbox, World, echo, make_function, make_invocation, respond
 
 
+class Endless(Body):
+    """A body whose end never comes."""
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            await trio.sleep_forever()
+        return await super().__anext__()
+
+
 class OneOwner:
     """Holds one environment: remembers what it says."""
 
@@ -121,7 +130,9 @@ async def test_timeout_answers_at_the_deadline_and_kills(autojump_clock: Clock) 
     assert outcome.log_tail.decode().rstrip().endswith("Status: timeout")
 
 
-async def test_a_runtime_that_answers_but_never_asks_again_is_killed_at_the_deadline(autojump_clock: Clock) -> None:
+async def test_a_runtime_that_answers_but_never_asks_again_is_killed_at_the_deadline(
+    autojump_clock: Clock,
+) -> None:
     async def answer_once(environment: Environment, sandbox: FakeSandbox) -> None:
         event = await environment.next()
         await respond(environment, event.request_id, Body(b"1"))
@@ -155,7 +166,9 @@ async def test_a_runtime_that_answers_but_never_asks_again_is_killed_at_the_dead
         (Exit(oom_kills=2), "Runtime exited with error: signal: killed", "Runtime.OutOfMemory"),
     ],
 )
-async def test_exits_are_told_from_the_facts(autojump_clock: Clock, exit_: Exit, message: str, logged: str) -> None:
+async def test_exits_are_told_from_the_facts(
+    autojump_clock: Clock, exit_: Exit, message: str, logged: str
+) -> None:
     async def die(environment: Environment, sandbox: FakeSandbox) -> None:
         await environment.next()
         sandbox.end(exit_)
@@ -225,7 +238,9 @@ async def test_init_that_takes_longer_than_ten_seconds_fails(autojump_clock: Clo
     assert any("Phase: init\tStatus: timeout" in line for line in it.world.lines)
 
 
-async def test_a_second_init_has_the_functions_timeout_for_init_and_handler_together(autojump_clock: Clock) -> None:
+async def test_a_second_init_has_the_functions_timeout_for_init_and_handler_together(
+    autojump_clock: Clock,
+) -> None:
     async def slow_init(environment: Environment, sandbox: FakeSandbox) -> None:
         await trio.sleep(2)
         await environment.next()
@@ -238,7 +253,9 @@ async def test_a_second_init_has_the_functions_timeout_for_init_and_handler_toge
     assert outcome.init_ms is None
 
 
-async def test_idle_is_frozen_after_a_moment_thawed_when_used_and_reaped_at_its_timeout(autojump_clock: Clock) -> None:
+async def test_idle_is_frozen_after_a_moment_thawed_when_used_and_reaped_at_its_timeout(
+    autojump_clock: Clock,
+) -> None:
     async with held(World(freeze_delay_s=0.5), idle_timeout_s=20) as it:
         await it.invoke()
         await trio.sleep(0.4)
@@ -312,14 +329,9 @@ async def test_a_connection_lost_in_the_body_is_a_truncated_response(autojump_cl
                 invocation_id=None,
                 response_mode=None,
                 content_type=None,
-                body=Endless(),
+                body=Endless(b"x"),
             )
         await trio.sleep_forever()
-
-    class Endless(Body):
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            yield b"x"
-            await trio.sleep_forever()
 
     async with held(World(lost)) as it:
         outcome = await it.invoke()
@@ -349,9 +361,7 @@ class Sink:
 async def test_a_streamed_response_goes_to_the_sink_as_it_comes(autojump_clock: Clock) -> None:
     async def stream(environment: Environment, sandbox: FakeSandbox) -> None:
         event = await environment.next()
-        await respond(
-            environment, event.request_id, Body(b"a", b"b"), response_mode="streaming"
-        )
+        await respond(environment, event.request_id, Body(b"a", b"b"), response_mode="streaming")
         await trio.sleep_forever()
 
     sink = Sink()
@@ -385,14 +395,9 @@ async def test_a_stream_that_fails_midway_says_so_in_trailers(autojump_clock: Cl
 
 
 async def test_a_timeout_in_the_middle_of_a_stream(autojump_clock: Clock) -> None:
-    class Slow(Body):
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            yield b"first"
-            await trio.sleep_forever()
-
     async def stream(environment: Environment, sandbox: FakeSandbox) -> None:
         event = await environment.next()
-        await respond(environment, event.request_id, Slow(), response_mode="streaming")
+        await respond(environment, event.request_id, Endless(b"first"), response_mode="streaming")
 
     sink = Sink()
     async with held(World(stream)) as it:
@@ -407,7 +412,11 @@ async def test_a_function_error_is_passed_on_as_it_is(autojump_clock: Clock) -> 
     async def fail(environment: Environment, sandbox: FakeSandbox) -> None:
         event = await environment.next()
         await environment.error(
-            event.request_id, invocation_id=None, error_type=None, content_type=None, body=b"not json"
+            event.request_id,
+            invocation_id=None,
+            error_type=None,
+            content_type=None,
+            body=b"not json",
         )
         await echo(environment, sandbox)
 
@@ -454,16 +463,15 @@ async def test_cancelled_in_the_middle_everything_is_killed(autojump_clock: Cloc
 
     world = World(hang)
     outcomes: list[Outcome] = []
-    async with trio.open_nursery() as callers:
-        async with held(world) as it:
-            await it.owner.ready.wait()
-            ticket = Ticket(make_invocation(it.environment.function))
-            it.environment.dispatch(ticket)
+    async with trio.open_nursery() as callers, held(world) as it:
+        await it.owner.ready.wait()
+        ticket = Ticket(make_invocation(it.environment.function))
+        it.environment.dispatch(ticket)
 
-            async def wait() -> None:
-                outcomes.append(await ticket.wait())
+        async def wait() -> None:
+            outcomes.append(await ticket.wait())
 
-            callers.start_soon(wait)
-            await trio.testing.wait_all_tasks_blocked()
+        callers.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
     assert outcomes[0].error_type == "Sandbox.Failure"
     assert world.launcher.sandboxes[0].killed

@@ -6,7 +6,9 @@ RESERVED = "ReservedFunctionConcurrentInvocationLimitExceeded"
 ACCOUNT = "ConcurrentInvocationLimitExceeded"
 
 
-def reason(*, mine: int = 0, unreserved: int = 0, held: int = 0, memory: int = 0, **kw: object) -> str | None:
+def reason(
+    *, mine: int = 0, unreserved: int = 0, held: int = 0, memory: int = 0, **kw: object
+) -> str | None:
     limits = Limits(account_concurrency=10, memory_budget_mb=1000)
     load = Load(mine, unreserved, held, memory)
     reserved = kw.get("reserved")

@@ -46,7 +46,9 @@ async def run(scheduler: Scheduler, function: Any, seconds: float = 0.0) -> Outc
     return await scheduler.invoke(make_invocation(function, json.dumps(seconds).encode()))
 
 
-async def together(scheduler: Scheduler, function: Any, count: int, seconds: float) -> list[Outcome]:
+async def together(
+    scheduler: Scheduler, function: Any, count: int, seconds: float
+) -> list[Outcome]:
     outcomes: list[Outcome] = []
 
     async def one() -> None:
@@ -69,7 +71,9 @@ async def test_warm_reuse(autojump_clock: Clock) -> None:
     assert len(world.launcher.sandboxes) == 1
 
 
-async def test_concurrent_invocations_scale_out_each_alone_in_its_environment(autojump_clock: Clock) -> None:
+async def test_concurrent_invocations_scale_out_each_alone_in_its_environment(
+    autojump_clock: Clock,
+) -> None:
     world = World(sleepy)
     async with scheduling(world) as scheduler:
         outcomes = await together(scheduler, make_function(), 8, 1.0)
@@ -91,7 +95,9 @@ async def test_the_most_recently_used_environment_is_taken(autojump_clock: Clock
     assert again.payload.decode() == mru
 
 
-async def test_a_waiting_invocation_takes_whichever_environment_is_free_first(autojump_clock: Clock) -> None:
+async def test_a_waiting_invocation_takes_whichever_environment_is_free_first(
+    autojump_clock: Clock,
+) -> None:
     world = World(sleepy)
     async with scheduling(world, Limits(max_starts=1)) as scheduler:
         outcomes = await together(scheduler, make_function(), 5, 0.0)
@@ -114,17 +120,21 @@ async def test_reserved_concurrency_throttles_with_awss_reason(autojump_clock: C
 
 async def test_account_limit(autojump_clock: Clock) -> None:
     world = World(sleepy)
-    async with scheduling(world, Limits(account_concurrency=2)) as scheduler:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(run, scheduler, make_function("a"), 1.0)
-            nursery.start_soon(run, scheduler, make_function("b"), 1.0)
-            await trio.testing.wait_all_tasks_blocked()
-            with pytest.raises(TooManyRequests) as refused:
-                await run(scheduler, make_function("c"))
+    async with (
+        scheduling(world, Limits(account_concurrency=2)) as scheduler,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(run, scheduler, make_function("a"), 1.0)
+        nursery.start_soon(run, scheduler, make_function("b"), 1.0)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(TooManyRequests) as refused:
+            await run(scheduler, make_function("c"))
     assert refused.value.reason == "ConcurrentInvocationLimitExceeded"
 
 
-async def test_new_code_serves_the_next_invocation_and_the_running_one_ends_on_the_old(autojump_clock: Clock) -> None:
+async def test_new_code_serves_the_next_invocation_and_the_running_one_ends_on_the_old(
+    autojump_clock: Clock,
+) -> None:
     world = World(sleepy)
     old, new = make_function(), make_function(revision="2")
     async with scheduling(world) as scheduler:
@@ -163,7 +173,9 @@ async def test_environments_wear_out(autojump_clock: Clock) -> None:
     assert first.payload != second.payload
 
 
-async def test_a_failed_init_is_tried_again_and_then_answered_with_the_second_failure(autojump_clock: Clock) -> None:
+async def test_a_failed_init_is_tried_again_and_then_answered_with_the_second_failure(
+    autojump_clock: Clock,
+) -> None:
     async def broken(environment: Environment, sandbox: FakeSandbox) -> None:
         await environment.init_error(error_type="Runtime.X", body=environment.id.encode())
         sandbox.end(Exit(code=1))
@@ -180,7 +192,9 @@ async def test_a_failed_init_is_tried_again_and_then_answered_with_the_second_fa
     assert sum("Phase: invoke" in line for line in phases) == 3
 
 
-async def test_an_init_that_works_the_second_time_serves_the_invocation(autojump_clock: Clock) -> None:
+async def test_an_init_that_works_the_second_time_serves_the_invocation(
+    autojump_clock: Clock,
+) -> None:
     async def flaky(environment: Environment, sandbox: FakeSandbox) -> None:
         if not environment.suppressed_init:
             sandbox.end(Exit(code=1))
@@ -203,7 +217,9 @@ async def test_init_exit_names_the_invocation(autojump_clock: Clock) -> None:
     )
 
 
-async def test_a_host_that_cannot_launch_is_our_fault_not_the_functions(autojump_clock: Clock) -> None:
+async def test_a_host_that_cannot_launch_is_our_fault_not_the_functions(
+    autojump_clock: Clock,
+) -> None:
     world = World(sleepy)
     world.launcher.faults = [ConfineError("no more namespaces")]
     async with scheduling(world) as scheduler:
@@ -212,7 +228,9 @@ async def test_a_host_that_cannot_launch_is_our_fault_not_the_functions(autojump
         assert (await run(scheduler, make_function())).status == "success"
 
 
-async def test_a_caller_that_leaves_the_queue_takes_its_invocation_along(autojump_clock: Clock) -> None:
+async def test_a_caller_that_leaves_the_queue_takes_its_invocation_along(
+    autojump_clock: Clock,
+) -> None:
     world = World(sleepy)
     async with scheduling(world, Limits(max_starts=1)) as scheduler:
         async with trio.open_nursery() as nursery:
@@ -224,7 +242,9 @@ async def test_a_caller_that_leaves_the_queue_takes_its_invocation_along(autojum
         await scheduler.settle()
 
 
-async def test_a_caller_that_leaves_does_not_stop_a_running_invocation(autojump_clock: Clock) -> None:
+async def test_a_caller_that_leaves_does_not_stop_a_running_invocation(
+    autojump_clock: Clock,
+) -> None:
     world = World(sleepy)
     async with scheduling(world) as scheduler:
         with trio.move_on_after(0.5):
@@ -275,13 +295,15 @@ async def test_closing_ends_what_waits_and_what_runs(autojump_clock: Clock) -> N
         except PlatformFault as exc:
             results.append(str(exc))
 
-    async with trio.open_nursery() as nursery:
-        async with scheduling(world, Limits(max_starts=1)) as scheduler:
-            for _ in range(3):
-                nursery.start_soon(one, scheduler)
-            await trio.sleep(1)
-            assert len(scheduler.environments()) == 3
+    async with (
+        trio.open_nursery() as nursery,
+        scheduling(world, Limits(max_starts=1)) as scheduler,
+    ):
+        for _ in range(3):
             nursery.start_soon(one, scheduler)
-            await trio.testing.wait_all_tasks_blocked()
-            scheduler.close()
+        await trio.sleep(1)
+        assert len(scheduler.environments()) == 3
+        nursery.start_soon(one, scheduler)
+        await trio.testing.wait_all_tasks_blocked()
+        scheduler.close()
     assert results.count("Sandbox.Failure") + results.count("lambox is stopping") == 4
