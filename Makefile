@@ -1,39 +1,57 @@
 # lambox: `make demo` shows it, `make test` checks it. Both set up what they need (tools/setup).
-SHELL := /bin/bash
-BIN := .venv/bin
-
-.PHONY: help setup demo test lint unit lock clean
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
 .DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+BIN := .venv/bin
+PACKAGES := lambox runtimeapi sandbox rootfs
+
+.PHONY: help setup dev demo test unit lint lock clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1|\2/' | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
 
 setup: ## install what is missing; leaves .venv/bin/lambox
 	@tools/setup
 
+dev: ## the same, and what tests and linters need
+	@tools/setup --dev
+
 demo: setup ## the main job in under a minute: cold, warm, scale-out, timeout, eviction, OOM, bash
 	@$(BIN)/python -m lambox.demo
 
-test: lint ## every check and test (unit, contract, system)
-	$(BIN)/python -m pytest tests/unit tests/contract tests/system
+test: lint ## every check and test: linters, unit, contract, system
+	@$(BIN)/python -m pytest tests/unit tests/contract tests/system
 
-unit: setup ## the tests that need no sandbox
-	$(BIN)/python -m pytest tests/unit tests/contract
+unit: dev ## the tests that need no sandbox
+	@$(BIN)/python -m pytest tests/unit tests/contract
 
-lint: setup ## ruff, flake8-async, mypy, import-linter
-	$(BIN)/ruff check --quiet .
-	$(BIN)/ruff format --check --quiet .
-	$(BIN)/flake8-async --enable ASYNC101,ASYNC102,ASYNC103 lambox runtimeapi sandbox
-	$(BIN)/mypy --no-error-summary
-	@$(BIN)/lint-imports --no-timing > .venv/lint-imports.txt || { cat .venv/lint-imports.txt; exit 1; }
+lint: dev ## ruff, mypy, flake8-async, import-linter
+	@$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy --strict $(PACKAGES)
+	find $(PACKAGES) -name '*.py' -exec $(BIN)/flake8-async --enable=ASYNC101,ASYNC102,ASYNC103 {} +
+	$(BIN)/lint-imports --no-logo | grep -E 'KEPT|BROKEN|^[a-z.]+ is not allowed|->|Contracts:'
 
-# uv (from PyPI) is needed for this alone, and from nowhere else.
-UV := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
-lock: ## pin the newest versions pyproject.toml allows (needs uv)
-	echo 'setuptools>=77' | $(UV) --upgrade - -o requirements-build.lock
-	$(UV) --upgrade pyproject.toml -o requirements.lock
-	$(UV) --upgrade --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+# uv is needed for this alone.
+lock: setup ## pin the newest versions that pyproject.toml allows
+	@[ -x .venv/uv/bin/uv ] || $(BIN)/python -m venv .venv/uv
+	[ -x .venv/uv/bin/uv ] || .venv/uv/bin/python -m pip -qq --disable-pip-version-check install uv
+	compile() {
+		echo "# $$1 Made by \`make lock\`."
+		.venv/uv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+			--fork-strategy fewest --generate-hashes --no-header --no-annotate \
+			--no-emit-index-url "$${@:2}"
+	}
+	trap 'rm -f requirements*.lock.new' EXIT
+	compile "What builds lambox and python-prctl." - <<< 'setuptools>=77' > requirements-build.lock.new
+	compile "What lambox runs on." pyproject.toml > requirements.lock.new
+	compile "The same, and what tests and linters need." --group dev \
+		--constraint requirements.lock.new pyproject.toml > requirements-dev.lock.new
+	for new in requirements*.lock.new; do mv "$$new" "$${new%.new}"; done
 
-clean: ## remove everything that setup and tests made
-	rm -rf .venv *.egg-info build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache rootfs/inside/init
+clean: ## remove everything that setup and the tests made in this folder
+	@rm -rf .venv *.egg-info build .*_cache .hypothesis rootfs/inside/init
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
