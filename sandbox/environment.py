@@ -212,8 +212,11 @@ class Environment:
         while True:
             with trio.CancelScope(deadline=self._due) as self._due_scope:
                 await trio.sleep_forever()
-            self._due = math.inf
-            self._on_due()
+            # Between the clock reaching a deadline and this task being run, somebody else may have
+            # armed another one (a dispatch at the very moment of freezing): then nothing is due.
+            if trio.current_time() >= self._due:
+                self._due = math.inf
+                self._on_due()
 
     def _arm(self, deadline: float) -> None:
         self._due = self._due_scope.deadline = deadline

@@ -271,6 +271,20 @@ async def test_idle_is_frozen_after_a_moment_thawed_when_used_and_reaped_at_its_
     assert it.sandbox.history == ["freeze", "thaw", "freeze", "kill"]
 
 
+async def test_a_dispatch_at_the_very_moment_of_freezing_is_no_timeout(
+    autojump_clock: Clock,
+) -> None:
+    # trio shuffles tasks that become ready at once: 30 rounds see both orders.
+    async with held(World(freeze_delay_s=0.5)) as it:
+        await it.owner.ready.wait()
+        for _ in range(30):
+            await trio.testing.wait_all_tasks_blocked()
+            ticket = Ticket(make_invocation(it.environment.function))
+            await trio.sleep_until(it.environment.idle_since + 0.5)
+            it.environment.dispatch(ticket)
+            assert (await ticket.wait()).status == "success"
+
+
 async def test_freezing_can_be_declined(autojump_clock: Clock) -> None:
     async with held(World(), freeze=False, idle_timeout_s=4) as it:
         await it.invoke()
