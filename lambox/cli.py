@@ -59,7 +59,7 @@ def setting_options(verb: Verb) -> Verb:
         verb = click.option(
             setting.flag,
             setting.name,
-            metavar=setting.allowed.replace(" ", "-").upper() if setting.is_text else "N",
+            metavar=setting.metavar,
             help=f"{setting.doc} ({setting.allowed}; default: {setting.default_text})",
         )(verb)
     return verb
@@ -100,7 +100,8 @@ def serve(config: Path | None, **flags: str | None) -> None:
             )
         count = len(node.catalog.all())
         # One write: what reads this line must never see half of it.
-        print(f"lambox serving {count} function{'s'[: count != 1]} at {url}", flush=True)
+        sys.stdout.write(f"lambox serving {count} function{'s'[: count != 1]} at {url}\n")
+        sys.stdout.flush()
 
     try:
         doctor.require_sandbox(checked)

@@ -7,6 +7,7 @@ Refused                 the server answered with an error: status, AWS's code, m
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import urllib.parse
@@ -128,10 +129,12 @@ class Server:
 
 
 def _refusal(response: http.client.HTTPResponse, body: bytes) -> Refused:
+    """AWS's face has the code in a header, lambox's own in the body."""
     message = body.decode("utf-8", "replace")
-    try:
+    code = response.headers.get("x-amzn-ErrorType", "")
+    with contextlib.suppress(ValueError, AttributeError):
         fields = json.loads(message)
-        message = fields.get("message") or fields.get("Message") or message
-    except (ValueError, AttributeError):
-        pass
-    return Refused(response.status, response.headers.get("x-amzn-ErrorType", ""), message)
+        said = [fields.get(key) for key in ("message", "Message", "errorMessage")]
+        code = code or fields.get("errorType", "")
+        message = next(filter(None, said), message)
+    return Refused(response.status, code, message)

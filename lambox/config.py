@@ -153,6 +153,12 @@ class Setting:
         return "--" + self.name.replace("_", "-")
 
     @property
+    def metavar(self) -> str:
+        if self.check is _path:
+            return "DIR"
+        return "TEXT" if self.is_text or self.check is _weaker else "N"
+
+    @property
     def default_text(self) -> str:
         return self.shown or str(self.default({}))
 

@@ -97,8 +97,8 @@ def main() -> int:
                 stop(tour, child)
         if tour.failures:
             console.print("[red]The server's last words:[/]")
-            for line in errors.read_text(errors="replace").splitlines()[-20:]:
-                console.print(f"  {escape(line)}")
+            for line in errors.read_text(errors="replace").expandtabs(2).splitlines()[-20:]:
+                console.print(f"  {escape(line)}", soft_wrap=True)
     total = time.monotonic() - tour.began_at
     if tour.failures:
         console.print(f"[bold red]{tour.failures} did not behave[/], {total:.1f} s in all")

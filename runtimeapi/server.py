@@ -102,11 +102,12 @@ class ServedApp:
 
         async with trio.open_nursery() as nursery:
             hold = _Hold(grace_s)
+            nursery.start_soon(hold.run)
             try:
                 await trio.serve_listeners(
                     handle,
                     [listener],
-                    handler_nursery=await nursery.start(hold.run),
+                    handler_nursery=await hold.nursery(),
                     task_status=_Started(task_status),
                 )
             finally:
@@ -145,14 +146,22 @@ class _Hold:
 
     def __init__(self, grace_s: float) -> None:
         self._grace_s = grace_s
+        self._opened = trio.Event()
         self._released = trio.Event()
         self._scope = trio.CancelScope(shield=True)
+        self._connections: trio.Nursery | None = None
 
-    async def run(self, *, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+    async def run(self) -> None:
         with self._scope:
-            async with trio.open_nursery() as connections:
-                task_status.started(connections)
+            async with trio.open_nursery() as self._connections:
+                self._opened.set()
                 await self._released.wait()
+
+    async def nursery(self) -> trio.Nursery:
+        """Not by `nursery.start`: cancelled meanwhile, that would wait for the shielded `run` for ever."""
+        await self._opened.wait()
+        assert self._connections is not None
+        return self._connections
 
     def release(self) -> None:
         self._released.set()

@@ -2,8 +2,8 @@
  *
  *   init launch UID GID TELEMETRY PROCS... -- BWRAP ARGS...
  *       On the host. Puts the descriptor TELEMETRY at 62, enters the cgroups (writes itself into each
- *       PROCS file), becomes UID:GID (-1: stays who it is), asks to die with its parent, executes bwrap. So bwrap is limited and
- *       unprivileged from its first instruction.
+ *       PROCS file), becomes UID:GID (-1: stays who it is), asks to die with its parent, executes bwrap.
+ *       So bwrap is limited and unprivileged from its first instruction.
  *
  *   init run CONTROL ADDRESS PORT
  *       Pid 1 of the sandbox (bwrap --as-pid-1). Opens the Runtime API's listener inside the network
@@ -35,6 +35,7 @@
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -151,6 +152,47 @@ static void limit(int what, rlim_t value) {
     if (setrlimit(what, &both)) die("setrlimit");
 }
 
+/* execvp(3) would run a file without "#!" by /bin/sh; AWS says "exec format error" to it. */
+static void execute(char **args, char **env) {
+    const char *path = getenv("PATH");
+    if (strchr(args[0], '/') || !path) {
+        execve(args[0], args, env);
+        return;
+    }
+    int best = ENOENT;
+    for (const char *end; ; path = end + 1) {
+        char place[4096];
+        end = strchrnul(path, ':');
+        int fits = snprintf(place, sizeof place, "%.*s%s%s", (int)(end - path), path, end > path ? "/" : "./", args[0]);
+        if (fits > 0 && (size_t)fits < sizeof place) execve(place, args, env);
+        if (errno != ENOENT && errno != ENOTDIR && errno != EACCES) return;
+        if (errno == EACCES) best = EACCES;
+        if (!*end) break;
+    }
+    errno = best;
+}
+
+/* A core_pattern that starts a program ("|...") ignores a limit of 0, and would run it on the host for every
+ * crash in here; 1 it takes for "none" (core(5)). */
+static rlim_t no_core(void) {
+    char first = 0;
+    int fd = open("/proc/sys/kernel/core_pattern", O_RDONLY | O_CLOEXEC);
+    if (fd >= 0) {
+        if (read(fd, &first, 1) != 1) first = 0;
+        close(fd);
+    }
+    return first == '|' ? 1 : 0;
+}
+
+/* The host's supervisor may be protected from the out-of-memory killer; what runs in here never is. */
+static void mortal(void) {
+    int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+    if (fd < 0) return;
+    ssize_t ignored = write(fd, "500", 3);
+    (void)ignored;
+    close(fd);
+}
+
 static void become(char *cwd, char **args, char **env, uint32_t nofile, int report) {
     sigset_t none;
     sigemptyset(&none);
@@ -158,11 +200,13 @@ static void become(char *cwd, char **args, char **env, uint32_t nofile, int repo
     sigprocmask(SIG_SETMASK, &none, NULL);
     close_all_but_std(report);
     setsid();
+    umask(022);
+    mortal();
+    limit(RLIMIT_CORE, no_core());
     limit(RLIMIT_NOFILE, nofile);
-    limit(RLIMIT_CORE, 0);
     if (chdir(cwd) == 0) {
         environ = env;
-        execvp(args[0], args);
+        execute(args, env);
     }
     int reason = errno;
     ssize_t ignored = write(report, &reason, sizeof reason);

@@ -37,7 +37,9 @@ class Bwrap:
 def find(path: str = "bwrap") -> Bwrap:
     """Ask bwrap what it is. Raises IsolationUnavailable; 10 ms, once."""
     try:
-        text = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+        text = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError) as exc:
         raise IsolationUnavailable(
             f"bubblewrap cannot be run: {exc}", "apt-get install bubblewrap"
@@ -45,7 +47,8 @@ def find(path: str = "bwrap") -> Bwrap:
     version = tuple(int(part) for part in text.split()[-1].split(".") if part.isdigit())
     if version < OLDEST:
         raise IsolationUnavailable(
-            f"bubblewrap {text.split()[-1]} is too old, 0.8.0 is needed", "apt-get install bubblewrap"
+            f"bubblewrap {text.split()[-1]} is too old, 0.8.0 is needed",
+            "apt-get install bubblewrap",
         )
     return Bwrap(shutil.which(path) or path, version)
 

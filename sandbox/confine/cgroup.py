@@ -107,7 +107,9 @@ def write(path: str, value: str) -> None:
         with open(path, "w") as file:
             file.write(value)
     except OSError as exc:
-        raise ConfineError(f"cannot limit a sandbox: echo {value} > {path}: {exc.strerror}") from exc
+        raise ConfineError(
+            f"cannot limit a sandbox: echo {value} > {path}: {exc.strerror}"
+        ) from exc
 
 
 def read_pids(path: str) -> list[int]:

@@ -123,7 +123,9 @@ class V1Tree:
     @classmethod
     def open(cls) -> V1Tree:
         """Raises ConfineError where controllers are missing or not ours to write."""
-        found = mounted(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
+        found = mounted(
+            Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text()
+        )
         missing = [name for name in NEEDED if name not in found]
         if missing:
             raise ConfineError(f"no cgroup v1 hierarchy for {', '.join(missing)}")

@@ -110,7 +110,9 @@ class V2Tree:
         try:
             return V2Cgroup(self._folder / name, limits)
         except OSError as exc:
-            raise ConfineError(f"cannot make the cgroup {self._folder / name}: {exc.strerror}") from exc
+            raise ConfineError(
+                f"cannot make the cgroup {self._folder / name}: {exc.strerror}"
+            ) from exc
 
     def sweep(self) -> list[str]:
         return cgroup.sweep_folders([MOUNT])

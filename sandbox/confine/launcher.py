@@ -109,7 +109,7 @@ class BwrapLauncher:
             with trio.fail_after(LAUNCH_LIMIT_S):
                 await sandbox.open()
         except BaseException as exc:
-            await self._kill(sandbox)
+            await self._kill(sandbox)  # noqa: ASYNC102  kill() shields itself, and is bounded
             if isinstance(exc, trio.TooSlowError):
                 raise ConfineError(
                     f"bubblewrap did not make a sandbox within {LAUNCH_LIMIT_S:.0f} s"
@@ -157,7 +157,8 @@ async def open_launcher(
     filter_ = seccomp.export() if use_seccomp else None
     uids = identity.choose(uid_base, uid_count)
     _raise_descriptor_limit()
-    tree = tree or await trio.to_thread.run_sync(cgroup.detect)
+    if tree is None:
+        tree = await trio.to_thread.run_sync(cgroup.detect)
     await trio.to_thread.run_sync(tree.sweep)
     was_subreaper = prctl.get_child_subreaper()
     prctl.set_child_subreaper(1)
@@ -166,7 +167,7 @@ async def open_launcher(
     try:
         yield launcher
     finally:
-        await launcher.close()
+        await launcher.close()  # noqa: ASYNC102  it shields itself
         spawner.close()
         prctl.set_child_subreaper(was_subreaper)
         with trio.CancelScope(shield=True):

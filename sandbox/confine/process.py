@@ -93,7 +93,9 @@ class BwrapSandbox:
 
     def _complaint(self) -> str:
         with suppress(BlockingIOError):
-            return os.read(self._stderr, 4096).decode("utf-8", "replace").strip() or "no reason given"
+            return (
+                os.read(self._stderr, 4096).decode("utf-8", "replace").strip() or "no reason given"
+            )
         return "no reason given"
 
     @property
@@ -176,7 +178,7 @@ class BwrapSandbox:
                 self._process.kill()
                 self._cgroup.kill()
                 await trio.lowlevel.wait_readable(self._process_fd)
-            self._process.wait()
+            self._process.wait()  # noqa: ASYNC222  its pidfd says that it has ended
             await self._reap_orphan()
             self.usage()
             self.oom_kills()
@@ -229,5 +231,3 @@ class BwrapSandbox:
             with suppress(OSError):
                 self._listener.close()
         self._identities.give_back(self._uid)
-
-

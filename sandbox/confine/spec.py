@@ -1,8 +1,8 @@
 """Owns the description of one confined process tree: what it sees, what it may use, how it ended.
 
-    ConfineError                 the host could not do what was asked (ours or the host's fault)
-      IsolationUnavailable       a piece of isolation this host refuses; carries the remedy
-      ProgramNotStarted          the sandbox stands, but exec of the program failed (errno)
+ConfineError                 the host could not do what was asked (ours or the host's fault)
+  IsolationUnavailable       a piece of isolation this host refuses; carries the remedy
+  ProgramNotStarted          the sandbox stands, but exec of the program failed (errno)
 """
 
 from __future__ import annotations
@@ -137,27 +137,36 @@ class Sandbox(Protocol):
     @property
     def listener(self) -> socket.socket:
         """Listening TCP socket made inside the sandbox's network namespace; non-blocking."""
+
     @property
     def address(self) -> str:
         """What the program inside is told in AWS_LAMBDA_RUNTIME_API: `127.0.0.1:9001`."""
+
     @property
     def stdout(self) -> int:
         """Read end (non-blocking) of the program's standard output. Owned by the sandbox."""
+
     @property
     def stderr(self) -> int: ...
     @property
     def telemetry(self) -> int:
         """Read end of the pipe that is descriptor 62 inside (`_LAMBDA_TELEMETRY_LOG_FD`)."""
+
     async def start(self, program: Program) -> None:
         """Execute `program` inside; returns when execve succeeded. Raises ProgramNotStarted."""
+
     def settle(self) -> None:
         """Init is over: the CPU share holds from now on (until then there is none, as on AWS)."""
+
     async def wait(self) -> Exit:
         """Wait until the program has ended by itself (or was killed). Does not clean up."""
+
     async def kill(self) -> Exit:
         """SIGKILL the whole tree from the host, reap it, remove the cgroup, close everything."""
+
     def freeze(self) -> None:
         """Let every process of the tree stand still (cgroup freezer). No-op where there is none."""
+
     def thaw(self) -> None: ...
     def usage(self) -> Usage: ...
     def oom_kills(self) -> int: ...
@@ -168,4 +177,5 @@ class Launcher(Protocol):
 
     async def launch(self, spec: SandboxSpec) -> Sandbox:
         """Returns when the listener stands and the tree is in its cgroup. Raises ConfineError."""
+
     def describe(self) -> str: ...

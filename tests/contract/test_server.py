@@ -134,13 +134,23 @@ async def test_grace_ends(served: ServedApp) -> None:
         assert face.abandoned.is_set()
 
 
+@pytest.mark.trio
+@pytest.mark.parametrize("steps", range(8))
+async def test_cancelled_at_any_step_of_starting_it_ends(served: ServedApp, steps: int) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_serve, served, listening(), FakeEnvironment(), 0.0)
+        for _ in range(steps):
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+
+
 async def _serve(
     served: ServedApp,
     sock: socket.socket,
     face: FakeEnvironment,
     grace_s: float,
     *,
-    task_status: trio.TaskStatus[None],
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     await served.serve(sock, {"environment": face}, grace_s=grace_s, task_status=task_status)
 

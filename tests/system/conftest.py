@@ -158,5 +158,5 @@ def nothing_is_left() -> Iterator[None]:
     """After all system tests: no process, cgroup, mount, loop device, netns or temp folder of ours."""
     before = leftovers()
     yield
-    until(lambda: not any(child.name() == "bwrap" for child in psutil.process_iter()), 5)
+    until(lambda: not any(p.info["name"] == "bwrap" for p in psutil.process_iter(["name"])), 5)
     assert leftovers() == before

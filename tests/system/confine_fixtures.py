@@ -1,0 +1,152 @@
+"""Sandboxes for the tests of `sandbox.confine`: a small root with the host's /usr and this Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import textwrap
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import trio
+
+from rootfs.layout import Bind, Dev, Directory, Entry, Proc, Symlink, Tmpfs
+from sandbox.confine import cgroup
+from sandbox.confine.launcher import BwrapLauncher, open_launcher
+from sandbox.confine.process import BwrapSandbox
+from sandbox.confine.spec import MIB, Limits, Program, SandboxSpec
+
+PYTHON = "/var/lang/bin/python3"
+TMP_BYTES = 32 * MIB
+ROOT: tuple[Entry, ...] = (
+    Bind("/usr", "/usr"),
+    *(Symlink(f"usr/{name}", f"/{name}") for name in ("bin", "lib", "lib64", "sbin")),
+    Bind(sys.base_prefix, "/var/lang"),
+    Directory("/var/task"),
+    Tmpfs("/tmp", TMP_BYTES),
+    Proc(),
+    Dev(),
+)
+ENV = {"PATH": "/usr/bin:/bin"}
+
+PRELUDE = """\
+import ctypes, errno, json, os, signal, socket, subprocess, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+
+def say(value):
+    os.write(1, json.dumps(value).encode() + b"\\n")
+
+def attempt(call, *args):
+    "What came of it: the name of the errno, or 'done'."
+    try:
+        call(*args)
+    except OSError as exc:
+        return errno.errorcode.get(exc.errno, str(exc))
+    return "done"
+
+def syscall(number, *args):
+    if libc.syscall(number, *(ctypes.c_long(arg) for arg in args)) == -1:
+        raise OSError(ctypes.get_errno(), "")
+
+def status():
+    lines = open("/proc/self/status").read().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+"""
+
+
+class Box:
+    """One sandbox and the lines its program says."""
+
+    def __init__(self, launcher: BwrapLauncher, sandbox: BwrapSandbox) -> None:
+        self.launcher = launcher
+        self.sandbox = sandbox
+        self._heard = b""
+
+    async def run(self, *argv: str, cwd: str = "/", env: dict[str, str] | None = None) -> None:
+        await self.sandbox.start(Program(argv, ENV if env is None else env, cwd))
+
+    async def python(self, code: str) -> None:
+        """Start Python on `code`, which may use what PRELUDE defines."""
+        await self.run(PYTHON, "-I", "-S", "-c", PRELUDE + textwrap.dedent(code))
+
+    async def heard(self) -> Any:
+        """The next line of standard output, as JSON. Raises EOFError with what came on stderr."""
+        while b"\n" not in self._heard:
+            await trio.lowlevel.wait_readable(self.sandbox.stdout)
+            data = os.read(self.sandbox.stdout, 65536)
+            if not data:
+                raise EOFError(self.errors())
+            self._heard += data
+        line, _, self._heard = self._heard.partition(b"\n")
+        return json.loads(line)
+
+    async def ask(self, expression: str) -> Any:
+        """Start Python, and what the expression is there."""
+        await self.python(f"say({expression})\nsignal.pause()")
+        return await self.heard()
+
+    def errors(self) -> str:
+        try:
+            return os.read(self.sandbox.stderr, 65536).decode()
+        except BlockingIOError:
+            return ""
+
+    def inside(self) -> list[int]:
+        """Host pids of what is in the sandbox now."""
+        return self.sandbox._cgroup.pids()
+
+
+@asynccontextmanager
+async def confined(
+    launcher: BwrapLauncher | None = None, root: Sequence[Entry] = ROOT, **how: Any
+) -> AsyncIterator[Box]:
+    """A sandbox, killed at the end; 30 s at most. `how`: fields of SandboxSpec and of Limits."""
+    of_limits = {key: how.pop(key) for key in list(how) if key in Limits.__dataclass_fields__}
+    how.setdefault("name", "test")
+    spec = SandboxSpec(root=tuple(root), limits=Limits(**of_limits), **how)
+    with trio.fail_after(30):
+        async with opened(launcher) as maker:
+            sandbox = await maker.launch(spec)
+            try:
+                yield Box(maker, sandbox)
+            finally:
+                with trio.move_on_after(10) as scope:
+                    scope.shield = True
+                    await sandbox.kill()
+
+
+@asynccontextmanager
+async def opened(launcher: BwrapLauncher | None = None) -> AsyncIterator[BwrapLauncher]:
+    if launcher is not None:
+        yield launcher
+        return
+    async with open_launcher() as fresh:
+        yield fresh
+
+
+def holdings() -> dict[str, Any]:
+    """What this process has: descriptors, children (zombies too), its sandboxes' cgroups."""
+    own = cgroup.own_name()
+    return {
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "children": sorted(str(child) for child in psutil.Process().children(recursive=True)),
+        "cgroups": sorted(
+            str(Path(top, own, name))
+            for top, folders, _ in os.walk("/sys/fs/cgroup")
+            if own in folders
+            for name in sorted(os.listdir(Path(top, own)))
+            if Path(top, own, name).is_dir()
+        ),
+    }
+
+
+@contextmanager
+def nothing_left() -> Iterator[None]:
+    """Fails when the block leaves a descriptor, a process or a cgroup behind."""
+    before = holdings()
+    yield
+    assert holdings() == before
