@@ -44,6 +44,8 @@ from sandbox.ticket import Ticket
 
 LAST_WORDS_S = 0.1
 """How long a dead runtime's last request may still be on its way through our sockets."""
+LINGER_S = 0.25
+"""How long after its answer a runtime is counted on to ask again; a CPU period at 128 MB is 0.1 s."""
 MIB = 1024 * 1024
 
 ServeRuntimeApi = Callable[..., Awaitable[None]]
@@ -52,6 +54,12 @@ ServeRuntimeApi = Callable[..., Awaitable[None]]
 
 class Owner(Protocol):
     """Who holds environments: told, synchronously, when one is free or lost."""
+
+    def environment_answered(self, environment: Environment) -> None:
+        """Its invocation has ended for the caller; `next` should follow in a moment."""
+
+    def environment_lingers(self, environment: Environment) -> None:
+        """Answered a while ago and `next` has not come: do not count on it."""
 
     def environment_ready(self, environment: Environment) -> None:
         """It waits for an invocation: `dispatch` one, `retire` it, or leave it idle."""
@@ -111,6 +119,7 @@ class Environment:
         self._init_ms: float | None = None
         self._dispatched_at = 0.0
         self._first_deadline = math.inf
+        self._deadline = math.inf
         self._wake = trio.Event()
         self._quiet = trio.Event()
         self._ending = trio.Event()
@@ -231,6 +240,9 @@ class Environment:
             self._sandbox.freeze()
             self.frozen = True
             self._arm(self.idle_since + self.function.idle_timeout_s)
+        elif state is State.RESPONSE_SENT and trio.current_time() < self._deadline:
+            self._arm(self._deadline)
+            self._owner.environment_lingers(self)
         else:
             if self._ticket is not None:
                 self._fail_invocation(failures.timed_out(self.function.timeout_s))
@@ -390,6 +402,7 @@ class Environment:
                 payload=invocation.payload,
             )
         )
+        self._deadline = deadline
         self._arm(deadline)
         self._write(logs.start_line(invocation.request_id, self.function.version))
         self._wake.set()
@@ -530,6 +543,9 @@ class Environment:
                 cold=self.invocations == 1,
             )
         )
+        if self._life.state is State.RESPONSE_SENT and not self.lost:
+            self._arm(min(self._deadline, trio.current_time() + LINGER_S))
+            self._owner.environment_answered(self)
 
     def _peak_mb(self) -> int | None:
         peak = self._sandbox.usage().memory_peak_bytes if self._sandbox else None

@@ -45,11 +45,14 @@ def throttle_reason(
     return None
 
 
-def starts_wanted(*, waiting: int, starting: int, starting_everywhere: int, limits: Limits) -> int:
+def starts_wanted(
+    *, waiting: int, coming: int, room: int | None, starting_everywhere: int, limits: Limits
+) -> int:
     """How many environments of one function to start now.
 
-    One per waiting invocation that no start is under way for, bounded by the node's start slots.
-    A start is not tied to the invocation it was made for: whichever environment is free first
-    takes the head of the queue.
+    One per waiting invocation that no environment is coming for (starting, or about to be idle), bounded by
+    the node's start slots and by a reservation's `room`. A start is not tied to the invocation it was made
+    for: whichever environment is free first takes the head of the queue.
     """
-    return max(0, min(waiting - starting, limits.max_starts - starting_everywhere))
+    wanted = min(waiting - coming, limits.max_starts - starting_everywhere)
+    return max(0, wanted if room is None else min(wanted, room))

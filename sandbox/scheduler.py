@@ -43,7 +43,23 @@ class Slots:
         self.idle: list[Environment] = []
         """Most recently used last."""
         self.busy: set[Environment] = set()
+        self.answered: set[Environment] = set()
+        """Their callers are served; they will be idle in a moment."""
+        self.lingering: set[Environment] = set()
+        """Answered, but busy with something of their own."""
         self.in_flight = 0
+
+    @property
+    def room(self) -> int | None:
+        """How many more environments a reservation allows to be at work."""
+        if self.function.reserved_concurrency is None:
+            return None
+        at_work = (self.starting, self.busy, self.answered, self.lingering)
+        return self.function.reserved_concurrency - sum(map(len, at_work))
+
+    def forget(self, environment: Environment) -> None:
+        for group in (self.starting, self.busy, self.answered, self.lingering):
+            group.discard(environment)
 
     def pop_idle(self) -> Environment | None:
         """The most recently used environment that may still be used; unfit ones are retired."""
@@ -157,7 +173,8 @@ class Scheduler:
         # Asked anew each time: a start may retire another environment, which pumps as well.
         while planner.starts_wanted(
             waiting=len(slots.waiting),
-            starting=len(slots.starting),
+            coming=len(slots.starting) + len(slots.answered),
+            room=slots.room,
             starting_everywhere=sum(len(other.starting) for other in self._functions.values()),
             limits=self._limits,
         ):
@@ -210,13 +227,22 @@ class Scheduler:
 
     # --- what environments say (Owner)
 
+    def environment_answered(self, environment: Environment) -> None:
+        slots = self._functions[environment.function.name]
+        slots.busy.remove(environment)
+        slots.answered.add(environment)
+        self._count(slots, -1)
+
+    def environment_lingers(self, environment: Environment) -> None:
+        slots = self._functions[environment.function.name]
+        slots.answered.discard(environment)
+        slots.lingering.add(environment)
+        self._pump(slots)
+
     def environment_ready(self, environment: Environment) -> None:
         slots = self._functions[environment.function.name]
         was_starting = environment in slots.starting
-        slots.starting.discard(environment)
-        if environment in slots.busy:
-            slots.busy.remove(environment)
-            self._count(slots, -1)
+        slots.forget(environment)
         if slots.outdated(environment):
             environment.retire()
         elif slots.waiting:
@@ -230,15 +256,14 @@ class Scheduler:
         self, environment: Environment, failure: Failure | Exception | None
     ) -> None:
         slots = self._functions[environment.function.name]
+        was_starting = environment in slots.starting
         if environment in slots.busy:
-            slots.busy.remove(environment)
             self._count(slots, -1)
         if environment in slots.idle:
             slots.idle.remove(environment)
-        if environment in slots.starting:
-            slots.starting.remove(environment)
-            if failure is not None and not slots.outdated(environment):
-                self._start_failed(slots, environment, failure)
+        slots.forget(environment)
+        if was_starting and failure is not None and not slots.outdated(environment):
+            self._start_failed(slots, environment, failure)
         self._pump_all()
 
     def _start_failed(

@@ -21,6 +21,7 @@ class Control:
     """One socket. Resource handling: `close` it; the listener belongs to whoever called `listener`."""
 
     def __init__(self) -> None:
+        """Raises OSError (no descriptor free)."""
         ours, self.theirs = socket.socketpair()
         # The kernel then says which process sends: its pid in *our* pid namespace.
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -32,10 +33,13 @@ class Control:
         self._socket.close()
 
     async def listener(self) -> tuple[socket.socket, int, int] | None:
-        """(listening socket, its port, host pid of pid 1); None when the sandbox ended instead."""
+        """(listening socket, its port, host pid of pid 1); None when the sandbox ended instead.
+
+        Raises OSError when no descriptor was free for it.
+        """
         self.theirs.close()
         room = socket.CMSG_SPACE(PID.size) + socket.CMSG_SPACE(4)
-        data, extras, _, _ = await self._socket.recvmsg(3, room)
+        data, extras, flags, _ = await self._socket.recvmsg(3, room, socket.MSG_CMSG_CLOEXEC)
         pid, fd = 0, -1
         for level, kind, value in extras:
             if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
@@ -45,10 +49,11 @@ class Control:
         if len(data) != 3 or data[:1] != b"L" or fd < 0 or pid <= 0:
             if fd >= 0:
                 os.close(fd)
+            if data and flags & socket.MSG_CTRUNC:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             return None
         listener = socket.socket(fileno=fd)
         listener.setblocking(False)
-        os.set_inheritable(fd, False)
         return listener, struct.unpack("=H", data[1:])[0], pid
 
     async def start(self, program: Program, nofile: int) -> None:
@@ -62,7 +67,7 @@ class Control:
             raise ProgramNotStarted(program.argv[0], errno.E2BIG, os.strerror(errno.E2BIG))
         try:
             await trio.SocketStream(self._socket).send_all(struct.pack("=I", len(body)) + body)
-        except trio.BrokenResourceError as exc:
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise ConfineError("the sandbox ended before its program was started") from exc
         frame = await self._frame()
         if frame is None or frame[0] != b"S":
@@ -72,14 +77,16 @@ class Control:
 
     async def exit_status(self) -> int | None:
         """The program's raw wait status; None when pid 1 went without a word (it was killed)."""
-        frame = await self._frame()
-        return frame[1] if frame is not None and frame[0] == b"X" else None
+        while (frame := await self._frame()) is not None:
+            if frame[0] == b"X":
+                return frame[1]
+        return None
 
     async def _frame(self) -> tuple[bytes, int] | None:
         while len(self._rest) < FRAME.size:
             try:
                 data = await self._socket.recv(64)
-            except OSError:
+            except (OSError, trio.ClosedResourceError):
                 return None
             if not data:
                 return None

@@ -7,6 +7,7 @@ worker thread that ends, a sandbox would die with it. This thread lives as long 
 from __future__ import annotations
 
 import errno
+import os
 import queue
 import subprocess
 import threading
@@ -19,6 +20,14 @@ import trio
 from sandbox.confine.staging import Bridge, Stage
 
 
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A process and the descriptor that stands for it; closing `fd` is the caller's."""
+
+    process: subprocess.Popen[bytes]
+    fd: int
+
+
 @dataclass
 class _Order:
     argv: Sequence[str]
@@ -28,8 +37,8 @@ class _Order:
     bridges: Collection[Bridge]
     token: trio.lowlevel.TrioToken
     done: trio.Event = field(default_factory=trio.Event)
-    process: subprocess.Popen[bytes] | None = None
-    fault: OSError | None = None
+    started: Started | None = None
+    fault: Exception | None = None
 
 
 class Spawner:
@@ -54,8 +63,8 @@ class Spawner:
         stdout: int,
         stderr: int,
         bridges: Collection[Bridge] = (),
-    ) -> subprocess.Popen[bytes]:
-        """stdin is /dev/null, `fds` keep their numbers, all else is closed. Raises OSError."""
+    ) -> Started:
+        """stdin is /dev/null, `fds` keep their numbers, all else is closed. Raises OSError or ValueError."""
         order = _Order(argv, fds, stdout, stderr, bridges, trio.lowlevel.current_trio_token())
         self._orders.put(order)
         # Shielded: a process that starts while its starter is being cancelled must not be lost.
@@ -63,8 +72,8 @@ class Spawner:
             await order.done.wait()
         if order.fault is not None:
             raise order.fault
-        assert order.process is not None
-        return order.process
+        assert order.started is not None
+        return order.started
 
     def take_down(self, bridges: Collection[Bridge]) -> None:
         """The launch is over, the sandbox has mounts of its own."""
@@ -92,14 +101,14 @@ class Spawner:
                 for bridge in order.bridges:
                     assert stage is not None
                     stage.put(bridge)
-                order.process = self._popen(order)
-            except OSError as exc:
+                order.started = self._start(order)
+            except Exception as exc:  # whatever it is: without this thread every sandbox dies
                 order.fault = exc
             with suppress(trio.RunFinishedError):
                 order.token.run_sync_soon(order.done.set)
 
-    def _popen(self, order: _Order) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
+    def _start(self, order: _Order) -> Started:
+        process = subprocess.Popen(
             order.argv,
             stdin=subprocess.DEVNULL,
             stdout=order.stdout,
@@ -107,3 +116,9 @@ class Spawner:
             pass_fds=order.fds,
             env={},
         )
+        try:
+            return Started(process, os.pidfd_open(process.pid))
+        except OSError:
+            process.kill()
+            process.wait()
+            raise

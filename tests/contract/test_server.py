@@ -137,11 +137,12 @@ async def test_grace_ends(served: ServedApp) -> None:
 @pytest.mark.trio
 @pytest.mark.parametrize("steps", range(8))
 async def test_cancelled_at_any_step_of_starting_it_ends(served: ServedApp, steps: int) -> None:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_serve, served, listening(), FakeEnvironment(), 0.0)
-        for _ in range(steps):
-            await trio.lowlevel.checkpoint()
-        nursery.cancel_scope.cancel()
+    with listening() as sock:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_serve, served, sock, FakeEnvironment(), 0.0)
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
 
 
 async def _serve(

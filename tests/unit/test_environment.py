@@ -37,6 +37,13 @@ class OneOwner:
         self.ready = trio.Event()
         self.lost = trio.Event()
         self.failure: Failure | Exception | None = None
+        self.answered = self.lingers = False
+
+    def environment_answered(self, environment: Environment) -> None:
+        self.answered = True
+
+    def environment_lingers(self, environment: Environment) -> None:
+        self.lingers = True
 
     def environment_ready(self, environment: Environment) -> None:
         self.ready.set()
@@ -141,6 +148,10 @@ async def test_a_runtime_that_answers_but_never_asks_again_is_killed_at_the_dead
     async with held(World(answer_once), timeout_s=5) as it:
         outcome = await it.invoke()
         assert outcome.status == "success"
+        assert it.owner.answered
+        assert not it.owner.lingers
+        await trio.sleep(0.3)
+        assert it.owner.lingers
         assert not it.sandbox.killed
         await it.owner.lost.wait()
         assert trio.current_time() == pytest.approx(5)

@@ -41,17 +41,26 @@ def test_one_invocation_always_fits() -> None:
     assert throttle_reason(Load(0, 0, 0, 0), limits, reserved=None, memory_mb=128) is None
 
 
+def starts(waiting: int, coming: int, everywhere: int, room: int | None = None) -> int:
+    return starts_wanted(
+        waiting=waiting,
+        coming=coming,
+        room=room,
+        starting_everywhere=everywhere,
+        limits=Limits(max_starts=4),
+    )
+
+
 def test_starts_are_bounded_by_waiting_and_by_slots() -> None:
-    limits = Limits(max_starts=4)
-
-    def starts(waiting: int, starting: int, everywhere: int) -> int:
-        return starts_wanted(
-            waiting=waiting, starting=starting, starting_everywhere=everywhere, limits=limits
-        )
-
     assert starts(3, 0, 0) == 3
     assert starts(3, 2, 2) == 1
     assert starts(9, 0, 0) == 4
     assert starts(9, 1, 3) == 1
     assert starts(1, 2, 2) == 0
     assert starts(5, 0, 4) == 0
+
+
+def test_starts_are_bounded_by_a_reservation() -> None:
+    assert starts(3, 0, 0, room=1) == 1
+    assert starts(3, 0, 0, room=0) == 0
+    assert starts(3, 0, 0, room=-1) == 0

@@ -118,6 +118,35 @@ async def test_reserved_concurrency_throttles_with_awss_reason(autojump_clock: C
     assert refused.value.reason == "ReservedFunctionConcurrentInvocationLimitExceeded"
 
 
+async def lazy(environment: Environment, sandbox: FakeSandbox) -> None:
+    """Answers at once, and takes as many seconds as the event says before it asks again."""
+    while True:
+        event = await environment.next()
+        await respond(environment, event.request_id, Body(environment.id.encode()))
+        await trio.sleep(json.loads(event.payload))
+
+
+async def test_one_reserved_environment_serves_caller_after_caller(autojump_clock: Clock) -> None:
+    # Each call comes when the one before is answered, but `next` only 0.1 s later.
+    world = World(lazy)
+    function = make_function(reserved_concurrency=1)
+    async with scheduling(world) as scheduler:
+        answers = {(await run(scheduler, function, 0.1)).payload for _ in range(5)}
+    assert len(answers) == 1
+    assert len(world.launcher.sandboxes) == 1
+
+
+async def test_nobody_waits_long_for_an_environment_that_is_busy_with_itself(
+    autojump_clock: Clock,
+) -> None:
+    world = World(lazy)
+    async with scheduling(world) as scheduler:
+        first = await run(scheduler, make_function(), 2.0)
+        second = await run(scheduler, make_function(), 0.0)
+        assert trio.current_time() == pytest.approx(0.25)
+    assert first.payload != second.payload
+
+
 async def test_account_limit(autojump_clock: Clock) -> None:
     world = World(sleepy)
     async with (

@@ -1,0 +1,45 @@
+"""Owns finding children that nobody else will wait for: orphans out of a sandbox that died while it was made.
+
+We are their subreaper. A stray is told from everything we started ourselves by its pid namespace: it is a direct
+child of ours that lives in a namespace below ours, and a sandbox's pid 1 is bwrap's child as long as all is well.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+ATTEMPTS = 100
+PAUSE_S = 0.005
+
+
+def reap() -> int:
+    """Kill the strays there are, reap the dead ones. Returns how many are still dying."""
+    dying = 0
+    for pid in _children():
+        if _levels(pid) <= _levels("self"):
+            continue
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is None:
+                dying += 1
+    return dying
+
+
+def _children() -> list[int]:
+    found: list[int] = []
+    for path in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):
+            found += map(int, path.read_text().split())
+    return found
+
+
+def _levels(pid: int | str) -> int:
+    """How many pid namespaces, from ours downwards, know the process (NSpid of proc_pid_status(5))."""
+    with suppress(OSError), open(f"/proc/{pid}/status") as file:
+        for line in file:
+            if line.startswith("NSpid:"):
+                return len(line.split()) - 1
+    return 0
