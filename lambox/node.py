@@ -233,6 +233,7 @@ def _runtime_api(rapi: ServedApp) -> ServeRuntimeApi:
             listener,
             {"environment": environment},
             on_connection=environment.count_connection,
+            admits=environment.admits,
             task_status=task_status,
         )
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 USR = ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "libexec")
 """Parts of /usr an environment sees. Not /usr/local, /usr/src, /usr/games."""
-SHARE = ("zoneinfo", "ca-certificates", "terminfo", "tcltk", "i18n", "mime")
+SHARE = ("zoneinfo", "ca-certificates", "terminfo", "tcltk", "i18n", "mime", "nodejs")
+"""Of /usr/share; Debian's own Node.js keeps parts of its standard library there."""
 ETC = (
     "ld.so.cache",
     "alternatives",

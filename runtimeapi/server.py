@@ -78,6 +78,7 @@ class ServedApp:
         *,
         grace_s: float = 0.0,
         on_connection: Callable[[int], None] = lambda change: None,
+        admits: Callable[[tuple[str, int]], bool] = lambda peer: True,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Accept on `listening` until cancelled; requests see `state` in their scope.
@@ -86,6 +87,7 @@ class ServedApp:
         `grace_s` more seconds. Being out of descriptors (EMFILE and the like) is survived: trio
         logs it and tries again every 100 ms.
 
+        A connection whose peer address `admits` refuses is closed without a word.
         `on_connection` is told +1 for every connection that is opened and -1 when it has ended.
 
         Resource handling: closes the socket and every connection it accepted.
@@ -94,6 +96,9 @@ class ServedApp:
         context = WorkerContext(None)
 
         async def handle(stream: trio.SocketStream) -> None:
+            if not admits(stream.socket.getpeername()):
+                await stream.aclose()
+                return
             on_connection(+1)
             try:
                 await self.serve_connection(stream, state, context=context)

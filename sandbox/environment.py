@@ -8,8 +8,6 @@ leave. The caller is answered first, the tree is reaped after.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -18,7 +16,7 @@ from typing import Any, Protocol
 
 import trio
 
-from sandbox import failures, logs
+from sandbox import failures, logs, responses
 from sandbox.confine.spec import (
     ConfineError,
     Exit,
@@ -31,8 +29,6 @@ from sandbox.confine.spec import (
 from sandbox.failures import Failure
 from sandbox.function import FunctionVersion
 from sandbox.invocation import (
-    MAX_PAYLOAD,
-    MAX_STREAMED,
     BodyTruncated,
     Outcome,
     ResponseBody,
@@ -40,12 +36,13 @@ from sandbox.invocation import (
 )
 from sandbox.lifecycle import Event, Lifecycle, NextEvent, Refused, State
 from sandbox.logpipes import LogPipes
+from sandbox.responses import TooLarge
 from sandbox.ticket import Ticket
 
 LAST_WORDS_S = 0.1
 """How long a dead runtime's last request may still be on its way through our sockets."""
-LINGER_S = 0.25
-"""How long after its answer a runtime is counted on to ask again; a CPU period at 128 MB is 0.1 s."""
+LINGER_S = 0.1
+"""How long after its answer a runtime is counted on to ask again: one period of the CPU quota."""
 MIB = 1024 * 1024
 
 ServeRuntimeApi = Callable[..., Awaitable[None]]
@@ -262,6 +259,10 @@ class Environment:
 
     # --- what its runtime says (RuntimeFace)
 
+    def admits(self, peer: tuple[str, int]) -> bool:
+        """Whether a connection to the Runtime API comes from inside this environment."""
+        return self._sandbox is not None and self._sandbox.admits(peer)
+
     def count_connection(self, change: int) -> None:
         """The Runtime API tells how many connections of the runtime are open."""
         self.connections += change
@@ -413,52 +414,38 @@ class Environment:
         return self._life.event.request_id if self._life.event else ""
 
     async def _collect(self, ticket: Ticket, content_type: str | None, body: ResponseBody) -> None:
-        payload = bytearray()
-        async for chunk in body:
-            payload += chunk
-            if len(payload) > MAX_PAYLOAD:
-                if self._ticket is ticket:
-                    self._life.step(Event.SENT)
-                    self._finish(
-                        "error",
-                        payload=failures.too_large(MAX_PAYLOAD),
-                        error_type=failures.RESPONSE_TOO_LARGE,
-                    )
-                raise Refused(
-                    413,
-                    "RequestEntityTooLarge",
-                    f"Exceeded maximum allowed payload size ({MAX_PAYLOAD} bytes).",
+        try:
+            payload = await responses.collect(body)
+        except TooLarge as exc:
+            if self._ticket is ticket:
+                self._life.step(Event.SENT)
+                self._finish(
+                    "error",
+                    payload=failures.too_large(exc.limit),
+                    error_type=failures.RESPONSE_TOO_LARGE,
                 )
+            raise Refused(413, "RequestEntityTooLarge", str(exc)) from exc
         if self._ticket is not ticket:
             return
         self._life.step(Event.SENT)
-        midstream = _midstream_error(body)
+        midstream = responses.midstream_error(body)
         if midstream is None:
             self._finish(
                 "success",
-                payload=bytes(payload),
+                payload=payload,
                 content_type=content_type or "application/octet-stream",
             )
         else:
             self._finish("error", payload=midstream[1], error_type=midstream[0])
 
     async def _forward(self, ticket: Ticket, content_type: str | None, body: ResponseBody) -> None:
-        sink = ticket.invocation.sink
-        assert sink is not None
-        sent = 0
-        async for chunk in body:
-            sent += len(chunk)
-            if sent > MAX_STREAMED:
-                self._stream_ended(
-                    ticket, (failures.RESPONSE_TOO_LARGE, "Response payload size exceeded")
-                )
-                raise Refused(
-                    413,
-                    "RequestEntityTooLarge",
-                    f"Exceeded maximum allowed payload size ({MAX_STREAMED} bytes).",
-                )
-            await sink.send(chunk)
-        midstream = _midstream_error(body)
+        assert ticket.invocation.sink is not None
+        try:
+            await responses.forward(body, ticket.invocation.sink)
+        except TooLarge as exc:
+            self._stream_ended(ticket, (failures.RESPONSE_TOO_LARGE, str(exc)))
+            raise Refused(413, "RequestEntityTooLarge", str(exc)) from exc
+        midstream = responses.midstream_error(body)
         self._stream_ended(
             ticket, midstream and (midstream[0], midstream[1].decode("utf-8", "replace"))
         )
@@ -581,17 +568,3 @@ class Environment:
             "memory_size_mb": self.function.memory_mb,
             "cpu_s": None if not usage or usage.cpu_s is None else round(usage.cpu_s, 3),
         }
-
-
-def _midstream_error(body: ResponseBody) -> tuple[str, bytes] | None:
-    """SPEC 2.1: a streamed response that failed midway says so in two trailers."""
-    error_type = body.trailers.get("lambda-runtime-function-error-type")
-    if not error_type:
-        return None
-    try:
-        details = base64.b64decode(
-            body.trailers.get("lambda-runtime-function-error-body", ""), validate=True
-        )
-    except binascii.Error:
-        details = b""
-    return error_type, details

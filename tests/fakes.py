@@ -122,6 +122,9 @@ class FakeSandbox:
                 os.close(fd)
         return Exit(killed=True)
 
+    def admits(self, peer: tuple[str, int]) -> bool:
+        return True
+
     def settle(self) -> None:
         self.settled = True
 

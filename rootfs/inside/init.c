@@ -186,6 +186,7 @@ static rlim_t no_core(void) {
 
 /* The host's supervisor may be protected from the out-of-memory killer; what runs in here never is. */
 static void mortal(void) {
+    prctl(PR_SET_DUMPABLE, 1); /* as pid 1 is not; without it the files of /proc/self are root's */
     int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
     if (fd < 0) return;
     ssize_t ignored = write(fd, "500", 3);

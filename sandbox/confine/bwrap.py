@@ -44,10 +44,11 @@ def find(path: str = "bwrap") -> Bwrap:
         raise IsolationUnavailable(
             f"bubblewrap cannot be run: {exc}", "apt-get install bubblewrap"
         ) from exc
-    version = tuple(int(part) for part in text.split()[-1].split(".") if part.isdigit())
+    words = text.split() or [""]
+    version = tuple(int(part) for part in words[-1].split(".") if part.isdigit())
     if version < OLDEST:
         raise IsolationUnavailable(
-            f"bubblewrap {text.split()[-1]} is too old, 0.8.0 is needed",
+            f"bubblewrap {words[-1]} is too old, 0.8.0 is needed",
             "apt-get install bubblewrap",
         )
     return Bwrap(shutil.which(path) or path, version)

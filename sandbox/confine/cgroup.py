@@ -8,21 +8,21 @@ start can tell a dead supervisor's folder from a living one's (`sweep`).
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import re
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from sandbox.confine.spec import ConfineError, IsolationUnavailable, Limits
 
 log = logging.getLogger(__name__)
-OWN_FOLDER = re.compile(r"lambox-(\d+)-(\d+)-(\d+)\Z")
+OWN_FOLDER = re.compile(r"lambox-(\d+)-(\d+)-(\d+)(-\w+)?\Z")
 PERIOD_US = 100_000
-MOST_REMOVALS = 100
-"""Tries to remove a group whose last process is on its way out; 5 ms apart."""
 
 
 class Cgroup(Protocol):
@@ -31,6 +31,9 @@ class Cgroup(Protocol):
     @property
     def procs(self) -> list[str]:
         """The cgroup.procs files that a process writes "0" into to be inside."""
+
+    def joined(self, pid: int) -> None:
+        """The process that wrote itself into `procs`; all that is to be inside descends from it."""
 
     def limit_cpu(self, cores: float) -> None: ...
     def freeze(self) -> None: ...
@@ -45,6 +48,8 @@ class Cgroup(Protocol):
     def cpu_s(self) -> float | None: ...
     def remove(self) -> bool:
         """False while a process is still inside."""
+
+    def describe(self) -> str: ...
 
 
 class CgroupTree(Protocol):
@@ -61,6 +66,31 @@ class CgroupTree(Protocol):
 def own_name() -> str:
     pid = os.getpid()
     return f"lambox-{pid}-{start_time(pid)}-{os.stat('/proc/self/ns/pid').st_ino}"
+
+
+def make_own(bases: Sequence[Path]) -> str:
+    """A folder of our own in each of the bases, under one name that is not in use. Raises OSError."""
+    for number in itertools.count():
+        name = f"{own_name()}-{number}" if number else own_name()
+        made: list[Path] = []
+        try:
+            for base in bases:
+                (base / name).mkdir()
+                made.append(base / name)
+        except FileExistsError:
+            # Another tree of this process: nobody else has our pid and start time.
+            _remove(made)
+        except OSError:
+            _remove(made)
+            raise
+        else:
+            break
+    return name
+
+
+def _remove(folders: list[Path]) -> None:
+    for folder in folders:
+        folder.rmdir()
 
 
 def start_time(pid: int) -> str | None:

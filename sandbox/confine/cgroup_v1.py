@@ -39,9 +39,11 @@ class V1Cgroup:
     def __init__(self, bases: Bases, limits: Limits) -> None:
         """`bases` are the folders of this group itself, in each hierarchy."""
         self._at = bases
+        made: list[Path] = []
         try:
             for folder in bases.all():
-                folder.mkdir(exist_ok=True)
+                folder.mkdir()
+                made.append(folder)
             memory = str(limits.memory_bytes)
             cgroup.write(f"{bases.memory}/memory.limit_in_bytes", memory)
             # Memory and swap together: no byte more. Absent without swap accounting.
@@ -49,12 +51,19 @@ class V1Cgroup:
                 cgroup.write(f"{bases.memory}/memory.memsw.limit_in_bytes", memory)
             cgroup.write(f"{bases.pids}/pids.max", str(limits.pids))
         except (ConfineError, OSError) as exc:
-            self.remove()
+            for folder in made:
+                folder.rmdir()
             raise ConfineError(f"cannot make a cgroup: {exc}") from exc
 
     @property
     def procs(self) -> list[str]:
         return [f"{folder}/cgroup.procs" for folder in self._at.all()]
+
+    def joined(self, pid: int) -> None:
+        """Being inside is all it takes."""
+
+    def describe(self) -> str:
+        return f"the cgroup {self._at.pids}"
 
     def limit_cpu(self, cores: float) -> None:
         cgroup.write(f"{self._at.cpu}/cpu.cfs_quota_us", str(max(1000, int(cores * PERIOD_US))))
@@ -116,9 +125,7 @@ class V1Cgroup:
 class V1Tree:
     def __init__(self, bases: Bases) -> None:
         self._bases = bases
-        self._name = cgroup.own_name()
-        for base in bases.all():
-            (base / self._name).mkdir(exist_ok=True)
+        self._name = cgroup.make_own(bases.all())
 
     @classmethod
     def open(cls) -> V1Tree:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import resource
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager, suppress
+import subprocess
+from collections.abc import AsyncIterator, Collection
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import prctl
@@ -14,15 +17,17 @@ import trio
 import rootfs.inside
 from sandbox.confine import bwrap, cgroup, identity, seccomp, staging
 from sandbox.confine.bwrap import Bwrap, Descriptors
-from sandbox.confine.cgroup import CgroupTree
+from sandbox.confine.cgroup import Cgroup, CgroupTree
 from sandbox.confine.control import Control
 from sandbox.confine.identity import Identities
-from sandbox.confine.process import BwrapSandbox, Pipes
+from sandbox.confine.process import BwrapSandbox, Pipes, discard
 from sandbox.confine.spawner import Spawner
 from sandbox.confine.spec import ConfineError, IsolationUnavailable, SandboxSpec
 from sandbox.confine.staging import Bridge
 
+log = logging.getLogger(__name__)
 LAUNCH_LIMIT_S = 10.0
+NAME = re.compile(r"[a-z0-9-]{1,64}")
 
 
 def init_path() -> Path:
@@ -60,64 +65,82 @@ class BwrapLauncher:
         return f"bubblewrap {version}, {self._tree.describe()}, {users}, {calls}"
 
     async def launch(self, spec: SandboxSpec) -> BwrapSandbox:
+        if not NAME.fullmatch(spec.name):
+            raise ConfineError(f"{spec.name!r} cannot name a sandbox: a-z, 0-9 and -, at most 64")
         bridges = self._bridges(spec)
-        uid = self._identities.take()
-        with ExitStack() as undo:
-            undo.callback(self._identities.give_back, uid)
-            group = self._tree.create(spec.name, spec.limits)
-            undo.callback(group.remove)
-            control = Control()
-            undo.callback(control.close)
-            pipes = Pipes()
-            undo.callback(pipes.close)
-            with Descriptors() as fds:
-                inside = fds.take(os.dup(control.theirs.fileno()))
-                telemetry = fds.take(os.dup(pipes.pairs[2][1]))
-                argv = [
-                    self._init,
-                    "launch",
-                    *(2 * [str(-1 if uid is None else uid)]),
-                    str(telemetry),
-                    *group.procs,
-                    "--",
-                    *bwrap.command(
-                        spec,
-                        self._bwrap,
-                        self._init,
-                        inside,
-                        fds,
-                        seccomp=self._filter,
-                        places=bridges,
-                    ),
-                ]
-                try:
-                    process = await self._spawner.spawn(
-                        argv,
-                        fds.fds,
-                        pipes.pairs[0][1],
-                        pipes.pairs[1][1],
-                        bridges=bridges.values(),
-                    )
-                except OSError as exc:
-                    self._spawner.take_down(bridges.values())
-                    raise ConfineError(f"cannot start a sandbox: {exc}") from exc
-            pipes.close_writes()
-            sandbox = BwrapSandbox(spec, group, process, control, pipes, self._identities, uid)
-            undo.pop_all()
-        self._live.add(sandbox)
         try:
-            with trio.fail_after(LAUNCH_LIMIT_S):
-                await sandbox.open()
-        except BaseException as exc:
-            await self._kill(sandbox)  # noqa: ASYNC102  kill() shields itself, and is bounded
-            if isinstance(exc, trio.TooSlowError):
-                raise ConfineError(
-                    f"bubblewrap did not make a sandbox within {LAUNCH_LIMIT_S:.0f} s"
-                ) from exc
-            raise
+            sandbox = await self._spawn(spec, bridges)
+            async with AsyncExitStack() as undo:
+                undo.push_async_callback(sandbox.kill)
+                await self._open(sandbox)
+                undo.pop_all()
+        except (OSError, ValueError, subprocess.SubprocessError) as exc:
+            raise ConfineError(f"cannot make a sandbox: {exc}") from exc
         finally:
             self._spawner.take_down(bridges.values())
         return sandbox
+
+    async def _spawn(self, spec: SandboxSpec, bridges: dict[str, Bridge]) -> BwrapSandbox:
+        async with AsyncExitStack() as undo:
+            uid = self._identities.take()
+            undo.callback(self._identities.give_back, uid)
+            group = self._tree.create(spec.name, spec.limits)
+            undo.push_async_callback(_discard, group)
+            control = Control()
+            undo.callback(control.close)
+            pipes = Pipes(uid)
+            undo.callback(pipes.close)
+            with Descriptors() as fds:
+                argv = self._command(spec, group, control, pipes, fds, bridges, uid)
+                out, err = pipes.writes[:2]
+                started = await self._spawner.spawn(argv, fds.fds, out, err, bridges.values())
+            group.joined(started.process.pid)
+            control.theirs.close()
+            pipes.close_writes()
+
+            def gone(sandbox: BwrapSandbox) -> None:
+                self._live.discard(sandbox)
+                self._identities.give_back(uid)
+
+            sandbox = BwrapSandbox(spec, group, started, control, pipes, uid, gone)
+            self._live.add(sandbox)
+            undo.pop_all()
+        return sandbox
+
+    def _command(
+        self,
+        spec: SandboxSpec,
+        group: Cgroup,
+        control: Control,
+        pipes: Pipes,
+        fds: Descriptors,
+        bridges: dict[str, Bridge],
+        uid: int | None,
+    ) -> list[str]:
+        inside = fds.take(os.dup(control.theirs.fileno()))
+        telemetry = fds.take(os.dup(pipes.writes[2]))
+        who = str(-1 if uid is None else uid)
+        return [
+            *(self._init, "launch", who, who, str(telemetry), *group.procs, "--"),
+            *bwrap.command(
+                spec,
+                self._bwrap,
+                self._init,
+                inside,
+                fds,
+                seccomp=self._filter,
+                places=bridges,
+            ),
+        ]
+
+    async def _open(self, sandbox: BwrapSandbox) -> None:
+        try:
+            with trio.fail_after(LAUNCH_LIMIT_S):
+                await sandbox.open()
+        except trio.TooSlowError as exc:
+            raise ConfineError(
+                f"bubblewrap did not make a sandbox within {LAUNCH_LIMIT_S:.0f} s"
+            ) from exc
 
     def _bridges(self, spec: SandboxSpec) -> dict[str, Bridge]:
         if not self._identities.any:
@@ -127,16 +150,24 @@ class BwrapLauncher:
         except OSError as exc:
             raise ConfineError(f"cannot mount {exc.filename}: {exc.strerror}") from exc
 
-    async def _kill(self, sandbox: BwrapSandbox) -> None:
-        await sandbox.kill()
-        self._live.discard(sandbox)
-
     async def close(self) -> None:
-        """Kill whatever its owner has not."""
+        """Kill whatever its owner has not. Raises nothing: what is left over is logged."""
         with trio.CancelScope(shield=True):
             async with trio.open_nursery() as nursery:
                 for sandbox in list(self._live):
-                    nursery.start_soon(self._kill, sandbox)
+                    nursery.start_soon(_kill, sandbox)
+
+
+async def _kill(sandbox: BwrapSandbox) -> None:
+    try:
+        await sandbox.kill()
+    except ConfineError as exc:
+        log.error("%s", exc)
+
+
+async def _discard(group: Cgroup) -> None:
+    with trio.CancelScope(shield=True):
+        await discard(group)
 
 
 @asynccontextmanager
@@ -144,34 +175,46 @@ async def open_launcher(
     *,
     uid_base: int | None = None,
     uid_count: int | None = None,
-    use_seccomp: bool = True,
+    weaker: Collection[str] = (),
     tree: CgroupTree | None = None,
     bwrap_path: str = "bwrap",
 ) -> AsyncIterator[BwrapLauncher]:
     """A launcher that owns its sandboxes: leaving kills them and removes the cgroups.
 
-    Sweeps what dead supervisors left. Raises IsolationUnavailable with the remedy.
+    Sweeps what dead supervisors left. Raises IsolationUnavailable with the remedy, but for those of
+    "cgroups" and "seccomp" that `weaker` says may be gone without.
     """
     tool = await trio.to_thread.run_sync(bwrap.find, bwrap_path)
     init = init_path()
-    filter_ = seccomp.export() if use_seccomp else None
+    filter_ = _filter(weaker)
     uids = identity.choose(uid_base, uid_count)
     _raise_descriptor_limit()
     if tree is None:
-        tree = await trio.to_thread.run_sync(cgroup.detect)
-    await trio.to_thread.run_sync(tree.sweep)
-    was_subreaper = prctl.get_child_subreaper()
-    prctl.set_child_subreaper(1)
-    spawner = Spawner(stage=uids is not None)
-    launcher = BwrapLauncher(tree, Identities(uids), tool, init, filter_, spawner)
-    try:
+        tree = cgroup.detect()
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(_close, tree)
+        await trio.to_thread.run_sync(tree.sweep)
+        stack.callback(prctl.set_child_subreaper, prctl.get_child_subreaper())
+        prctl.set_child_subreaper(1)
+        spawner = Spawner(stage=uids is not None)
+        stack.callback(spawner.close)
+        launcher = BwrapLauncher(tree, Identities(uids), tool, init, filter_, spawner)
+        stack.push_async_callback(launcher.close)
         yield launcher
-    finally:
-        await launcher.close()  # noqa: ASYNC102  it shields itself
-        spawner.close()
-        prctl.set_child_subreaper(was_subreaper)
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(tree.close)
+
+
+def _filter(weaker: Collection[str]) -> bytes | None:
+    try:
+        return seccomp.export()
+    except IsolationUnavailable:
+        if "seccomp" not in weaker:
+            raise
+        return None
+
+
+async def _close(tree: CgroupTree) -> None:
+    with trio.CancelScope(shield=True):
+        await trio.to_thread.run_sync(tree.close)
 
 
 def _raise_descriptor_limit() -> None:

@@ -7,42 +7,65 @@ kill of the whole group leaves over (pid 1 orphaned, because bwrap died first) c
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
-import subprocess
+from collections.abc import Callable
 from contextlib import suppress
 
 import trio
 
+from sandbox.confine import peers, strays
 from sandbox.confine.cgroup import Cgroup
 from sandbox.confine.control import Control
-from sandbox.confine.identity import Identities
+from sandbox.confine.spawner import Started
 from sandbox.confine.spec import ConfineError, Exit, Program, SandboxSpec, Usage
 
+log = logging.getLogger(__name__)
 KILL_LIMIT_S = 5.0
 REMOVE_WAIT_S = 0.005
 REMOVE_TRIES = 200
 
 
 class Pipes:
-    """stdout, stderr, telemetry: (read, write) ends, the read ends non-blocking."""
+    """stdout, stderr, telemetry: the read ends, non-blocking, and the write ends."""
 
-    def __init__(self) -> None:
-        self.pairs = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
-        for read, _ in self.pairs:
-            os.set_blocking(read, False)
-        self.reads = [read for read, _ in self.pairs]
-        self._writes = [write for _, write in self.pairs]
+    def __init__(self, owner: int | None) -> None:
+        """`owner`: whose the pipes are, so that /dev/stderr can be opened inside. Raises OSError."""
+        self.reads: list[int] = []
+        self.writes: list[int] = []
+        try:
+            for _ in range(3):
+                read, write = os.pipe2(os.O_CLOEXEC)
+                self.reads.append(read)
+                self.writes.append(write)
+                os.set_blocking(read, False)
+                if owner is not None:
+                    os.fchown(write, owner, owner)
+        except OSError:
+            self.close()
+            raise
 
     def close_writes(self) -> None:
-        while self._writes:
-            os.close(self._writes.pop())
+        while self.writes:
+            os.close(self.writes.pop())
 
     def close(self) -> None:
         self.close_writes()
         while self.reads:
             os.close(self.reads.pop())
+
+
+async def discard(group: Cgroup) -> None:
+    """Kill what is in a group and remove it. Raises ConfineError naming what is left."""
+    for _ in range(REMOVE_TRIES):
+        if group.remove():
+            return
+        # The last process has been reaped; its group learns so a moment later.
+        group.kill()
+        await trio.sleep(REMOVE_WAIT_S)
+    raise ConfineError(f"{group.describe()} cannot be removed, in it are {group.pids()}")
 
 
 class BwrapSandbox:
@@ -52,21 +75,24 @@ class BwrapSandbox:
         self,
         spec: SandboxSpec,
         cgroup: Cgroup,
-        process: subprocess.Popen[bytes],
+        started: Started,
         control: Control,
         pipes: Pipes,
-        identities: Identities,
         uid: int | None,
+        on_gone: Callable[[BwrapSandbox], None],
     ) -> None:
+        """`started` is bwrap, `uid` its own on the host. `on_gone`: nothing of the sandbox is left."""
         self.name = spec.name
         self._spec = spec
         self._cgroup = cgroup
-        self._process = process
-        self._process_fd = os.pidfd_open(process.pid)
+        self._process = started.process
+        self._process_fd = started.fd
         self._control = control
         self._pipes = pipes
-        self._identities = identities
         self._uid = uid
+        self._on_gone = on_gone
+        self._unknown: set[int] = set()
+        """What was inside when it was killed before we knew its pid 1."""
         self._pid1: int | None = None
         self._pid1_fd: int | None = None
         self._listener: socket.socket | None = None
@@ -81,15 +107,20 @@ class BwrapSandbox:
         self._last_oom_kills = 0
 
     async def open(self) -> None:
-        """Wait for the listener. Raises ConfineError with what bwrap said."""
+        """Wait for the listener. Raises ConfineError with what bwrap said, or OSError."""
         found = await self._control.listener()
         if found is None:
             raise ConfineError(f"bubblewrap could not make a sandbox: {self._complaint()}")
-        self._listener, self._port, self._pid1 = found
+        self._listener, self._port, pid1 = found
         try:
-            self._pid1_fd = os.pidfd_open(self._pid1)
+            fd = os.pidfd_open(pid1)
         except ProcessLookupError as exc:
             raise ConfineError("the sandbox died while it was made") from exc
+        if pid1 not in self._cgroup.pids():
+            # Dead already, and its number another's: that one is not ours to kill.
+            os.close(fd)
+            raise ConfineError("the sandbox died while it was made")
+        self._pid1, self._pid1_fd = pid1, fd
 
     def _complaint(self) -> str:
         with suppress(BlockingIOError):
@@ -119,12 +150,32 @@ class BwrapSandbox:
     def telemetry(self) -> int:
         return self._telemetry
 
+    def admits(self, peer: tuple[str, int]) -> bool:
+        if self._spec.network == "none" or self._uid is None:
+            return True
+        return peers.uid_of(peer, ("127.0.0.1", self._port)) == self._uid
+
     async def start(self, program: Program) -> None:
         await self._control.start(program, self._spec.limits.nofile)
 
     def settle(self) -> None:
-        if not self._gone:
-            self._cgroup.limit_cpu(self._spec.limits.cpu_cores)
+        if not self._killing:
+            self._try(lambda: self._cgroup.limit_cpu(self._spec.limits.cpu_cores))
+
+    def freeze(self) -> None:
+        if not self._killing:
+            self._try(self._cgroup.freeze)
+
+    def thaw(self) -> None:
+        if not self._killing:
+            self._try(self._cgroup.thaw)
+
+    def _try(self, step: Callable[[], None]) -> None:
+        """A group that somebody removed under us is no reason to stop serving."""
+        try:
+            step()
+        except ConfineError as exc:
+            log.warning("sandbox %s: %s", self.name, exc)
 
     async def wait(self) -> Exit:
         async with self._exit_lock:
@@ -139,14 +190,6 @@ class BwrapSandbox:
         if os.WIFSIGNALED(status):
             return Exit(signal=os.WTERMSIG(status), oom_kills=oom_kills, cpu_s=cpu_s)
         return Exit(code=os.WEXITSTATUS(status), oom_kills=oom_kills, cpu_s=cpu_s)
-
-    def freeze(self) -> None:
-        if not self._killing:
-            self._cgroup.freeze()
-
-    def thaw(self) -> None:
-        if not self._gone:
-            self._cgroup.thaw()
 
     def usage(self) -> Usage:
         """The last one known, once the sandbox is gone."""
@@ -178,11 +221,12 @@ class BwrapSandbox:
                 self._process.kill()
                 self._cgroup.kill()
                 await trio.lowlevel.wait_readable(self._process_fd)
-            self._process.wait()  # noqa: ASYNC222  its pidfd says that it has ended
+            self._process.wait()
             await self._reap_orphan()
+            # Nobody holds the other end any more: this is the exit status or the end of file.
+            await self.wait()
             self.usage()
-            self.oom_kills()
-            await self._remove_cgroup()
+            await discard(self._cgroup)
             self._close()
             return
         raise ConfineError(
@@ -195,30 +239,24 @@ class BwrapSandbox:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pid1_fd, signal.SIGKILL)
         else:
-            # Not yet told which process pid 1 is: bwrap takes it along (--die-with-parent).
-            self._process.kill()
+            # Not yet told which process pid 1 is, and it may not have asked yet to die with bwrap.
+            self._unknown.update(self._cgroup.pids())
             self._cgroup.kill()
+            self._process.kill()
         # bwrap stands still with the rest, and cannot reap.
         with suppress(ConfineError):
             self._cgroup.thaw()
 
     async def _reap_orphan(self) -> None:
         if self._pid1_fd is None:
-            return
+            for _ in range(REMOVE_TRIES):
+                if not strays.reap(self._unknown):
+                    return
+                await trio.sleep(REMOVE_WAIT_S)
+            raise ConfineError(f"what bubblewrap left of {self.name} will not die")
         await trio.lowlevel.wait_readable(self._pid1_fd)
         with suppress(ChildProcessError):
             os.waitid(os.P_PIDFD, self._pid1_fd, os.WEXITED | os.WNOHANG)
-
-    async def _remove_cgroup(self) -> None:
-        for _ in range(REMOVE_TRIES):
-            if self._cgroup.remove():
-                return
-            # The last process has been reaped; its group learns so a moment later.
-            self._cgroup.kill()
-            await trio.sleep(REMOVE_WAIT_S)
-        raise ConfineError(
-            f"the cgroup of sandbox {self.name} cannot be removed, in it are {self._cgroup.pids()}"
-        )
 
     def _close(self) -> None:
         self._gone = True
@@ -230,4 +268,4 @@ class BwrapSandbox:
         if self._listener is not None:
             with suppress(OSError):
                 self._listener.close()
-        self._identities.give_back(self._uid)
+        self._on_gone(self)

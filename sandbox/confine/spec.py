@@ -152,6 +152,13 @@ class Sandbox(Protocol):
     def telemetry(self) -> int:
         """Read end of the pipe that is descriptor 62 inside (`_LAMBDA_TELEMETRY_LOG_FD`)."""
 
+    def admits(self, peer: tuple[str, int]) -> bool:
+        """Whether a connection to the listener from `peer` comes from inside this sandbox.
+
+        Always true with a network namespace of its own. On the host's network it is told by the
+        peer's uid; without a uid of its own (not started by root) it cannot be told.
+        """
+
     async def start(self, program: Program) -> None:
         """Execute `program` inside; returns when execve succeeded. Raises ProgramNotStarted."""
 

@@ -78,10 +78,14 @@ def walkable(path: str) -> bool:
 
 
 def bridges(sources: list[str], name: str) -> dict[str, Bridge]:
-    """The sources that need one. `name` is the sandbox's: places are its own."""
+    """The sources that need one. `name` is the sandbox's: places are its own. Raises OSError."""
     found: dict[str, Bridge] = {}
     for source in sources:
         real = os.path.realpath(source)
-        if not walkable(real) and source not in found:
+        try:
+            reached = walkable(real)
+        except OSError as exc:
+            raise OSError(exc.errno, exc.strerror, source) from exc
+        if not reached and source not in found:
             found[source] = Bridge(real, f"{STAGE}/lambox-{name}/{len(found)}")
     return found

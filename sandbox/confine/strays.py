@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-ATTEMPTS = 100
-PAUSE_S = 0.005
 
+def reap(known: Collection[int] = ()) -> int:
+    """Kill the strays there are, reap the dead ones. Returns how many are still dying.
 
-def reap() -> int:
-    """Kill the strays there are, reap the dead ones. Returns how many are still dying."""
+    `known`: pids that are strays if they are our children, wherever they live.
+    """
     dying = 0
     for pid in _children():
-        if _levels(pid) <= _levels("self"):
+        if pid not in known and _levels(pid) <= _levels("self"):
             continue
         with suppress(ProcessLookupError, ChildProcessError):
             os.kill(pid, signal.SIGKILL)

@@ -89,6 +89,11 @@ class Box:
         await self.python(f"say({expression})\nsignal.pause()")
         return await self.heard()
 
+    async def emptied(self) -> None:
+        """Wait until every process of the sandbox has gone by itself."""
+        while self.inside():  # noqa: ASYNC110  cgroup v1 has no event for it
+            await trio.sleep(0.001)
+
     def errors(self) -> str:
         try:
             return os.read(self.sandbox.stderr, 65536).decode()
@@ -126,6 +131,22 @@ async def opened(launcher: BwrapLauncher | None = None) -> AsyncIterator[BwrapLa
         return
     async with open_launcher() as fresh:
         yield fresh
+
+
+def proc(pid: int, file: str) -> bytes:
+    """Contents of /proc/PID/FILE; b"" once the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/{file}").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+def proc_status(pid: int, key: str) -> list[str]:
+    """The words after `key:` in /proc/PID/status."""
+    for line in proc(pid, "status").decode().splitlines():
+        if line.startswith(f"{key}:"):
+            return line.split()[1:]
+    return []
 
 
 def holdings() -> dict[str, Any]:

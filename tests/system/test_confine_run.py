@@ -11,7 +11,7 @@ import trio
 
 from sandbox.confine.launcher import open_launcher
 from sandbox.confine.spec import ConfineError, Exit, Program, ProgramNotStarted
-from tests.system.confine_fixtures import confined, nothing_left
+from tests.system.confine_fixtures import confined, nothing_left, proc
 
 pytestmark = pytest.mark.system
 
@@ -39,9 +39,10 @@ async def test_argv_and_environment_pass_any_byte() -> None:
 
 async def test_only_standard_and_telemetry_descriptors_are_open() -> None:
     async with confined() as box:
-        await box.run("/bin/sh", "-c", "echo [0]; ls /proc/$$/fd >&2; echo log >&62")
+        # bash: dash knows no descriptor of two digits. 255 is bash's own, for its script.
+        await box.run("/bin/bash", "-c", "echo log >&62; exec ls /proc/self/fd >&2")
         assert (await box.sandbox.wait()).code == 0
-        assert box.errors().split() == ["0", "1", "2", "62"]
+        assert box.errors().split() == ["0", "1", "2", "3", "62"]  # 3: what ls reads
         assert os.read(box.sandbox.telemetry, 10) == b"log\n"
 
 
@@ -60,7 +61,7 @@ async def test_signals_and_limits_are_as_at_birth() -> None:
     [
         (["/nowhere"], "/", errno.ENOENT),
         (["not-on-the-path"], "/", errno.ENOENT),
-        (["/etc"], "/", errno.EACCES),
+        (["/usr"], "/", errno.EACCES),
         (["/bin/true"], "/nowhere", errno.ENOENT),
         (["/bin/true", "nul\0"], "/", errno.EINVAL),
         (["/bin/true", "x" * (5 << 20)], "/", errno.E2BIG),
@@ -68,7 +69,7 @@ async def test_signals_and_limits_are_as_at_birth() -> None:
     ],
 )
 async def test_a_failed_exec_tells_its_errno(argv: list[str], cwd: str, number: int) -> None:
-    async with confined(root=(*ROOT_WITH_ETC,)) as box:
+    async with confined() as box:
         with pytest.raises(ProgramNotStarted) as caught:
             await box.sandbox.start(Program(argv, {"PATH": "/usr/bin"}, cwd))
         assert caught.value.errno == number
@@ -95,18 +96,8 @@ async def test_signals_are_not_exit_codes(sig: signal.Signals) -> None:
 async def test_an_end_nobody_waited_for_is_told_by_kill() -> None:
     async with confined() as box:
         await box.run("/bin/sh", "-c", "exit 7")
-        while os.read(box.sandbox.stdout, 10) if await readable(box.sandbox.stdout) else True:
-            pass  # to its end: the program has gone
-        # Whether pid 1 has said so by now is the kernel's affair; that it is not lost is ours.
-        with trio.fail_after(5):
-            while not box.sandbox._control._rest and box.inside():
-                await trio.sleep(0)
+        await box.emptied()
         assert (await box.sandbox.kill()).code == 7
-
-
-async def readable(fd: int) -> bool:
-    await trio.lowlevel.wait_readable(fd)
-    return True
 
 
 async def test_many_may_wait_and_kill_at_once() -> None:
@@ -142,8 +133,7 @@ async def test_background_children_die_with_the_program() -> None:
         """)
         await box.heard()
         assert (await box.sandbox.wait()).code == 0
-        await box.sandbox.kill()
-        assert box.inside() == []
+        await box.emptied()
 
 
 async def test_orphans_are_reaped() -> None:
@@ -175,12 +165,13 @@ async def test_the_listener_is_reached_at_the_told_address() -> None:
 
 
 async def test_host_network_has_an_address_of_its_own() -> None:
-    async with open_launcher() as launcher:
-        async with confined(launcher, name="a", network="host") as a:
-            async with confined(launcher, name="b", network="host") as b:
-                assert a.sandbox.address != b.sandbox.address
-                found = await a.ask("os.environ['AWS_LAMBDA_RUNTIME_API']")
-                assert found == a.sandbox.address
+    async with (
+        open_launcher() as launcher,
+        confined(launcher, name="a", network="host") as a,
+        confined(launcher, name="b", network="host") as b,
+    ):
+        assert a.sandbox.address != b.sandbox.address
+        assert await a.ask("os.environ['AWS_LAMBDA_RUNTIME_API']") == a.sandbox.address
 
 
 async def test_the_command_line_tells_no_secret() -> None:
@@ -189,8 +180,7 @@ async def test_the_command_line_tells_no_secret() -> None:
         bwrap, pid1 = sorted(box.inside())[:2]
         for pid in (bwrap, pid1):
             for file in ("cmdline", "environ"):
-                with open(f"/proc/{pid}/{file}") as text:
-                    assert "xyzzy" not in text.read()
+                assert b"xyzzy" not in proc(pid, file)
 
 
 async def test_a_program_starts_once() -> None:
@@ -209,9 +199,4 @@ async def test_nothing_is_left_of_thirty() -> None:
             for number in range(30):
                 async with confined(launcher, name=f"n-{number}") as box:
                     await box.run("/bin/true")
-        assert launcher._live == set()
-
-
-from tests.system.confine_fixtures import ROOT  # noqa: E402
-
-ROOT_WITH_ETC = (*ROOT, __import__("rootfs.layout", fromlist=["Text"]).Text("x", "/etc/x"))
+        assert launcher._live == set()  # a server makes millions

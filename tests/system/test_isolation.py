@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -257,6 +258,25 @@ def test_host_network_is_an_explicit_choice(shared: Server) -> None:
         'network = "host"',
     )
     assert shared.invoke("online")["Payload"] == [name for _, name in socket.if_nameindex()]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="host: peers are told by their uid, as root only")
+def test_on_the_hosts_network_the_runtime_api_answers_its_environment_alone(
+    shared: Server,
+) -> None:
+    shared.functions.add(
+        "online-api",
+        "import os\ndef handler(event, context):\n    return os.environ['AWS_LAMBDA_RUNTIME_API']\n",
+        'network = "host"\nfreeze = false\n',
+    )
+    host, port = shared.invoke("online-api")["Payload"].split(":")
+    with socket.create_connection((host, int(port))) as stranger:
+        with contextlib.suppress(ConnectionError):
+            stranger.sendall(b"GET /2018-06-01/runtime/invocation/next HTTP/1.1\r\nHost: x\r\n\r\n")
+        stranger.settimeout(5)
+        with contextlib.suppress(ConnectionResetError):
+            assert stranger.recv(100) == b""
+    assert shared.invoke("online-api")["Payload"] == f"{host}:{port}"
 
 
 def test_environment_variables(probe: Any) -> None:

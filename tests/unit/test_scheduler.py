@@ -127,11 +127,11 @@ async def lazy(environment: Environment, sandbox: FakeSandbox) -> None:
 
 
 async def test_one_reserved_environment_serves_caller_after_caller(autojump_clock: Clock) -> None:
-    # Each call comes when the one before is answered, but `next` only 0.1 s later.
+    # Each call comes when the one before is answered, but `next` only 0.05 s later.
     world = World(lazy)
     function = make_function(reserved_concurrency=1)
     async with scheduling(world) as scheduler:
-        answers = {(await run(scheduler, function, 0.1)).payload for _ in range(5)}
+        answers = {(await run(scheduler, function, 0.05)).payload for _ in range(5)}
     assert len(answers) == 1
     assert len(world.launcher.sandboxes) == 1
 
@@ -143,7 +143,7 @@ async def test_nobody_waits_long_for_an_environment_that_is_busy_with_itself(
     async with scheduling(world) as scheduler:
         first = await run(scheduler, make_function(), 2.0)
         second = await run(scheduler, make_function(), 0.0)
-        assert trio.current_time() == pytest.approx(0.25)
+        assert trio.current_time() == pytest.approx(0.1)
     assert first.payload != second.payload
 
 

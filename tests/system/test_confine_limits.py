@@ -1,0 +1,207 @@
+"""What a sandbox may use, what it has used, and standing still."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import trio
+
+from rootfs.layout import Tmpfs
+from sandbox.confine.launcher import open_launcher
+from sandbox.confine.spec import MIB
+from tests.system.confine_fixtures import ROOT, Box, confined
+
+pytestmark = pytest.mark.system
+EATING = """
+    hoard = []
+    while True:
+        hoard.append(b"x" * (1 << 20))
+"""
+TICKING = """
+    while True:
+        say(1)
+        time.sleep(0.005)
+"""
+
+
+async def test_more_memory_than_allowed_is_killed_and_counted() -> None:
+    async with confined(memory_bytes=64 * MIB) as box:
+        await box.python(EATING)
+        end = await box.sandbox.wait()
+        assert end.code is None
+        assert end.oom_kills >= 1
+        assert not end.killed
+        assert end.describe() == "signal: killed"
+        peak = box.sandbox.usage().memory_peak_bytes
+        assert peak is None or 60 * MIB < peak <= 64 * MIB
+        assert await box.sandbox.kill() == end
+
+
+async def test_memory_of_children_counts() -> None:
+    async with confined(memory_bytes=96 * MIB) as box:
+        await box.python("""
+            for _ in range(4):
+                if os.fork() == 0:
+                    hoard = b"x" * (40 << 20)
+                    signal.pause()
+            for _ in range(4):
+                os.wait()
+                break
+            os._exit(9)
+        """)
+        await box.sandbox.wait()
+        assert box.sandbox.oom_kills() >= 1
+
+
+async def test_tmp_counts_as_memory() -> None:
+    root = (*ROOT, Tmpfs("/tmp", 512 * MIB))
+    async with confined(root=root, memory_bytes=64 * MIB) as box:
+        await box.python("""
+            with open("/tmp/big", "wb") as file:
+                while True:
+                    file.write(b"x" * (1 << 20))
+        """)
+        end = await box.sandbox.wait()
+        assert end.oom_kills >= 1
+
+
+async def test_shared_and_locked_memory_counts() -> None:
+    async with confined(memory_bytes=64 * MIB) as box:
+        await box.python("""
+            import mmap
+            hoard = []
+            while True:
+                hoard.append(mmap.mmap(-1, 1 << 20))
+                hoard[-1].write(b"x" * (1 << 20))
+        """)
+        assert (await box.sandbox.wait()).oom_kills >= 1
+
+
+async def test_a_fork_bomb_is_bounded_and_the_host_goes_on() -> None:
+    async with confined(pids=50, memory_bytes=256 * MIB) as box:
+        await box.python("""
+            made = 0
+            while True:
+                try:
+                    if os.fork() == 0:
+                        signal.pause()
+                    made += 1
+                except OSError as exc:
+                    break
+            say([made, exc.errno] if "exc" in dir() else made)
+            signal.pause()
+        """)
+        made = await box.heard()
+        assert 40 <= made < 50
+        assert len(box.inside()) <= 50
+
+
+async def test_use_is_counted_and_remembered() -> None:
+    async with confined(memory_bytes=128 * MIB) as box:
+        await box.python("""
+            end = time.process_time() + 0.2
+            while time.process_time() < end: pass
+            say(1)
+        """)
+        await box.heard()
+        used = box.sandbox.usage()
+        assert used.memory_bytes is not None
+        assert 1 * MIB < used.memory_bytes < 128 * MIB
+        assert used.cpu_s is None or 0.2 <= used.cpu_s < 5
+        end = await box.sandbox.wait()
+        await box.sandbox.kill()
+        assert end.cpu_s >= 0.2 or used.cpu_s is None
+        assert box.sandbox.usage().memory_peak_bytes == end_peak(box)
+
+
+def end_peak(box: Box) -> int | None:
+    return box.sandbox.usage().memory_peak_bytes
+
+
+async def test_the_cpu_share_holds_once_settled() -> None:
+    async with confined(cpu_cores=0.2) as box:
+        await box.python("while True: pass")
+        before = await _cores_used(box)
+        box.sandbox.settle()
+        after = await _cores_used(box)
+        assert after < 0.35
+        assert before > after
+
+
+async def _cores_used(box: Box) -> float:
+    await trio.sleep(0.2)
+    first, began = box.sandbox.usage().cpu_s, time.monotonic()
+    await trio.sleep(0.6)
+    second, ended = box.sandbox.usage().cpu_s, time.monotonic()
+    assert first is not None
+    assert second is not None
+    return (second - first) / (ended - began)
+
+
+async def test_frozen_stands_still_and_thawed_goes_on() -> None:
+    async with confined() as box:
+        await box.python(TICKING)
+        await box.heard()
+        for _ in range(3):
+            box.sandbox.freeze()
+            await trio.sleep(0.05)
+            _drain(box)
+            await trio.sleep(0.15)
+            assert _drain(box) == 0
+            box.sandbox.thaw()
+            await box.heard()
+
+
+def _drain(box: Box) -> int:
+    box._heard = b""
+    try:
+        return len(os.read(box.sandbox.stdout, 1 << 20))
+    except BlockingIOError:
+        return 0
+
+
+async def test_freezing_is_for_the_living_only() -> None:
+    async with confined() as box:
+        await box.run("/bin/true")
+        await box.sandbox.wait()
+        box.sandbox.freeze()
+        box.sandbox.thaw()
+        box.sandbox.settle()
+        await box.sandbox.kill()
+        box.sandbox.freeze()
+        box.sandbox.thaw()
+        box.sandbox.settle()
+
+
+async def test_a_group_removed_from_outside_disturbs_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with open_launcher() as launcher, confined(launcher) as box:
+        await box.run("/bin/true")
+        await box.emptied()
+        for procs in box.sandbox._cgroup.procs:
+            Path(procs).parent.rmdir()
+        box.sandbox.freeze()
+        box.sandbox.thaw()
+        box.sandbox.settle()
+        assert "test" in caplog.text
+        assert (await box.sandbox.wait()).code == 0
+        await box.sandbox.kill()
+        async with confined(launcher, name="next") as other:
+            await other.ask("1")
+
+
+async def test_the_supervisors_protection_is_not_inherited() -> None:
+    async with confined() as box:
+        assert await box.ask("int(open('/proc/self/oom_score_adj').read())") >= 500
+
+
+async def test_a_crash_leaves_no_core() -> None:
+    async with confined() as box:
+        assert await box.ask("max(__import__('resource').getrlimit(4))") in (0, 1)
+    async with confined() as box:
+        await box.python("os.chdir('/tmp'); os.abort()")
+        assert (await box.sandbox.wait()).signal == 6
