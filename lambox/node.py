@@ -191,7 +191,11 @@ async def open_node(
         )
         rapi = await stack.enter_async_context(running_app(make_rapi_app(), environment_config()))
         launcher = await stack.enter_async_context(
-            open_launcher(uid_base=config.uid_base, uid_count=config.uid_count)
+            open_launcher(
+                uid_base=config.uid_base,
+                uid_count=config.uid_count,
+                weaker=config.allow_weaker,
+            )
         )
         kitchen = Kitchen(config, runtimes)
         scheduler = await stack.enter_async_context(

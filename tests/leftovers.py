@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
+import re
 from pathlib import Path
 
 import psutil
 
 
 def leftovers() -> set[str]:
-    """Processes, cgroups, mounts, loop devices, network namespaces and temp folders of ours."""
-    found = {
-        f"process {process.pid} {process.info['name']}"
-        for process in psutil.process_iter(["name", "cmdline"])
-        if process.info["name"] in ("bwrap", "lambox")
-        or any("/run/lambox" in word for word in process.info["cmdline"] or ())
-    }
+    """Processes, cgroups, mounts, loop devices, network namespaces and temp folders of ours.
+
+    What a lambox that lives beside this test session holds is not left behind, and not listed.
+    """
+    found = set()
+    for process in psutil.process_iter(["name", "cmdline"]):
+        name, words = process.info["name"], process.info["cmdline"] or ()
+        if name in ("bwrap", "lambox") or any("/run/lambox" in word for word in words):
+            with contextlib.suppress(OSError):
+                groups = Path(f"/proc/{process.pid}/cgroup").read_text()
+                if name != "lambox" and not _held_elsewhere(groups):
+                    found.add(f"process {process.pid} {name} {groups.split()[-1]}")
     for top, folders, _ in os.walk("/sys/fs/cgroup"):
-        found.update(f"cgroup {top}/{name}" for name in folders if name.startswith("lambox"))
+        mine = [name for name in folders if name.startswith("lambox")]
+        found.update(f"cgroup {top}/{name}" for name in mine if not _held_elsewhere(name))
+        folders[:] = [name for name in folders if name not in mine]
     for line in Path("/proc/mounts").read_text().splitlines():
         if "lambox" in line:
             found.add(f"mount {line}")
@@ -28,6 +37,12 @@ def leftovers() -> set[str]:
     found.update(f"netns {path}" for path in glob.glob("/run/netns/*lambox*"))
     found.update(f"temp {path}" for path in glob.glob("/tmp/lambox*") + glob.glob("/run/lambox*"))
     return found
+
+
+def _held_elsewhere(text: str) -> bool:
+    """Whether the group named in `text` belongs to a living process that is not this one."""
+    match = re.search(r"lambox-(\d+)-", text)
+    return match is not None and int(match[1]) != os.getpid() and psutil.pid_exists(int(match[1]))
 
 
 def traces(pid: int) -> set[str]:

@@ -154,7 +154,7 @@ def holdings() -> dict[str, Any]:
     own = cgroup.own_name()
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),
-        "children": sorted(str(child) for child in psutil.Process().children(recursive=True)),
+        "children": sorted(map(_describe, psutil.Process().children(recursive=True))),
         "cgroups": sorted(
             str(Path(top, own, name))
             for top, folders, _ in os.walk("/sys/fs/cgroup")
@@ -163,6 +163,14 @@ def holdings() -> dict[str, Any]:
             if Path(top, own, name).is_dir()
         ),
     }
+
+
+def _describe(process: psutil.Process) -> str:
+    try:
+        zombie = process.status() == psutil.STATUS_ZOMBIE
+        return f"{process.pid} {process.name()}{' (zombie)' * zombie}"
+    except psutil.NoSuchProcess:
+        return f"{process.pid} (gone)"
 
 
 @contextmanager
