@@ -18,12 +18,13 @@ def leftovers() -> set[str]:
     """
     found = set()
     for process in psutil.process_iter(["name", "cmdline"]):
-        name, words = process.info["name"], process.info["cmdline"] or ()
-        if name in ("bwrap", "lambox") or any("/run/lambox" in word for word in words):
+        # Every program of a sandbox but the runtime itself has this in its command line, and no
+        # runtime outlives them.
+        if any("/run/lambox" in word for word in process.info["cmdline"] or ()):
             with contextlib.suppress(OSError):
                 groups = Path(f"/proc/{process.pid}/cgroup").read_text()
-                if name != "lambox" and not _held_elsewhere(groups):
-                    found.add(f"process {process.pid} {name} {groups.split()[-1]}")
+                if not _held_elsewhere(groups):
+                    found.add(f"process {process.pid} {process.info['name']} {groups.split()[-1]}")
     for top, folders, _ in os.walk("/sys/fs/cgroup"):
         mine = [name for name in folders if name.startswith("lambox")]
         found.update(f"cgroup {top}/{name}" for name in mine if not _held_elsewhere(name))

@@ -1,7 +1,8 @@
-"""Owns finding children that nobody else will wait for: orphans out of a sandbox that died while it was made.
+"""Owns looking through the tree of processes by descent, and reaping children nobody else will wait for.
 
-We are their subreaper. A stray is told from everything we started ourselves by its pid namespace: it is a direct
-child of ours that lives in a namespace below ours, and a sandbox's pid 1 is bwrap's child as long as all is well.
+Those are orphans out of a sandbox that died while it was made; we are their subreaper. A stray is told from
+everything we started ourselves by its pid namespace: it is a direct child of ours that lives in a namespace
+below ours, and a sandbox's pid 1 is bwrap's child as long as all is well.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 
 def reap(known: Collection[int] = ()) -> int:
     """Kill the strays there are, reap the dead ones. Returns how many are still dying.
@@ -19,7 +22,7 @@ def reap(known: Collection[int] = ()) -> int:
     `known`: pids that are strays if they are our children, wherever they live.
     """
     dying = 0
-    for pid in _children():
+    for pid in children(os.getpid()):
         if pid not in known and _levels(pid) <= _levels("self"):
             continue
         with suppress(ProcessLookupError, ChildProcessError):
@@ -29,9 +32,22 @@ def reap(known: Collection[int] = ()) -> int:
     return dying
 
 
-def _children() -> list[int]:
+def descendants(pid: int) -> list[int]:
+    """Every process below `pid`, the nearest first."""
+    found = children(pid)
+    for child in found:
+        found += children(child)
+    return found
+
+
+def children(pid: int) -> list[int]:
+    """Zombies too. The file needs CONFIG_PROC_CHILDREN, without which all of /proc is read."""
+    if not os.path.exists("/proc/thread-self/children"):
+        with suppress(psutil.Error):
+            return [child.pid for child in psutil.Process(pid).children()]
+        return []
     found: list[int] = []
-    for path in Path("/proc/self/task").glob("*/children"):
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
             found += map(int, path.read_text().split())
     return found
