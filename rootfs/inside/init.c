@@ -197,7 +197,9 @@ static void mortal(void) {
 static void become(char *cwd, char **args, char **env, uint32_t nofile, int report) {
     sigset_t none;
     sigemptyset(&none);
-    for (int sig = 1; sig < NSIG; sig++) signal(sig, SIG_DFL);
+    /* By system call: glibc keeps signals 32 and 33 to itself, and a caller may have ignored them. */
+    unsigned long action[8] = {0}; /* struct kernel_sigaction: SIG_DFL, no flags, no mask */
+    for (int sig = 1; sig <= 64; sig++) syscall(SYS_rt_sigaction, sig, action, NULL, 8);
     sigprocmask(SIG_SETMASK, &none, NULL);
     close_all_but_std(report);
     setsid();

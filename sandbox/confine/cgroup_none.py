@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 from contextlib import suppress
 
 import psutil
@@ -34,6 +35,8 @@ class WatchedGroup:
         self._top: int | None = None
         self._seen: dict[int, str] = {}
         """Start time by pid, of bwrap and whatever was found below it."""
+        self._looking = threading.Lock()
+        """`check` runs in a thread of its own."""
         self._peak = 0
         self._oom_kills = 0
 
@@ -47,15 +50,16 @@ class WatchedGroup:
 
     def _look(self) -> list[int]:
         """Who of the tree lives. What was seen once stays known when its parents are gone."""
-        if self._top is not None:
-            for pid in (self._top, *strays.descendants(self._top)):
-                if found := _alive(pid):
-                    self._seen.setdefault(pid, found)
-        self._seen = {pid: start for pid, start in self._seen.items() if _alive(pid) == start}
-        if self._top not in self._seen:
-            # Dead: the number may become another's.
-            self._top = None
-        return list(self._seen)
+        with self._looking:
+            if self._top is not None:
+                for pid in (self._top, *strays.descendants(self._top)):
+                    if found := _alive(pid):
+                        self._seen.setdefault(pid, found)
+            self._seen = {pid: start for pid, start in self._seen.items() if _alive(pid) == start}
+            if self._top not in self._seen:
+                # Dead: the number may become another's.
+                self._top = None
+            return list(self._seen)
 
     def limit_cpu(self, cores: float) -> None:
         """Not done."""

@@ -18,6 +18,7 @@ import rootfs.inside
 from sandbox.confine import bwrap, cgroup, identity, seccomp, staging
 from sandbox.confine.bwrap import Bwrap, Descriptors
 from sandbox.confine.cgroup import Cgroup, CgroupTree
+from sandbox.confine.cgroup_none import WatchedTree
 from sandbox.confine.control import Control
 from sandbox.confine.identity import Identities
 from sandbox.confine.process import BwrapSandbox, Pipes, discard
@@ -190,7 +191,7 @@ async def open_launcher(
     uids = identity.choose(uid_base, uid_count)
     _raise_descriptor_limit()
     if tree is None:
-        tree = cgroup.detect()
+        tree = _tree(weaker)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(_close, tree)
         await trio.to_thread.run_sync(tree.sweep)
@@ -198,9 +199,24 @@ async def open_launcher(
         prctl.set_child_subreaper(1)
         spawner = Spawner(stage=uids is not None)
         stack.callback(spawner.close)
-        launcher = BwrapLauncher(tree, Identities(uids), tool, init, filter_, spawner)
+        identities = identity.claim(uids)
+        stack.callback(identities.close)
+        launcher = BwrapLauncher(tree, identities, tool, init, filter_, spawner)
+        if isinstance(tree, WatchedTree):
+            nursery = await stack.enter_async_context(trio.open_nursery())
+            stack.callback(nursery.cancel_scope.cancel)
+            nursery.start_soon(tree.watch)
         stack.push_async_callback(launcher.close)
         yield launcher
+
+
+def _tree(weaker: Collection[str]) -> CgroupTree:
+    try:
+        return cgroup.detect()
+    except IsolationUnavailable:
+        if "cgroups" not in weaker:
+            raise
+        return WatchedTree()
 
 
 def _filter(weaker: Collection[str]) -> bytes | None:

@@ -18,8 +18,9 @@ CLONE_NEWNS = 0x20000
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_SLAVE = 2, 4, 4096, 16384, 1 << 19
 MNT_DETACH = 2
 """linux/mount.h, sys/mount.h"""
-STAGE = "/run"
-"""Covered by a tmpfs in the private namespace only. Exists on every host; bwrap needs nothing of it."""
+STAGE = next(path for path in ("/sys/kernel", "/run") if os.path.isdir(path))
+"""Covered by a tmpfs in the private namespace only: a folder on every host of which nobody binds anything
+(functions may well lie in /run, /tmp, /srv or /mnt) and bwrap needs nothing."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
