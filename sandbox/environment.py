@@ -142,13 +142,24 @@ class Environment:
         try:
             spec, program = self._around.prepare(self.function, self.id)
             sandbox = await self._around.launcher.launch(spec)
-        except (ConfineError, OSError) as exc:
+        except Exception as exc:
+            # Told, not raised: whoever waits for this environment gets it as the answer.
             self._lose(exc)
             return
         except trio.Cancelled:
             self._lose(None)
             raise
         self._sandbox = sandbox
+        try:
+            await self._live(sandbox, program)
+        except Exception as exc:
+            self._lose(exc)
+            raise
+        finally:
+            with trio.CancelScope(shield=True):
+                await sandbox.kill()
+
+    async def _live(self, sandbox: Sandbox, program: Program) -> None:
         listener = sandbox.listener.dup()
         with (
             listener,

@@ -155,12 +155,13 @@ class FakeLauncher:
     def __init__(self) -> None:
         self.sandboxes: list[FakeSandbox] = []
         self.faults: list[ConfineError] = []
+        self.make: Callable[[SandboxSpec], FakeSandbox] = FakeSandbox
 
     async def launch(self, spec: SandboxSpec) -> FakeSandbox:
         await trio.lowlevel.checkpoint()
         if self.faults:
             raise self.faults.pop(0)
-        sandbox = FakeSandbox(spec)
+        sandbox = self.make(spec)
         self.sandboxes.append(sandbox)
         return sandbox
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,7 +195,7 @@ def mounted(mountinfo: str, own: str) -> dict[str, Path]:
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
         kind, _, options = after.split(" ", 2)
-        root, mount = before.split()[3:5]
+        root, mount = (re.sub(r"\\(\d{3})", _unescape, text) for text in before.split()[3:5])
         if kind == "cgroup2":
             names = [""]
         elif kind == "cgroup":
@@ -204,11 +205,17 @@ def mounted(mountinfo: str, own: str) -> dict[str, Path]:
         for name in names:
             if name not in ours or name in found:
                 continue
-            inside = os.path.relpath(ours[name], root)
+            # ".." leads out of our cgroup namespace (cgroup_namespaces(7)): what is mounted is all there is.
+            inside = os.path.relpath(ours[name], root) if ".." not in root + ours[name] else ".."
             folder = Path(mount, inside) if not inside.startswith("..") else Path(mount)
             if folder.is_dir():
                 found[name] = folder
     return found
+
+
+def _unescape(match: re.Match[str]) -> str:
+    """proc_pid_mountinfo(5) writes blanks and the like as octal numbers."""
+    return chr(int(match[1], 8))
 
 
 def _mount_of(folder: Path) -> Path:

@@ -38,7 +38,8 @@ PROBE = """
 
 @pytest.fixture(scope="module")
 def probe(shared: Server) -> Any:
-    shared.functions.add("probe", PROBE)
+    # A whole core: some questions walk the whole file system.
+    shared.functions.add("probe", PROBE, "memory_size = 1769\ntimeout = 60")
 
     def ask(expression: str) -> Any:
         answer = shared.invoke("probe", {"expression": expression})
@@ -230,7 +231,7 @@ def test_a_fork_bomb_stays_inside(shared: Server) -> None:
             except OSError as exc:
                 return [made, exc.errno]
         """,
-        "memory_size = 1024\ntimeout = 20",
+        "memory_size = 3538\ntimeout = 60",
     )
     made, number = shared.invoke("bomb")["Payload"]
     assert made <= 1024
@@ -283,7 +284,7 @@ def test_environment_variables(probe: Any) -> None:
     env = probe("dict(os.environ)")
     assert env["AWS_LAMBDA_RUNTIME_API"] == "127.0.0.1:9001"
     assert env["AWS_LAMBDA_FUNCTION_NAME"] == "probe"
-    assert env["AWS_LAMBDA_FUNCTION_MEMORY_SIZE"] == "128"
+    assert env["AWS_LAMBDA_FUNCTION_MEMORY_SIZE"] == "1769"
     assert env["_HANDLER"] == "handler.handler"
     assert env["LAMBDA_TASK_ROOT"] == "/var/task"
     assert env["TZ"] == ":UTC"

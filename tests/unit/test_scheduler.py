@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from sandbox.confine.spec import ConfineError, Exit
+from sandbox.confine.spec import ConfineError, Exit, SandboxSpec
 from sandbox.environment import Environment
 from sandbox.errors import PlatformFault, TooManyRequests
 from sandbox.invocation import Outcome
@@ -255,6 +255,24 @@ async def test_a_host_that_cannot_launch_is_our_fault_not_the_functions(
         with pytest.raises(PlatformFault, match="no more namespaces"):
             await run(scheduler, make_function())
         assert (await run(scheduler, make_function())).status == "success"
+
+
+async def test_a_fault_after_the_launch_is_answered_and_the_sandbox_killed(
+    autojump_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(sleepy)
+
+    class Damaged(FakeSandbox):
+        def __init__(self, spec: SandboxSpec) -> None:
+            super().__init__(spec)
+            self.listener.close()  # dup(2) fails, as it does without descriptors to spare
+
+    world.launcher.make = Damaged
+    async with scheduling(world) as scheduler:
+        with pytest.raises(PlatformFault, match="Bad file descriptor"):
+            await run(scheduler, make_function())
+    assert len(world.launcher.sandboxes) == 1
+    assert "ended badly" in caplog.text
 
 
 async def test_a_caller_that_leaves_the_queue_takes_its_invocation_along(
