@@ -2,7 +2,7 @@
 
 A first filter: everything is allowed but what stands in REFUSED, one reason per group. Built with
 libseccomp through pyseccomp and exported as BPF, which bwrap loads just before it executes pid 1.
-Calls of foreign architectures (i386, x32) end the process: libseccomp's default for them.
+Calls of foreign architectures (i386, x32) end the process.
 """
 
 from __future__ import annotations
@@ -107,6 +107,8 @@ RAW = 3
 """SOCK_RAW of linux/net.h."""
 TYPE_MASK = 0xF
 NETLINK_ROUTE = 0
+PERSONALITY_QUERY = 1 << 31
+"""personality(0xffffffff) only asks; of linux/personality.h no flag has this bit."""
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 """asm-generic/ioctls.h: put characters into a terminal's input (CVE-2017-5226 and its kin)."""
 
@@ -121,6 +123,8 @@ def export() -> bytes:
         ) from exc
     refuse = pyseccomp.ERRNO(errno.EPERM)
     rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
+    # The default would end the calling thread only, and leave a program that waits for it.
+    rules.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
     for names in REFUSED.values():
         for name in names:
             _refuse(rules, pyseccomp, refuse, name)
@@ -130,6 +134,12 @@ def export() -> bytes:
     for bit in range(32):
         if CLONE_NEW >> bit & 1:
             rules.add_rule(refuse, "clone", arg(0, pyseccomp.MASKED_EQ, 1 << bit, 1 << bit))
+    # Allowed are 0 (Linux) and the query, so no bit may differ from the highest one. The others switch
+    # off what protects a program (ADDR_NO_RANDOMIZE, READ_IMPLIES_EXEC) or reach rarely used kernel code.
+    for bit in range(31):
+        pair = PERSONALITY_QUERY | 1 << bit
+        for alone in (1 << bit, PERSONALITY_QUERY):
+            rules.add_rule(refuse, "personality", arg(0, pyseccomp.MASKED_EQ, pair, alone))
     no_family = pyseccomp.ERRNO(errno.EAFNOSUPPORT)
     known = sorted(int(family) for family in FAMILIES)
     for family in range(known[-1] + 1):

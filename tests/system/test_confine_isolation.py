@@ -244,6 +244,8 @@ async def test_its_own_cgroup_is_the_top() -> None:
         ("raw IP", 41, "2, 3, 1", "EPERM"),
         ("raw IPv6, cloexec", 41, "10, 0x80003, 58", "EPERM"),
         ("netlink netfilter", 41, "16, 3, 12", "EAFNOSUPPORT"),
+        ("personality: no address randomisation", 135, "0x0040000", "EPERM"),
+        ("personality: query", 135, "0xffffffff", "done"),
         ("getppid, to see that it works", 39, "", "done"),
     ],
 )
@@ -272,7 +274,11 @@ async def test_calls_of_foreign_architectures_end_the_program(how: str, code: st
             room = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
             room.write(bytes.fromhex("{code}"))
             at = ctypes.addressof(ctypes.c_char.from_buffer(room))
-            ctypes.CFUNCTYPE(ctypes.c_int)(at)()
+            # In a thread: all of the program must end, not this one thread of it.
+            import threading
+            thread = threading.Thread(target=ctypes.CFUNCTYPE(ctypes.c_int)(at))
+            thread.start()
+            thread.join()
         """)
         assert (await box.sandbox.wait()).signal == 31, how
 

@@ -165,7 +165,9 @@ def test_exits(shared: Server, code: str, error_type: str, message: str) -> None
 
 def test_out_of_memory_is_told_as_such_and_the_next_call_works(shared: Server) -> None:
     shared.functions.add(
-        "hog", "def handler(event, context):\n    return len(bytearray(event << 20))\n"
+        "hog",
+        "def handler(event, context):\n    return len(bytearray(event << 20))\n",
+        "timeout = 60",
     )
     answer = shared.invoke("hog", 400, LogType="Tail")
     assert answer["Payload"]["errorType"] == "Runtime.ExitError"
@@ -242,7 +244,7 @@ def test_a_thousand_tagged_invocations_over_16_threads_and_4_functions(shared: S
 
 def test_reserved_concurrency_and_errors_of_the_api(shared: Server) -> None:
     shared.functions.add("none", ECHO, "reserved_concurrency = 0")
-    shared.functions.add("echo", ECHO)
+    shared.functions.add("echo", ECHO, "memory_size = 1769")
     client = shared.client()
     with pytest.raises(client.exceptions.TooManyRequestsException) as throttled:
         shared.invoke("none")

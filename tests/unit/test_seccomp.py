@@ -19,7 +19,7 @@ X86_64, I386, AARCH64 = 0xC000003E, 0x40000003, 0xC00000B7
 """AUDIT_ARCH_* of linux/audit.h."""
 X32 = 0x40000000
 """__X32_SYSCALL_BIT of asm/unistd.h."""
-ALLOW, ERRNO, KILL_THREAD, KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x00000000, 0x80000000
+ALLOW, ERRNO, KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
 """SECCOMP_RET_* of linux/seccomp.h."""
 LARGEST = 4096
 """BPF_MAXINSNS of linux/bpf_common.h."""
@@ -189,14 +189,32 @@ def test_ioctls(program: Program, request_: int, answer: str | None) -> None:
     assert refused(program, 16, 0, request_) == answer
 
 
+@pytest.mark.parametrize(
+    ("persona", "answer"),
+    [
+        (0, None),
+        (0xFFFFFFFF, None),  # the query
+        (0x0040000, "EPERM"),  # ADDR_NO_RANDOMIZE
+        (0x0400000, "EPERM"),  # READ_IMPLIES_EXEC
+        (0x0000008, "EPERM"),  # PER_LINUX32
+        (0x80000000, "EPERM"),
+        (0x80040000, "EPERM"),
+        (0xFFFFFFFE, "EPERM"),
+        (0x1_0040_0000, "EPERM"),  # the kernel looks at the low half
+    ],
+)
+def test_personality(program: Program, persona: int, answer: str | None) -> None:
+    assert refused(program, 135, persona) == answer
+
+
 @pytest.mark.parametrize("arch", [I386, AARCH64])
 def test_foreign_architectures_are_ended(program: Program, arch: int) -> None:
-    assert run(program, 20, arch=arch) in (KILL_THREAD, KILL_PROCESS)
+    assert run(program, 20, arch=arch) == KILL_PROCESS
 
 
 @pytest.mark.parametrize("number", [39, 165, 272])
 def test_x32_is_ended(program: Program, number: int) -> None:
-    assert run(program, X32 | number) in (KILL_THREAD, KILL_PROCESS)
+    assert run(program, X32 | number) == KILL_PROCESS
 
 
 def test_a_call_that_is_not_invented_yet_is_not_a_crash(program: Program) -> None:
