@@ -206,6 +206,8 @@ static void become(char *cwd, char **args, char **env, uint32_t nofile, int repo
     umask(022);
     mortal();
     limit(RLIMIT_CORE, no_core());
+    limit(RLIMIT_RTPRIO, 0); /* the host's supervisor may have been allowed more than it uses */
+    limit(RLIMIT_NICE, 0);
     limit(RLIMIT_NOFILE, nofile);
     if (chdir(cwd) == 0) {
         environ = env;

@@ -21,6 +21,7 @@ UID, GID = 993, 990
 """sbx_user1051 (SPEC 5.2)."""
 INIT_INSIDE = "/run/lambox/init"
 LOWEST_FD = 100
+ANSWER_LIMIT_S = 10.0
 OLDEST = (0, 8, 0)
 """--disable-userns and --size."""
 
@@ -38,7 +39,7 @@ def find(path: str = "bwrap") -> Bwrap:
     """Ask bwrap what it is. Raises IsolationUnavailable; 10 ms, once."""
     try:
         text = subprocess.run(
-            [path, "--version"], capture_output=True, text=True, check=True
+            [path, "--version"], capture_output=True, text=True, check=True, timeout=ANSWER_LIMIT_S
         ).stdout
     except (OSError, subprocess.SubprocessError) as exc:
         raise IsolationUnavailable(

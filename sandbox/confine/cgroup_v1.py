@@ -50,6 +50,9 @@ class V1Cgroup:
             # Memory and swap together: no byte more. Absent without swap accounting.
             if (bases.memory / "memory.memsw.limit_in_bytes").exists():
                 cgroup.write(f"{bases.memory}/memory.memsw.limit_in_bytes", memory)
+            # What sockets hold counts by itself, and only with a limit; tcp_mem is the whole machine's.
+            if (bases.memory / "memory.kmem.tcp.limit_in_bytes").exists():
+                cgroup.write(f"{bases.memory}/memory.kmem.tcp.limit_in_bytes", memory)
             cgroup.write(f"{bases.pids}/pids.max", str(limits.pids))
         except (ConfineError, OSError) as exc:
             for folder in made:

@@ -88,9 +88,10 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "NUMA placement of others' memory": ("move_pages", "migrate_pages", "mbind", "set_mempolicy"),
 }
 
-NOT_THERE = ("clone3", "io_uring_setup", "io_uring_enter", "io_uring_register")
+NOT_THERE = ("clone3", "io_uring_setup", "io_uring_enter", "io_uring_register", "io_setup")
 """ENOSYS, so that C libraries fall back: clone3 (its flags are behind a pointer, which no filter can
-read) to clone; io_uring (runs calls past this filter) to epoll."""
+read) to clone; io_uring (runs calls past this filter) to epoll; io_setup (takes from fs.aio-max-nr, which
+the whole machine shares) to threads."""
 
 CLONE_NEW = 0x7E020080
 """CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME} of linux/sched.h."""

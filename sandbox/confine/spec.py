@@ -74,8 +74,8 @@ class Program:
 class Exit:
     """How a sandbox's program ended, from wait status and counters, never guessed.
 
-    Exactly one of `code` and `signal` is set, except where the sandbox was killed by us before
-    (or while) its program ran: then `killed` is true and both may be None.
+    Exactly one of `code` and `signal` is set, except where pid 1 was killed and could not report: by us
+    (then `killed` is true), or by the kernel with the whole group (then `oom_kills` is not 0).
     `oom_kills` is the cgroup's counter of out-of-memory kills.
     """
 
