@@ -23,7 +23,7 @@ def open_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         return os.stat_result((found.st_mode | 0o001, *found[1:])) if above else found
 
     tmp_path.chmod(0o755)
-    monkeypatch.setattr(staging.os, "stat", stat)
+    monkeypatch.setattr(os, "stat", stat)
     yield tmp_path
     monkeypatch.undo()
 
