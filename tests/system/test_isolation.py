@@ -211,9 +211,9 @@ def test_limits(probe: Any) -> None:
     assert probe(
         "list(__import__('resource').getrlimit(__import__('resource').RLIMIT_NOFILE))"
     ) == [1024, 1024]
-    assert (
-        probe("list(__import__('resource').getrlimit(__import__('resource').RLIMIT_CORE))")[0] == 0
-    )
+    # 1 where the host pipes core dumps into a program, which ignores 0 (core(5)).
+    core = probe("list(__import__('resource').getrlimit(__import__('resource').RLIMIT_CORE))")
+    assert core in ([0, 0], [1, 1])
 
 
 def test_a_fork_bomb_stays_inside(shared: Server) -> None:
