@@ -1,4 +1,4 @@
-/* The two small steps around bubblewrap that Python would make slow or impossible.
+/* The small steps around bubblewrap that Python would make slow or impossible.
  *
  *   init launch UID GID TELEMETRY PROCS... -- BWRAP ARGS...
  *       On the host. Puts the descriptor TELEMETRY at 62, enters the cgroups (writes itself into each
@@ -9,6 +9,11 @@
  *       Pid 1 of the sandbox (bwrap --as-pid-1). Opens the Runtime API's listener inside the network
  *       namespace and sends it over CONTROL (a unix stream socket); waits for one message with the
  *       program; forks and executes it; reaps orphans; reports the program's raw wait status.
+ *
+ *   init keep FOLDER
+ *       On hosts with nothing but the v1 freezer, beside the supervisor: a frozen process dies of a
+ *       SIGKILL only when it is let go, so when standard input ends (the supervisor is gone, however it
+ *       went) every group below FOLDER is thawed.
  *
  * Over CONTROL, host byte order:
  *   to the supervisor    'L' + SCM_RIGHTS(listener) + u16 port
@@ -22,6 +27,7 @@
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -295,9 +301,31 @@ static int run(int argc, char **argv) {
     }
 }
 
+/* ---- keep ---- */
+
+static int keep(int argc, char **argv) {
+    if (argc != 3) { errno = EINVAL; die("keep"); }
+    char byte;
+    ssize_t got;
+    do got = read(0, &byte, 1);
+    while (got > 0 || (got < 0 && errno == EINTR));
+    DIR *folder = opendir(argv[2]);
+    for (struct dirent *entry; folder && (entry = readdir(folder));) {
+        char path[4096];
+        snprintf(path, sizeof path, "%s/%s/freezer.state", argv[2], entry->d_name);
+        int fd = entry->d_name[0] == '.' ? -1 : open(path, O_WRONLY | O_CLOEXEC);
+        if (fd < 0) continue;
+        ssize_t ignored = write(fd, "THAWED", 6);
+        (void)ignored;
+        close(fd);
+    }
+    return 0;
+}
+
 int main(int argc, char **argv) {
     if (argc > 1 && strcmp(argv[1], "launch") == 0) return launch(argc, argv);
     if (argc > 1 && strcmp(argv[1], "run") == 0) return run(argc, argv);
-    fprintf(stderr, "lambox init: launch or run; see init.c\n");
+    if (argc > 1 && strcmp(argv[1], "keep") == 0) return keep(argc, argv);
+    fprintf(stderr, "lambox init: launch, run or keep; see init.c\n");
     return 125;
 }

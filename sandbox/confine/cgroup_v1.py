@@ -10,9 +10,11 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import rootfs.inside
 from sandbox.confine import cgroup
 from sandbox.confine.cgroup import PERIOD_US
 from sandbox.confine.spec import ConfineError, Limits
@@ -130,6 +132,7 @@ class V1Tree:
     def __init__(self, bases: Bases) -> None:
         self._bases = bases
         self._name = cgroup.make_own(bases.all())
+        self._keeper = _begin_keeper(bases.freezer / self._name) if bases.freezer else None
 
     @classmethod
     def open(cls) -> V1Tree:
@@ -179,12 +182,28 @@ class V1Tree:
         return cgroup.sweep_folders([_mount_of(base) for base in self._bases.all()])
 
     def close(self) -> None:
+        if self._keeper is not None:
+            self._keeper.communicate()
         for base in self._bases.all():
             cgroup.remove_tree(base / self._name, patience_s=1.0)
 
     def describe(self) -> str:
         kind = "hybrid: v1 limits, v2 freezer" if self._bases.unified else "v1"
         return f"cgroup {kind} at {self._bases.memory}"
+
+
+def _begin_keeper(folder: Path) -> subprocess.Popen[bytes]:
+    """A process that thaws our sandboxes when we are gone: PR_SET_PDEATHSIG's SIGKILL reaches a process in
+    the v1 freezer, and changes nothing while it is there. It holds no descriptor but its own end of a pipe.
+    """
+    init = Path(next(iter(rootfs.inside.__path__)), "init")
+    return subprocess.Popen(
+        [init, "keep", folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env={},
+        start_new_session=True,
+    )
 
 
 def mounted(mountinfo: str, own: str) -> dict[str, Path]:
