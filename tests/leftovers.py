@@ -20,9 +20,10 @@ def leftovers() -> set[str]:
     for process in psutil.process_iter(["name", "cmdline"]):
         # Every program of a sandbox but the runtime itself has this in its command line, and no
         # runtime outlives them.
-        if any("/run/lambox" in word for word in process.info["cmdline"] or ()):
+        words = process.info["cmdline"] or ()
+        if any("/run/lambox" in word or word.endswith("/inside/init") for word in words):
             with contextlib.suppress(OSError):
-                groups = Path(f"/proc/{process.pid}/cgroup").read_text()
+                groups = " ".join(words) + Path(f"/proc/{process.pid}/cgroup").read_text()
                 if not _held_elsewhere(groups):
                     found.add(f"process {process.pid} {process.info['name']} {groups.split()[-1]}")
     for top, folders, _ in os.walk("/sys/fs/cgroup"):
