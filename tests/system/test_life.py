@@ -75,13 +75,17 @@ def test_changed_code_runs_at_the_next_invocation(start: Start) -> None:
     for number in range(5):
         server.functions.add("code", f"def handler(event, context):\n    return {number}\n")
         assert server.invoke("code")["Payload"] == number
-    server.functions.add(
-        "code",
-        "import os\ndef handler(event, context):\n    return os.environ['X']\n",
-        '[environment]\nXY = "no"\nX1 = "1"\n',
-    )
-    assert server.invoke("code")["FunctionError"] == "Unhandled"
-    until(lambda: len(server.environments("code")) <= 1)
+    until(lambda: len(server.environments("code")) == 1)
+
+
+def test_changed_configuration_holds_from_the_next_invocation(start: Start) -> None:
+    server = start()
+    code = "import os\ndef handler(event, context):\n    return os.environ.get('STAGE')\n"
+    server.functions.add("configured", code)
+    assert server.invoke("configured")["Payload"] is None
+    for stage in ("one", "two"):
+        server.functions.add("configured", code, f'[environment]\nSTAGE = "{stage}"\n')
+        assert server.invoke("configured")["Payload"] == stage
 
 
 def test_a_running_invocation_ends_on_its_old_code(start: Start) -> None:
