@@ -144,7 +144,8 @@ class AsyncQueue:
         """Write what is open to the spool file, durably. Returns how many events that were."""
         if not self._open:
             return 0
-        self._spool.parent.mkdir(parents=True, exist_ok=True)
+        # Payloads are the functions' own business: not for other users of the host.
+        self._spool.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         part = self._spool.with_suffix(".part")
         with part.open("w", encoding="utf-8") as file:
             for accepted in self._open.values():

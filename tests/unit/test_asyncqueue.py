@@ -105,6 +105,7 @@ async def test_what_is_open_at_a_stop_is_run_at_the_next_start(
             await queue.accept(make_invocation(make_function(f"f{number}"), b"%d" % number))
         await trio.testing.wait_all_tasks_blocked()
     assert spool.exists()
+    assert spool.parent.stat().st_mode & 0o777 == 0o700
     backend = Backend(GOOD)
     async with queueing(backend, spool) as queue:
         await queue.settle()
