@@ -16,12 +16,14 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import trio
 
 from lambox.config import Config
 from rootfs import environ, host, layout
-from rootfs.runtimes import Runtimes, discover
+from rootfs.layout import Entry
+from rootfs.runtimes import Runtime, Runtimes, discover
 from rootfs.trees import LayerStore
 from runtimeapi.invoke import make_invoke_app
 from runtimeapi.ports import Console
@@ -29,10 +31,11 @@ from runtimeapi.rapi import make_rapi_app
 from runtimeapi.server import ServedApp, caller_config, environment_config, running_app
 from sandbox.asyncqueue import AsyncQueue, open_queue
 from sandbox.catalog import Catalog
-from sandbox.confine.launcher import open_launcher
-from sandbox.confine.spec import MIB, Limits, Program, SandboxSpec
+from sandbox.confine.launcher import BwrapLauncher, open_launcher
+from sandbox.confine.pool import PoolLimits
+from sandbox.confine.spec import MIB, Limits, Preparation, Program, SandboxSpec
 from sandbox.environment import Environment, ServeRuntimeApi, Surroundings
-from sandbox.function import BrokenFunction, FunctionVersion
+from sandbox.function import BrokenFunction, FunctionVersion, Network
 from sandbox.invocation import Invocation, Outcome
 from sandbox.logs import LogBook
 from sandbox.planner import Limits as NodeLimits
@@ -51,18 +54,12 @@ class Kitchen:
         self._region = config.region
         self._runtimes = runtimes
         self._host = host.scan()
+        self._preload = config.preload
+        self._roots: dict[tuple[str, int, Network], tuple[Entry, ...]] = {}
 
     def prepare(self, function: FunctionVersion, id_: str) -> tuple[SandboxSpec, Program]:
         runtime = self._runtimes.resolve(function.runtime)
         opt = function.layers[0] if function.layers else None
-        root = layout.plan(
-            runtime,
-            str(function.code),
-            str(opt) if opt else None,
-            function.ephemeral_storage_mb * MIB,
-            host=self._host,
-            network=function.network,
-        )
         day = time.strftime("%Y/%m/%d", time.gmtime())
         env = environ.function_environment(
             runtime,
@@ -75,15 +72,35 @@ class Kitchen:
             user=function.environment,
         )
         argv = environ.command(runtime, environment=env, code=function.code, opt=opt)
-        spec = SandboxSpec(
+        return self.spec(function, id_), Program(argv=argv, env=env)
+
+    def spec(self, function: FunctionVersion, id_: str) -> SandboxSpec:
+        runtime = self._runtimes.resolve(function.runtime)
+        opt = function.layers[0] if function.layers else None
+        return SandboxSpec(
             name=id_,
-            root=root,
+            root=self._root(runtime, function.ephemeral_storage_mb, function.network),
             limits=Limits(
                 memory_bytes=function.memory_mb * MIB, cpu_cores=function.memory_mb / CORE_MB
             ),
             network=function.network,
+            late=layout.late(str(function.code), str(opt) if opt else None),
+            preparation=self._preparation(runtime),
         )
-        return spec, Program(argv=argv, env=env)
+
+    def _root(self, runtime: Runtime, tmp_mb: int, network: Network) -> tuple[Entry, ...]:
+        key = runtime.identifier, tmp_mb, network
+        if key not in self._roots:
+            self._roots[key] = layout.plan(runtime, tmp_mb * MIB, host=self._host, network=network)
+        return self._roots[key]
+
+    def _preparation(self, runtime: Runtime) -> Preparation | None:
+        prepared = environ.preparation(runtime)
+        if prepared is None:
+            return None
+        argv, env = prepared
+        forks = runtime.family == "python"
+        return Preparation(argv, tuple(env.items()), forks, self._preload if forks else ())
 
 
 class Node:
@@ -96,15 +113,18 @@ class Node:
         scheduler: Scheduler,
         queue: AsyncQueue,
         logbook: LogBook,
-        isolation: str,
+        launcher: BwrapLauncher,
+        kitchen: Kitchen,
     ) -> None:
         self.config = config
         self.catalog = catalog
-        self.isolation = isolation
+        self.isolation = launcher.describe()
         """How functions are isolated here, in one line."""
         self._scheduler = scheduler
         self._queue = queue
         self._logbook = logbook
+        self._launcher = launcher
+        self._kitchen = kitchen
         self._stop = trio.Event()
 
     async def invoke(self, invocation: Invocation) -> Outcome:
@@ -117,9 +137,22 @@ class Node:
     def console(self) -> Console:
         return Console(
             environments=self._scheduler.environments,
+            prepared=self._prepared,
             log_lines=self._logbook.lines,
             follow_logs=self._logbook.follow,
         )
+
+    def _prepared(self) -> list[dict[str, Any]]:
+        """One row per kind of sandbox that is kept ready, as `lambox ps` shows it."""
+        return [
+            {
+                "program": one.program,
+                "ready": one.ready,
+                "wanted": one.wanted,
+                "memory_mb": round(one.memory_bytes / MIB, 1),
+            }
+            for one in self._launcher.prepared()
+        ]
 
     def stop(self) -> None:
         """Let `serve` return: turn new callers away, give running invocations the grace period."""
@@ -139,6 +172,7 @@ class Node:
             port = listening.getsockname()[1]
             name = f"[{config.host}]" if family == socket.AF_INET6 else config.host
             task_status.started(f"http://{name}:{port}")
+            self._keep_ready()
             await self._stop.wait()
             grace_ends = trio.current_time() + config.grace_s
             nursery.cancel_scope.cancel()
@@ -160,13 +194,14 @@ class Node:
         while True:
             await self.catalog.changed()
             self.catalog.refresh()
-            self._scheduler.retire_changed(
-                {
-                    function.name: function
-                    for function in self.catalog.all()
-                    if isinstance(function, FunctionVersion)
-                }
-            )
+            self._scheduler.retire_changed({one.name: one for one in self._functions()})
+            self._keep_ready()
+
+    def _functions(self) -> list[FunctionVersion]:
+        return [one for one in self.catalog.all() if isinstance(one, FunctionVersion)]
+
+    def _keep_ready(self) -> None:
+        self._launcher.keep(self._kitchen.spec(one, "") for one in self._functions())
 
 
 @asynccontextmanager
@@ -195,6 +230,7 @@ async def open_node(
                 uid_base=config.uid_base,
                 uid_count=config.uid_count,
                 weaker=config.allow_weaker,
+                pool=PoolLimits(config.pool_min, config.pool_max) if config.zygote else None,
             )
         )
         kitchen = Kitchen(config, runtimes)
@@ -226,7 +262,7 @@ async def open_node(
                 concurrency=ASYNC_PER_CORE * (os.cpu_count() or 1),
             )
         )
-        yield Node(config, catalog, scheduler, queue, logbook, launcher.describe())
+        yield Node(config, catalog, scheduler, queue, logbook, launcher, kitchen)
 
 
 def _runtime_api(rapi: ServedApp) -> ServeRuntimeApi:

@@ -14,6 +14,8 @@ from rootfs.runtimes import Runtime
 
 TASK_ROOT = "/var/task"
 RUNTIME_DIR = "/var/runtime"
+RUNTIME_API = "127.0.0.1:9001"
+"""In a network namespace of its own, where a prepared runtime always is."""
 TELEMETRY_FD = 62
 """Where AWS's own runtimes find their log pipe (SPEC 4.3)."""
 
@@ -161,6 +163,16 @@ def command(
         # Through a shell, as AWS's bootstrap does it: a missing wrapper is then `exit status 127`.
         return ("/bin/sh", "-c", 'exec "$0" "$@"', wrapper, *argv)
     return argv
+
+
+def preparation(runtime: Runtime) -> tuple[tuple[str, ...], dict[str, str]] | None:
+    """(argv, environment) of a runtime that is started before its function is known; None: it cannot be.
+
+    What it is told later replaces its environment, but for what was read at its start.
+    """
+    if runtime.family != "python":
+        return None
+    return command(runtime), {**runtime_environment(runtime), "AWS_LAMBDA_RUNTIME_API": RUNTIME_API}
 
 
 def _is_file(path: Path) -> bool:

@@ -86,6 +86,8 @@ class Console:
 
     environments: Any
     """() -> list of JSON-able dicts, one per live environment."""
+    prepared: Any
+    """() -> list of JSON-able dicts, one per kind of sandbox that is kept ready."""
     log_lines: Any
     """(function name | None) -> list[str]: the lines kept, oldest first."""
     follow_logs: Any

@@ -8,11 +8,10 @@ import re
 import resource
 import secrets
 import subprocess
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
 
 import prctl
 import trio
@@ -45,6 +44,16 @@ def init_path() -> Path:
     return path
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Sandboxes of one kind that are ready. `program`: the runtime that waits in them; empty: none does."""
+
+    program: str
+    ready: int
+    wanted: int
+    memory_bytes: int
+
+
 class BwrapLauncher:
     """Implements `spec.Launcher`. Made by `open_launcher`."""
 
@@ -70,7 +79,13 @@ class BwrapLauncher:
     def make_ready(self, limits: PoolLimits, nursery: trio.Nursery) -> None:
         """Keep sandboxes ready from now on, with tasks in `nursery`. Only where `unready()` says nothing."""
         self._zygotes = Zygotes(self._spawner, self._bwrap, self._filter, nursery)
-        self._pool = Pool(self._make_ahead, limits, nursery)
+
+        def of(kind: SandboxSpec) -> PoolLimits:
+            # A prepared process of its own costs tens of MB, a fork or nothing but namespaces a few.
+            own = kind.preparation is not None and not kind.preparation.forks
+            return PoolLimits(min(limits.least, 1), min(limits.most, 4)) if own else limits
+
+        self._pool = Pool(self._make_ahead, of, nursery)
 
     def unready(self) -> str:
         """Why sandboxes cannot be made ahead here; empty if they can."""
@@ -89,12 +104,14 @@ class BwrapLauncher:
     async def launch(self, spec: SandboxSpec) -> BwrapSandbox:
         if not NAME.fullmatch(spec.name):
             raise ConfineError(f"{spec.name!r} cannot name a sandbox: a-z, 0-9 and -, at most 64")
-        if self._pool is not None and spec.network == "none":
+        if self._pool is not None and _poolable(spec) and self._pool.offers(_kind(spec)):
             try:
                 return await self._adopt(self._pool, spec)
             except (ConfineError, OSError) as exc:
                 # What is wrong with it may be wrong with every sandbox: then the next line says so.
-                log.warning("no prepared sandbox for %s, one is made from scratch: %s", spec.name, exc)
+                log.warning(
+                    "no prepared sandbox for %s, one is made from scratch: %s", spec.name, exc
+                )
         return await self._make(replace(spec, preparation=None))
 
     async def _adopt(self, pool: Pool[BwrapSandbox], spec: SandboxSpec) -> BwrapSandbox:
@@ -105,14 +122,21 @@ class BwrapLauncher:
             undo.pop_all()
         return sandbox
 
-    def keep(self, spec: SandboxSpec) -> None:
-        """Have sandboxes like this ready from now on."""
-        if self._pool is not None and spec.network == "none":
-            self._pool.keep(_kind(spec))
+    def keep(self, specs: Iterable[SandboxSpec]) -> None:
+        """Have sandboxes like these ready from now on, and in time no others."""
+        if self._pool is not None:
+            self._pool.keep({_kind(spec) for spec in specs if _poolable(spec)})
 
-    def prepared(self) -> list[tuple[SandboxSpec, BwrapSandbox]]:
-        """What stands ready: the specs have no name and nothing of a function."""
-        return [] if self._pool is None else cast(Any, self._pool.held())
+    def prepared(self) -> list[Prepared]:
+        """What stands ready."""
+        if self._pool is None or self._zygotes is None:
+            return []
+        rows = []
+        for kind, ready, wanted in self._pool.held():
+            used = [sandbox.usage().memory_bytes or 0 for sandbox in ready]
+            program = kind.preparation.argv[0] if kind.preparation else ""
+            rows.append(Prepared(os.path.basename(program), len(ready), wanted, sum(used)))
+        return rows
 
     async def _make_ahead(self, kind: SandboxSpec) -> BwrapSandbox:
         """For the pool: a sandbox and, where one is asked for, the prepared runtime in it. Raises ConfineError."""
@@ -178,7 +202,9 @@ class BwrapLauncher:
         inside = fds.take(os.dup(control.theirs.fileno()))
         telemetry = fds.take(os.dup(pipes.writes[2]))
         # A zygote's fork gets its end from us.
-        executed = parked is not None and spec.preparation is not None and not spec.preparation.forks
+        executed = (
+            parked is not None and spec.preparation is not None and not spec.preparation.forks
+        )
         who = str(-1 if uid is None else uid)
         return [
             *(self._init, "launch", who, who, str(telemetry), *group.procs, "--"),
@@ -220,6 +246,10 @@ class BwrapLauncher:
                     nursery.start_soon(_kill, sandbox)
             if self._zygotes is not None:
                 self._zygotes.close()
+
+
+def _poolable(spec: SandboxSpec) -> bool:
+    return spec.network == "none"
 
 
 def _kind(spec: SandboxSpec) -> SandboxSpec:

@@ -111,8 +111,8 @@ def attach(namespace: int, binds: Sequence[Bind]) -> None:
     """
     trees = []
     try:
-        for bind in binds:
-            trees.append(copy_read_only(bind.source))
+        for bind in binds:  # one by one: those before a failing one are closed too
+            trees += [copy_read_only(bind.source)]
         own = os.open(f"/proc/self/task/{threading.get_native_id()}/ns/mnt", os.O_RDONLY)
         try:
             _checked(_libc.setns(namespace, CLONE_NEWNS), "setns")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Collection, Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -63,6 +63,8 @@ class Shelf(Generic[T]):
         self.waiting: deque[Waiter[T]] = deque()
         self.making = 0
         self.kept = False
+        self.proven = False
+        """The last one could be made."""
         self.takes: deque[float] = deque()
         self.last_take = now
         self.retry_s = 0.0
@@ -98,33 +100,41 @@ class Pool(Generic[T]):
     def __init__(
         self,
         make: Callable[[Any], Awaitable[T]],
-        limits: PoolLimits,
+        limits: Callable[[Any], PoolLimits],
         nursery: trio.Nursery,
         *,
         makers: int = 2,
     ) -> None:
-        """`make(kind)` makes one; `makers` of them at most are made at once in the background."""
+        """`make(kind)` makes one; `makers` of a kind at most are made at once in the background."""
         self._make = make
         self._limits = limits
         self._nursery = nursery
         self._makers = makers
         self._shelves: dict[Hashable, Shelf[T]] = {}
 
-    def keep(self, kind: Hashable) -> None:
-        """Fill a shelf of this kind, and do not forget it."""
+    def keep(self, kinds: Collection[Hashable]) -> None:
+        """Have shelves of these kinds filled at all times, and forget others when nobody takes from them."""
+        for kind in kinds:
+            self._shelf(kind)
+        for kind, shelf in self._shelves.items():
+            shelf.kept = kind in kinds
+            _tell(shelf)
+
+    def offers(self, kind: Hashable) -> bool:
+        """Whether one of this kind is there, or is likely to come sooner than one that begins now.
+
+        If not, they are made from now on.
+        """
         shelf = self._shelf(kind)
-        shelf.kept = True
-        _tell(shelf)
+        return bool(shelf.ready) or shelf.proven
 
-    def counts(self) -> dict[Hashable, tuple[int, int]]:
-        """Kind -> (how many are ready, how many there should be)."""
+    def held(self) -> list[tuple[Any, list[T], int]]:
+        """(kind, what is ready of it, how many there should be) for every shelf."""
         now = trio.current_time()
-        return {
-            kind: (len(shelf.ready), shelf.target(now)) for kind, shelf in self._shelves.items()
-        }
-
-    def held(self) -> list[tuple[Hashable, T]]:
-        return [(kind, one.made) for kind, shelf in self._shelves.items() for one in shelf.ready]
+        return [
+            (kind, [one.made for one in shelf.ready], shelf.target(now))
+            for kind, shelf in self._shelves.items()
+        ]
 
     async def take(self, kind: Hashable) -> T:
         """The longest ready, or the next one made. Raises what `make` raises. It is the caller's then."""
@@ -157,7 +167,7 @@ class Pool(Generic[T]):
     def _shelf(self, kind: Hashable) -> Shelf[T]:
         shelf = self._shelves.get(kind)
         if shelf is None:
-            shelf = self._shelves[kind] = Shelf(self._limits, trio.current_time())
+            shelf = self._shelves[kind] = Shelf(self._limits(kind), trio.current_time())
             self._nursery.start_soon(self._keep_filled, kind, shelf)
         return shelf
 
@@ -170,6 +180,7 @@ class Pool(Generic[T]):
             made = await self._make(kind)
         except Exception as exc:
             shelf.making -= 1
+            shelf.proven = False
             shelf.retry_s = min(max(1.0, shelf.retry_s * 2), LONGEST_RETRY_S)
             shelf.retry_at = trio.current_time() + shelf.retry_s
             if shelf.waiting:
@@ -180,6 +191,7 @@ class Pool(Generic[T]):
                 log.warning("a sandbox could not be made ahead: %s", exc)
         else:
             shelf.making -= 1
+            shelf.proven = True
             shelf.retry_s = shelf.retry_at = 0.0
             self._put(kind, shelf, made)
         _tell(shelf)

@@ -13,6 +13,7 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 import trio
 
@@ -136,7 +137,8 @@ class BwrapSandbox:
         if self._parked is None:
             self._pipes.close_writes()
             return
-        assert self.spec.preparation is not None and self._pid1 is not None
+        assert self.spec.preparation is not None
+        assert self._pid1 is not None
         if zygote is not None:
             fds = [self._parked.theirs.fileno(), *self._pipes.writes]
             self._child = await zygote.fork(self._pid1, fds, self._cgroup.procs)
@@ -196,10 +198,12 @@ class BwrapSandbox:
         return peers.uid_of(peer, ("127.0.0.1", self._port)) == self._uid
 
     async def start(self, program: Program) -> None:
-        talk = self._control if self._parked is None else self._parked
-        await talk.start(program, self.spec.limits.nofile)
-        if self._parked is not None:
-            self._parked.close()
+        if self._parked is None:
+            await self._control.start(program, self.spec.limits.nofile)
+            return
+        env = {**program.env, "AWS_LAMBDA_RUNTIME_API": self.address}
+        await self._parked.start(replace(program, env=env), self.spec.limits.nofile)
+        self._parked.close()
 
     def settle(self) -> None:
         if not self._killing:

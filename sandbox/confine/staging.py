@@ -18,6 +18,7 @@ STAGE = next(path for path in ("/sys/kernel", "/run") if os.path.isdir(path))
 """Covered by a tmpfs in the private namespace only: a folder on every host of which nobody binds anything
 (functions may well lie in /run, /tmp, /srv or /mnt) and bwrap needs nothing."""
 
+
 @dataclass(frozen=True, slots=True)
 class Bridge:
     """`source` on the host, and where the launch finds it instead."""

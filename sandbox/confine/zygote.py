@@ -179,10 +179,9 @@ class Zygote:
         child = Child(self, self.forks)
         with ExitStack() as opened:
             given = list(fds)
-            for name in NAMESPACES:
-                given.append(_open(f"/proc/{pid1}/ns/{name}", os.O_RDONLY, opened))
-            for path in procs:
-                given.append(_open(path, os.O_WRONLY, opened))
+            spaces = [f"/proc/{pid1}/ns/{name}" for name in NAMESPACES]
+            given += [_open(path, os.O_RDONLY, opened) for path in spaces]
+            given += [_open(path, os.O_WRONLY, opened) for path in procs]
             packet = REQUEST.pack(b"F", self.forks, bwrap.UID, bwrap.GID)
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"={len(given)}i", *given))
             self._children[self.forks] = child
