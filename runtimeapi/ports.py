@@ -86,9 +86,9 @@ class Console:
 
     environments: Any
     """() -> list of JSON-able dicts, one per live environment."""
-    prepared: Any
-    """() -> list of JSON-able dicts, one per kind of sandbox that is kept ready."""
     log_lines: Any
     """(function name | None) -> list[str]: the lines kept, oldest first."""
     follow_logs: Any
     """(function name | None) -> async iterator of str lines as they come."""
+    prepared: Any = list
+    """() -> list of JSON-able dicts, one per kind of sandbox that is kept ready."""

@@ -76,16 +76,19 @@ class BwrapLauncher:
         self._zygotes: Zygotes | None = None
         self._pool: Pool[BwrapSandbox] | None = None
 
-    def make_ready(self, limits: PoolLimits, nursery: trio.Nursery) -> None:
-        """Keep sandboxes ready from now on, with tasks in `nursery`. Only where `unready()` says nothing."""
-        self._zygotes = Zygotes(self._spawner, self._bwrap, self._filter, nursery)
+    def make_ready(self, limits: PoolLimits, zygotes: trio.Nursery, makers: trio.Nursery) -> None:
+        """Keep sandboxes ready from now on. Only where `unready()` says nothing.
+
+        Tasks of `makers` may be cancelled at any time, those of `zygotes` end with `close`.
+        """
+        self._zygotes = Zygotes(self._spawner, self._bwrap, self._filter, zygotes)
 
         def of(kind: SandboxSpec) -> PoolLimits:
             # A prepared process of its own costs tens of MB, a fork or nothing but namespaces a few.
             own = kind.preparation is not None and not kind.preparation.forks
             return PoolLimits(min(limits.least, 1), min(limits.most, 4)) if own else limits
 
-        self._pool = Pool(self._make_ahead, of, nursery)
+        self._pool = Pool(self._make_ahead, of, makers)
 
     def unready(self) -> str:
         """Why sandboxes cannot be made ahead here; empty if they can."""
@@ -309,11 +312,14 @@ async def open_launcher(
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)
             nursery.start_soon(tree.watch)
-        if pool is not None and not launcher.unready():
-            nursery = await stack.enter_async_context(trio.open_nursery())
-            stack.callback(nursery.cancel_scope.cancel)
-            launcher.make_ready(pool, nursery)
+        ready = pool is not None and not launcher.unready()
+        zygotes = await stack.enter_async_context(trio.open_nursery()) if ready else None
         stack.push_async_callback(launcher.close)
+        if pool is not None and zygotes is not None:
+            # Left first: nothing more is made when what there is is killed, and zygotes reap it.
+            makers = await stack.enter_async_context(trio.open_nursery())
+            stack.callback(makers.cancel_scope.cancel)
+            launcher.make_ready(pool, zygotes, makers)
         yield launcher
 
 

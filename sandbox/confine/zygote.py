@@ -254,8 +254,12 @@ class Zygotes:
             zygote = Zygote(started, ours)
             self._nursery.start_soon(zygote.run)
             theirs.close()
-            with trio.move_on_after(START_LIMIT_S):
-                await zygote.ready.wait()
+            try:
+                with trio.move_on_after(START_LIMIT_S):
+                    await zygote.ready.wait()
+            except trio.Cancelled:
+                zygote.kill()
+                raise
             if not zygote.alive or not zygote.ready.is_set():
                 zygote.kill()
                 raise ConfineError(f"no zygote for {preparation.argv[0]}: {_said(complaint)}")
