@@ -60,8 +60,23 @@ class Kitchen:
     def prepare(self, function: FunctionVersion, id_: str) -> tuple[SandboxSpec, Program]:
         runtime = self._runtimes.resolve(function.runtime)
         opt = function.layers[0] if function.layers else None
+        env = self._environment(runtime, function)
+        argv = environ.command(runtime, environment=env, code=function.code, opt=opt)
+        spec = SandboxSpec(
+            name=id_,
+            root=self._root(runtime, function.ephemeral_storage_mb, function.network),
+            limits=Limits(
+                memory_bytes=function.memory_mb * MIB, cpu_cores=function.memory_mb / CORE_MB
+            ),
+            network=function.network,
+            late=layout.late(str(function.code), str(opt) if opt else None),
+            preparation=self._preparation(runtime, env),
+        )
+        return spec, Program(argv=argv, env=env)
+
+    def _environment(self, runtime: Runtime, function: FunctionVersion) -> dict[str, str]:
         day = time.strftime("%Y/%m/%d", time.gmtime())
-        env = environ.function_environment(
+        return environ.function_environment(
             runtime,
             name=function.name,
             handler=function.handler,
@@ -71,22 +86,6 @@ class Kitchen:
             log_stream=f"{day}/[{function.version}]{secrets.token_hex(16)}",
             user=function.environment,
         )
-        argv = environ.command(runtime, environment=env, code=function.code, opt=opt)
-        return self.spec(function, id_), Program(argv=argv, env=env)
-
-    def spec(self, function: FunctionVersion, id_: str) -> SandboxSpec:
-        runtime = self._runtimes.resolve(function.runtime)
-        opt = function.layers[0] if function.layers else None
-        return SandboxSpec(
-            name=id_,
-            root=self._root(runtime, function.ephemeral_storage_mb, function.network),
-            limits=Limits(
-                memory_bytes=function.memory_mb * MIB, cpu_cores=function.memory_mb / CORE_MB
-            ),
-            network=function.network,
-            late=layout.late(str(function.code), str(opt) if opt else None),
-            preparation=self._preparation(runtime),
-        )
 
     def _root(self, runtime: Runtime, tmp_mb: int, network: Network) -> tuple[Entry, ...]:
         key = runtime.identifier, tmp_mb, network
@@ -94,8 +93,8 @@ class Kitchen:
             self._roots[key] = layout.plan(runtime, tmp_mb * MIB, host=self._host, network=network)
         return self._roots[key]
 
-    def _preparation(self, runtime: Runtime) -> Preparation | None:
-        prepared = environ.preparation(runtime)
+    def _preparation(self, runtime: Runtime, env: dict[str, str]) -> Preparation | None:
+        prepared = environ.preparation(runtime, env)
         if prepared is None:
             return None
         argv, env = prepared
@@ -201,7 +200,7 @@ class Node:
         return [one for one in self.catalog.all() if isinstance(one, FunctionVersion)]
 
     def _keep_ready(self) -> None:
-        self._launcher.keep(self._kitchen.spec(one, "") for one in self._functions())
+        self._launcher.keep(self._kitchen.prepare(one, "")[0] for one in self._functions())
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from rootfs import environ
 from rootfs.host import Host
 from rootfs.runtimes import Runtime
 
@@ -183,4 +184,7 @@ def _runtime(runtime: Runtime) -> list[Entry]:
             Bind(runtime.client, "/var/runtime"),
             Bind(f"{INSIDE}/python/lambox_bootstrap.py", "/var/runtime/bootstrap.py"),
         ]
-    return [Bind(runtime.client or f"{INSIDE}/node", "/var/runtime")]
+    return [
+        Bind(runtime.client or f"{INSIDE}/node", "/var/runtime"),
+        Bind(f"{INSIDE}/node/parked.mjs", environ.PARKED),
+    ]

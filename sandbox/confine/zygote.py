@@ -262,7 +262,10 @@ class Zygotes:
                 raise
             if not zygote.alive or not zygote.ready.is_set():
                 zygote.kill()
-                raise ConfineError(f"no zygote for {preparation.argv[0]}: {_said(complaint)}")
+                said = _said(complaint) or "it did not get ready, and does not say why"
+                raise ConfineError(f"no zygote for {preparation.argv[0]}: {said}")
+            if said := _said(complaint):
+                log.warning("%s: %s", preparation.argv[0], said)
             return zygote
 
     def close(self) -> None:
@@ -273,5 +276,5 @@ class Zygotes:
 
 def _said(pipe: int) -> str:
     with suppress(BlockingIOError):
-        return os.read(pipe, 4096).decode("utf-8", "replace").strip() or "it ended without a word"
-    return "it did not get ready in time"
+        return os.read(pipe, 4096).decode("utf-8", "replace").strip()
+    return ""

@@ -22,7 +22,7 @@ from sandbox.confine.launcher import open_launcher
 from sandbox.confine.spec import ProgramNotStarted
 from tests.system.confine_fixtures import ROOT, confined, nothing_left
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.usefixtures("making")]
 TOP = Path(__file__).resolve().parents[2]
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="host: needs to be root")
 

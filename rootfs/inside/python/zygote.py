@@ -374,7 +374,11 @@ def main(arguments: list[str], argv: list[str]) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))  # one for every child
     ours = set(sys.modules)
     for name in (*OFTEN, *preload):
-        __import__(name)
+        try:
+            __import__(name)
+        except Exception as exc:
+            if name in preload:
+                os.write(2, f"preload: cannot import {name}: {exc!r}\n".encode())
     loaded = set(sys.modules) - ours
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)
