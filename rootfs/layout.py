@@ -114,7 +114,12 @@ def zygote(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
     The folders in which a function may bring libraries are there, empty: the dynamic linker remembers,
     across a fork too, which of LD_LIBRARY_PATH did not exist.
     """
-    kept = tuple(entry for entry in entries if not isinstance(entry, Tmpfs | Proc))
+    own = ("/var/task", "/opt")
+    kept = tuple(
+        entry
+        for entry in entries
+        if not isinstance(entry, Tmpfs | Proc) and entry.target not in own
+    )
     return (
         *kept,
         Directory("/var/task/lib"),

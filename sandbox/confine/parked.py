@@ -60,6 +60,10 @@ class Parked:
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise ConfineError("the runtime ended before it was told its function") from exc
         answer = await self._recv(FRAME.size)
+        if answer[:1] == b"G":
+            answer = await self._recv(FRAME.size)
+            if not answer:
+                return  # its end was closed by a successful execve
         if len(answer) != FRAME.size or answer[:1] != b"S":
             raise ConfineError("the runtime ended before it was told its function")
         _, number = FRAME.unpack(answer)

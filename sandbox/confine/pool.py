@@ -72,7 +72,7 @@ class Shelf(Generic[T]):
         self.changed = trio.Event()
 
     def target(self, now: float) -> int:
-        while self.takes and self.takes[0] <= now - WINDOW_S:
+        while self.takes and self.takes[0] + WINDOW_S <= now:
             self.takes.popleft()
         if not self.kept and now - self.last_take > FORGET_S:
             return 0

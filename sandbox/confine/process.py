@@ -141,7 +141,10 @@ class BwrapSandbox:
         assert self._pid1 is not None
         if zygote is not None:
             fds = [self._parked.theirs.fileno(), *self._pipes.writes]
-            self._child = await zygote.fork(self._pid1, fds, self._cgroup.procs)
+            # Pid 1 goes when it hears no more of us: the program's end is the sandbox's.
+            self._child = await zygote.fork(
+                self._pid1, fds, self._cgroup.procs, on_end=self._control.close
+            )
         else:
             preparation = self.spec.preparation
             program = Program(preparation.argv, dict(preparation.env), "/")
@@ -236,6 +239,8 @@ class BwrapSandbox:
         if status is None:
             return Exit(oom_kills=oom_kills, killed=self._killing, cpu_s=cpu_s)
         if os.WIFSIGNALED(status):
+            if self._killing and os.WTERMSIG(status) == signal.SIGKILL:
+                return Exit(oom_kills=oom_kills, killed=True, cpu_s=cpu_s)
             return Exit(signal=os.WTERMSIG(status), oom_kills=oom_kills, cpu_s=cpu_s)
         return Exit(code=os.WEXITSTATUS(status), oom_kills=oom_kills, cpu_s=cpu_s)
 

@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 
 import trio
@@ -39,11 +39,12 @@ ORPHANS_LIMIT_S = 5.0
 class Child:
     """One fork. `wait` for its raw wait status; `release` lets go of the descriptor."""
 
-    def __init__(self, zygote: Zygote, ticket: int) -> None:
+    def __init__(self, zygote: Zygote, ticket: int, on_end: Callable[[], None]) -> None:
         self.pid = 0
         self.fd = -1
         self._zygote = zygote
         self._ticket = ticket
+        self._on_end = on_end
         self._forked = trio.Event()
         self._ended = trio.Event()
         self._errno = 0
@@ -67,6 +68,7 @@ class Child:
         self._errno = self._errno or number
         self._forked.set()
         self._ended.set()
+        self._on_end()
 
     async def until_forked(self) -> None:
         """Raises ConfineError."""
@@ -170,13 +172,15 @@ class Zygote:
         if self._retired and not self._children:
             self.kill()
 
-    async def fork(self, pid1: int, fds: Sequence[int], procs: Sequence[str]) -> Child:
+    async def fork(
+        self, pid1: int, fds: Sequence[int], procs: Sequence[str], on_end: Callable[[], None]
+    ) -> Child:
         """A fork in the namespaces of `pid1`; `fds`: its control, stdout, stderr, telemetry.
 
         Raises ConfineError or OSError. The child's end is told by `Child.wait`, whatever becomes of us.
         """
         self.forks += 1
-        child = Child(self, self.forks)
+        child = Child(self, self.forks, on_end)
         with ExitStack() as opened:
             given = list(fds)
             spaces = [f"/proc/{pid1}/ns/{name}" for name in NAMESPACES]

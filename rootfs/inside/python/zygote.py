@@ -20,6 +20,7 @@ for its function:
   from the supervisor  u32 length, JSON {"argv", "env", "cwd", "nofile"}
   to the supervisor    'P'          parked, all of the above done
                        'S' u32 errno  0: it becomes the runtime now; else what kept it from that
+                       'G' u32 0    it executes argv now: end of file follows, or 'S' with the errno
 Before 'P', 'E' u32 errno + text says what could not be dropped or joined; the fork ends itself.
 """
 
@@ -338,16 +339,23 @@ def wait_for_function(control: int) -> None:
         os.environ.clear()
         os.environ.update(env)
         os.chdir(told["cwd"])
+        if argv != ARGV or at_start(before) != at_start(env):
+            execute(control, argv, env)
     except (OSError, ValueError) as exc:
-        os.write(control, struct.pack("=cI", b"S", getattr(exc, "errno", 0) or 22))
+        os.write(control, struct.pack("=cI", b"S", getattr(exc, "errno", None) or errno.EINVAL))
         os._exit(126)
     os.write(control, struct.pack("=cI", b"S", 0))
     os.close(control)
-    if argv != ARGV or at_start(before) != at_start(env):
-        # Only a program that begins anew sees these variables, or this command.
-        os.execve(argv[0], argv, env)
     if before.get("TZ") != env.get("TZ"):
         time.tzset()
+
+
+def execute(control: int, argv: list[str], env: dict[str, str]) -> NoReturn:
+    """A command of its own, or variables that only a program that begins anew sees."""
+    os.write(control, struct.pack("=cI", b"G", 0))
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)  # Python ignores them, and an execve keeps that
+    os.execvpe(argv[0], argv, env)
 
 
 def at_start(env: dict[str, str]) -> dict[str, str]:
