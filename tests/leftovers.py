@@ -23,9 +23,9 @@ def leftovers() -> set[str]:
         words = process.info["cmdline"] or ()
         marks = ("/run/lambox", "--zygote")
         if any(word.endswith("/inside/init") or word.startswith(marks) for word in words):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, psutil.Error):
                 groups = " ".join(words) + Path(f"/proc/{process.pid}/cgroup").read_text()
-                if not _held_elsewhere(groups):
+                if not _held_elsewhere(groups) and not _descends_elsewhere(process):
                     found.add(f"process {process.pid} {process.info['name']} {groups.split()[-1]}")
     for top, folders, _ in os.walk("/sys/fs/cgroup"):
         mine = [name for name in folders if name.startswith("lambox")]
@@ -46,6 +46,13 @@ def _held_elsewhere(text: str) -> bool:
     """Whether the group named in `text` belongs to a living process that is not this one."""
     match = re.search(r"lambox-(\d+)-", text)
     return match is not None and int(match[1]) != os.getpid() and psutil.pid_exists(int(match[1]))
+
+
+def _descends_elsewhere(process: psutil.Process) -> bool:
+    """A zygote is in no group of ours: whose it is shows by who started it."""
+    above = [parent.pid for parent in process.parents()]
+    ours = [pid for pid in above if "lambox" in " ".join(psutil.Process(pid).cmdline())]
+    return bool(ours) and os.getpid() not in above
 
 
 def traces(pid: int) -> set[str]:

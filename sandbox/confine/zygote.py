@@ -10,16 +10,17 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import socket
 import struct
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 
 import trio
 
 from rootfs import layout
 from rootfs.layout import Entry
-from sandbox.confine import bwrap
+from sandbox.confine import bwrap, strays
 from sandbox.confine.bwrap import Bwrap, Descriptors
 from sandbox.confine.spawner import Spawner, Started
 from sandbox.confine.spec import ConfineError, Preparation
@@ -34,6 +35,9 @@ MOST_FORKS = 1000
 START_LIMIT_S = 20.0
 ANSWER_LIMIT_S = 5.0
 ORPHANS_LIMIT_S = 5.0
+BWRAP_LIMIT_S = 1.0
+HANDOVER_S = 0.002
+"""Between looks whether the dying zygote's children are ours yet: no event tells."""
 
 
 class Child:
@@ -49,6 +53,7 @@ class Child:
         self._ended = trio.Event()
         self._errno = 0
         self._status: int | None = None
+        self._released = False
 
     async def wait(self) -> int | None:
         """None when nobody could tell (the zygote was killed, and the child with it)."""
@@ -57,13 +62,16 @@ class Child:
 
     def forked(self, pid: int) -> None:
         self.pid = pid
-        try:
-            self.fd = os.pidfd_open(pid)
-        except OSError as exc:
-            self._errno = exc.errno or errno.ESRCH
+        if not self._released:
+            try:
+                self.fd = os.pidfd_open(pid)
+            except OSError as exc:
+                self._errno = exc.errno or errno.ESRCH
         self._forked.set()
 
     def ended(self, status: int | None, number: int = 0) -> None:
+        if self._ended.is_set():
+            return
         self._status = status
         self._errno = self._errno or number
         self._forked.set()
@@ -78,13 +86,15 @@ class Child:
             raise ConfineError(f"cannot fork a runtime: {reason}")
 
     async def reap(self) -> None:
-        """Its zygote is gone: it is ours now, or dead."""
-        if self.fd >= 0 and not self._ended.is_set():
+        """Its zygote is gone, or going: then it is ours in a moment."""
+        while self.fd >= 0 and not self._ended.is_set():
             await trio.lowlevel.wait_readable(self.fd)
-            with suppress(ChildProcessError, OSError):
+            try:
                 result = os.waitid(os.P_PIDFD, self.fd, os.WEXITED | os.WNOHANG)
-                if result is not None:
-                    self._status = _wait_status(result)
+            except ChildProcessError:
+                await trio.sleep(HANDOVER_S)
+            else:
+                self.ended(None if result is None else _wait_status(result))
         self.ended(self._status)
 
     def stuck(self) -> None:
@@ -92,6 +102,7 @@ class Child:
         self._zygote.kill()
 
     def release(self) -> None:
+        self._released = True
         if self.fd >= 0:
             trio.lowlevel.notify_closing(self.fd)
             os.close(self.fd)
@@ -117,6 +128,8 @@ class Zygote:
         self.ready = trio.Event()
         """Set too when it ended before it was."""
         self._retired = False
+        self._interpreters: set[int] = set()
+        self._orphanage = trio.CancelScope()
 
     @property
     def pid(self) -> int:
@@ -128,8 +141,19 @@ class Zygote:
         return not self.alive or self._retired or self.forks >= MOST_FORKS
 
     def kill(self) -> None:
-        if self.alive:
+        """SIGKILL to the interpreter; bwrap reaps it and ends. (Killed itself, it would leave that to us.)"""
+        for pid in strays.children(self.pid):
+            with suppress(OSError), _pidfd(pid) as fd:
+                if pid in strays.children(self.pid):
+                    self._interpreters.add(pid)
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+        if not self._interpreters:
             self._started.process.kill()
+
+    def close(self) -> None:
+        """Its children must be dead."""
+        self.kill()
+        self._orphanage.deadline = trio.current_time() + ORPHANS_LIMIT_S
 
     def retire(self) -> None:
         """Fork no more; go when the last child has."""
@@ -146,14 +170,22 @@ class Zygote:
             self.alive = False
             self.ready.set()
             self._channel.close()
+            self.kill()
+            with trio.move_on_after(BWRAP_LIMIT_S):
+                await trio.lowlevel.wait_readable(self._started.fd)
             self._started.process.kill()
             await trio.lowlevel.wait_readable(self._started.fd)
             self._started.process.wait()
             os.close(self._started.fd)
-            with trio.move_on_after(ORPHANS_LIMIT_S):
+            for pid in self._interpreters:
+                with suppress(ChildProcessError):  # bwrap has reaped it, as is usual
+                    os.waitpid(pid, 0)
+            with self._orphanage:
                 async with trio.open_nursery() as nursery:
                     for child in self._children.values():
                         nursery.start_soon(child.reap)
+            for child in self._children.values():
+                child.ended(None)
 
     def _take(self, data: bytes) -> None:
         if data == b"R":
@@ -194,12 +226,26 @@ class Zygote:
             except (OSError, trio.ClosedResourceError) as exc:
                 self._children.pop(self.forks, None)
                 raise ConfineError(f"the zygote is gone: {exc}") from exc
-        with trio.move_on_after(ANSWER_LIMIT_S) as patience:
-            await child.until_forked()
-        if patience.cancelled_caught:
+        try:
+            with trio.fail_after(ANSWER_LIMIT_S):
+                await child.until_forked()
+        except trio.TooSlowError as exc:
+            child.release()
             self.kill()
-            raise ConfineError(f"the zygote did not fork within {ANSWER_LIMIT_S:.0f} s")
+            raise ConfineError(f"the zygote did not fork within {ANSWER_LIMIT_S:.0f} s") from exc
+        except BaseException:
+            child.release()
+            raise
         return child
+
+
+@contextmanager
+def _pidfd(pid: int) -> Iterator[int]:
+    fd = os.pidfd_open(pid)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _open(path: str, how: int, opened: ExitStack) -> int:
@@ -219,6 +265,8 @@ class Zygotes:
         self._filter = filter_
         self._nursery = nursery
         self._living: dict[tuple[tuple[Entry, ...], Preparation], Zygote] = {}
+        self._all: list[Zygote] = []
+        """Those that died or were retired too: their children may live."""
         self._starting = trio.Lock()
 
     def pids(self) -> list[int]:
@@ -256,7 +304,7 @@ class Zygotes:
                 ours.close()
                 raise
             zygote = Zygote(started, ours)
-            self._nursery.start_soon(zygote.run)
+            self._nursery.start_soon(self._run, zygote)
             theirs.close()
             try:
                 with trio.move_on_after(START_LIMIT_S):
@@ -272,10 +320,15 @@ class Zygotes:
                 log.warning("%s: %s", preparation.argv[0], said)
             return zygote
 
+    async def _run(self, zygote: Zygote) -> None:
+        self._all.append(zygote)
+        await zygote.run()
+        self._all.remove(zygote)
+
     def close(self) -> None:
         """End all of them; every sandbox must be gone."""
-        for zygote in self._living.values():
-            zygote.kill()
+        for zygote in self._all:
+            zygote.close()
 
 
 def _said(pipe: int) -> str:

@@ -88,6 +88,14 @@ class Server:
         rows = rows if isinstance(rows, list) else rows["environments"]
         return [row for row in rows if function in (None, row["function"])]
 
+    def wait_prepared(self, count: int = 1) -> None:
+        """Until `count` runtimes stand ready to be told their function."""
+        until(
+            lambda: any(
+                row["program"] and row["ready"] >= count for row in self.get("/_lambox/prepared")
+            )
+        )
+
     def stop(self, sig: int = signal.SIGTERM) -> int:
         self.process.send_signal(sig)
         return self.process.wait(30)

@@ -43,7 +43,7 @@ import time
 
 TYPE_CHECKING = False  # typing costs 2 ms and its memory, in every environment
 if TYPE_CHECKING:
-    pass
+    from typing import NoReturn
 
 NAMESPACES = ("pid", "mnt", "net", "ipc", "uts", "cgroup", "user")
 FDS = ("control", "stdout", "stderr", "telemetry", *NAMESPACES)
