@@ -92,11 +92,7 @@ class BwrapLauncher:
 
     def unready(self) -> str:
         """Why sandboxes cannot be made ahead here; empty if they can."""
-        if not self._identities.any:
-            return "not started by root: mounts cannot be added to a sandbox that stands"
-        if isinstance(self._tree, WatchedTree):
-            return "without cgroups a runtime that is not bubblewrap's descendant cannot be watched"
-        return mounts.probe()
+        return unready(watched=isinstance(self._tree, WatchedTree))
 
     def describe(self) -> str:
         version = ".".join(map(str, self._bwrap.version))
@@ -249,6 +245,15 @@ class BwrapLauncher:
                     nursery.start_soon(_kill, sandbox)
             if self._zygotes is not None:
                 self._zygotes.close()
+
+
+def unready(*, watched: bool = False) -> str:
+    """Why this host does not let sandboxes be made ahead; empty if it does. `watched`: without cgroups."""
+    if os.geteuid() != 0:
+        return "not started by root: nothing can be mounted into a sandbox that stands"
+    if watched:
+        return "without cgroups only bubblewrap's descendants are watched, and forks are not"
+    return mounts.probe()
 
 
 def _poolable(spec: SandboxSpec) -> bool:
