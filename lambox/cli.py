@@ -53,9 +53,23 @@ def functions_option(verb: Verb) -> Verb:
     )
 
 
+def _switch_text(_: click.Context, __: click.Parameter, value: bool | None) -> str | None:
+    """As a variable would have it."""
+    return None if value is None else str(value).lower()
+
+
 def setting_options(verb: Verb) -> Verb:
     """A flag for every setting, from the one table."""
     for setting in reversed(settings.SETTINGS):
+        if setting.is_switch:
+            verb = click.option(
+                f"{setting.flag}/{setting.flag.replace('--', '--no-', 1)}",
+                setting.name,
+                default=None,
+                callback=_switch_text,
+                help=f"{setting.doc} (default: {setting.default_text})",
+            )(verb)
+            continue
         verb = click.option(
             setting.flag,
             setting.name,

@@ -62,6 +62,7 @@ class Config:
     uid_count: int | None
     max_starts: int
     allow_weaker: tuple[str, ...]
+    fast_lane: bool
     defaults: FunctionDefaults
 
 
@@ -115,6 +116,12 @@ def _seconds(low: float, high: float) -> Check:
     return check
 
 
+def _switch(value: Any) -> bool:
+    if type(value) is not bool:
+        raise _Wrong("must be true or false")
+    return value
+
+
 def _weaker(value: Any) -> tuple[str, ...]:
     items = value.replace(",", " ").split() if isinstance(value, str) else value
     if not isinstance(items, list) or any(item not in WEAKER for item in items):
@@ -151,6 +158,11 @@ class Setting:
     @property
     def flag(self) -> str:
         return "--" + self.name.replace("_", "-")
+
+    @property
+    def is_switch(self) -> bool:
+        """Its flag has no value: --NAME or --no-NAME."""
+        return self.check is _switch
 
     @property
     def metavar(self) -> str:
@@ -287,6 +299,14 @@ SETTINGS: tuple[Setting, ...] = (
         "cgroups, seccomp",
         "isolation to go without where this host lacks it",
         "nothing",
+    ),
+    Setting(
+        "fast_lane",
+        _switch,
+        lambda _: True,
+        "true, false",
+        "plain requests bypass the web framework; false is for comparison",
+        "true",
     ),
 )
 _BY_NAME = {setting.name: setting for setting in SETTINGS}

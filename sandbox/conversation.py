@@ -181,18 +181,15 @@ class Conversation:
         request_id: str,
         *,
         invocation_id: str | None,
-        response_mode: str | None,
         content_type: str | None,
         body: bytes,
     ) -> None:
-        """`respond` with a body that is complete, at most MAX_PAYLOAD long, and had no trailers.
+        """`respond` with a body of no mode that is complete, at most MAX_PAYLOAD long, without trailers.
 
         Call `finish_turn` once the runtime has been told. Raises Refused.
         """
-        turn = self._begin_response(request_id, invocation_id, response_mode)
-        if response_mode == "streaming" and turn.ticket.invocation.sink is not None:
-            raise AssertionError("a streamed response is passed on as it arrives")
         assert len(body) <= MAX_PAYLOAD
+        turn = self._begin_response(request_id, invocation_id, None)
         self._collected(turn, content_type, body, None)
 
     def _begin_response(

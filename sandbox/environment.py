@@ -146,9 +146,7 @@ class Environment(Conversation):
         listener = sandbox.listener.dup()
         with (
             listener,
-            LogPipes(
-                (sandbox.stdout, sandbox.stderr), sandbox.telemetry, self._write
-            ) as self._log,
+            LogPipes((sandbox.stdout, sandbox.stderr), sandbox.telemetry, self._write) as self._log,
         ):
             async with trio.open_nursery() as nursery:
                 try:
