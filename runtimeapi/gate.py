@@ -37,6 +37,7 @@ _POST = re.compile(
 _VALUE = rb"(?:[!-~](?:[ -~]*[!-~])?)?"
 _BLOCK = re.compile(rb"(?:[A-Za-z0-9-]{1,64}: ?%b\r\n)+" % _VALUE)
 _FIELDS = re.compile(rb"([A-Za-z0-9-]{1,64}): ?(%b)\r\n" % _VALUE)
+_NONCE = re.compile(rb"(?<=\n)lambda-runtime-invocation-id: ([0-9a-f-]{36})\r\n")
 _LENGTH = re.compile(r"0|[1-9][0-9]{0,9}")
 _HOST = re.compile(
     r"(?:(?:[A-Za-z0-9-]{1,63}\.){0,8}[A-Za-z0-9-]{1,63}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?"
@@ -104,13 +105,23 @@ def runtime_head(head: bytes) -> Head | None:
     match = _POST.match(head)
     if match is None:
         return None
-    block = _read(head[match.end() :])
+    rest, nonce = head[match.end() :], _NONCE.search(head, match.end())
+    if nonce is not None:
+        # One line that is never the same in a block that mostly is.
+        start = nonce.start() - match.end()
+        rest = rest[:start] + rest[start + len(nonce[0]) :]
+    block = _read(rest)
     if block is None or block.length is None:
         return None
-    if "lambda-runtime-function-response-mode" in block.fields:
+    fields = block.fields
+    if "lambda-runtime-function-response-mode" in fields:
         return None  # a streamed response is passed on as it arrives
+    if nonce is not None:
+        if "lambda-runtime-invocation-id" in fields:
+            return None
+        fields = {**fields, "lambda-runtime-invocation-id": nonce[1].decode()}
     kind: Kind = "response" if match[2] == b"response" else "error"
-    return Head(kind, match[1].decode(), block.length, block.fields)
+    return Head(kind, match[1].decode(), block.length, fields)
 
 
 def hopeless(start: bytes) -> bool:

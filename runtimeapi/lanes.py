@@ -22,11 +22,13 @@ from runtimeapi.replies import (
     friendly_success,
     with_ids,
 )
-from runtimeapi.wire import FastConnection, Lane, OddHeader
+from runtimeapi.wire import FastConnection, Lane, OddHeader, write_head
 from sandbox.errors import PlatformFault
 from sandbox.function import FunctionVersion
 from sandbox.lifecycle import NextEvent, Refused
 from sandbox.ticket import Ticket
+
+_ACCEPTED = write_head(ACCEPTED, dated=False)
 
 
 def caller_lane(functions: Functions, invoker: Invoker, *, region: str, account: str) -> Lane:
@@ -206,7 +208,7 @@ class RuntimeConnection(FastConnection):
                 content_type=head.fields.get("content-type"),
                 body=body,
             )
-            self._send(ACCEPTED)
+            self._write(_ACCEPTED, ACCEPTED.body)
         finally:
             self._environment.finish_turn()
 
@@ -220,7 +222,7 @@ class RuntimeConnection(FastConnection):
                 content_type=content_type,
                 body=body,
             )
-            self._send(ACCEPTED)
+            self._write(_ACCEPTED, ACCEPTED.body)
         finally:
             self._environment.finish_turn()
 

@@ -257,7 +257,9 @@ class FastConnection:
 
         Raises OddHeader, and has written nothing.
         """
-        head, body = write_head(reply, dated=self._config.include_date_header), reply.body
+        self._write(write_head(reply, dated=self._config.include_date_header), reply.body)
+
+    def _write(self, head: bytes, body: bytes) -> None:
         if self._over:
             return
         try:
@@ -326,7 +328,8 @@ def write_head(reply: Reply, *, dated: bool) -> bytes:
     """As hypercorn and h11 write it: lower-case names, no reason, Content-Length, then the date."""
     lines = [f"HTTP/1.1 {reply.status} "]
     for name, value in reply.headers.items():
-        if _ODD.search(value) is not None:
+        plain = value.isprintable() and value[:1] != " " and value[-1:] != " "
+        if not plain and _ODD.search(value) is not None:
             raise OddHeader(name)
         lines.append(f"{name.lower()}: {value}")
     lines.append(f"content-length: {len(reply.body)}")
