@@ -10,7 +10,14 @@ import trio
 
 from runtimeapi.connection import FaceConfig
 from runtimeapi.gate import Head, caller_head, runtime_head
-from runtimeapi.intake import CHECKED_INLINE, Ask, check_json, find_function, read_ask
+from runtimeapi.intake import (
+    CHECKED_INLINE,
+    Ask,
+    check_json,
+    check_json_aside,
+    find_function,
+    read_ask,
+)
 from runtimeapi.ports import Functions, Invoker, RuntimeFace
 from runtimeapi.rapi import ACCEPTED, fault, for_the_caller, next_reply, refusal
 from runtimeapi.replies import (
@@ -88,7 +95,7 @@ class CallerConnection(FastConnection):
     def _serve(self, head: Head, body: bytes) -> None:
         self._payload = body or b"{}"
         if len(self._payload) > CHECKED_INLINE:
-            self._job = partial(check_json, self._payload)
+            self._job = partial(check_json_aside, self._payload)
             return
         try:
             check_json(self._payload)

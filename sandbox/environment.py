@@ -251,6 +251,7 @@ class Environment(Conversation):
                 self._fail_invocation(
                     Failure("failure", "Sandbox.Failure", "Sandbox was shut down")
                 )
+            self.finish_turn()
             self._owner.environment_lost(self, failure)
 
     # --- what its runtime says (RuntimeFace)

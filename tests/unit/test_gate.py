@@ -186,7 +186,7 @@ def _edited(seed: bytes, edits: list[tuple[int, bytes, int]]) -> bytes:
     return seed
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(SEEDS, st.lists(EDIT, max_size=3))
 @example(INVOKE + HOST + LENGTH, [])
 @example(NEXT + HOST, [])
