@@ -6,9 +6,9 @@ spaces where none belong, a second Content-Length or Host, percent signs, querie
 all: `head` answers None, and hypercorn gets the connection with every byte read so far. So there is one
 judge of odd requests, and nothing can be read in two ways by two lanes.
 
-One compiled expression over the whole head takes 2 to 4 us; httptools (a callback per header into Python)
-takes 6 to 9 us and accepts much that h11 refuses. Repeated header blocks, which most clients send, cost
-one look into a bounded cache of a pure function.
+Measured against httptools, which the design had in mind: 1.8 to 2.0 us a head there, here 2.6 us for a header
+block that was seen before (most clients send the same one again; a bounded cache of a pure function) and 6.5 us for
+a new one. httptools accepts much that h11 refuses or reads differently, so it would need these checks as well.
 """
 
 from __future__ import annotations
