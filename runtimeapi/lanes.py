@@ -130,15 +130,21 @@ class CallerConnection(FastConnection):
         if ticket is None:
             return  # withdrawn, or ended before `submit` returned
         try:
+            self._tell(ticket)
+        except Exception as exc:
+            self._fail(exc)
+        self._settle()
+
+    def _tell(self, ticket: Ticket) -> None:
+        try:
             outcome = ticket.result()
         except Exception as exc:
             self._refuse(exc)
+            return
+        if self._friendly:
+            self._answer(friendly_success(outcome, self._ask.request_id))
         else:
-            if self._friendly:
-                self._answer(friendly_success(outcome, self._ask.request_id))
-            else:
-                self._answer(self._with_ids(aws_success(outcome, tail=self._ask.tail)))
-        self._settle()
+            self._answer(self._with_ids(aws_success(outcome, tail=self._ask.tail)))
 
     def _refuse(self, error: Exception) -> None:
         words = self._raw.split(b" ", 2)
@@ -198,7 +204,10 @@ class RuntimeConnection(FastConnection):
             self._tell(event)
 
     def _deliver(self, event: NextEvent) -> None:
-        self._tell(event)
+        try:
+            self._tell(event)
+        except Exception as exc:
+            self._fail(exc)
         self._settle()
 
     def _tell(self, event: NextEvent) -> None:

@@ -284,6 +284,11 @@ class FastConnection:
         if self._over or self._size or self._output is not None or self._ending:
             self._scope.cancel()
 
+    def _fail(self, error: Exception) -> None:
+        """A mistake of ours in the middle of another task's work: it is this connection's alone."""
+        log.error("a connection failed inside lambox", exc_info=error)
+        self._over = True
+
     async def _flush(self) -> None:
         """As `FaceConnection._send`: the limit is on a peer that stands still."""
         output, self._output = self._output, None

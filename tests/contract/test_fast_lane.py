@@ -422,3 +422,18 @@ async def test_nothing_is_left_behind_by_any_connection() -> None:
                 assert trio.lowlevel.current_statistics().tasks_living == before
                 assert face.put.asking == []
                 nursery.cancel_scope.cancel()
+
+
+@pytest.mark.trio
+async def test_a_mistake_in_an_answer_is_its_connections_alone(
+    env: Environments, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An event is delivered in the middle of the dispatching task's work: nothing may be raised there."""
+    face = env.faces[0]
+    async with await connect(env.addresses[0]) as wire_:
+        await wire_.send(head("GET", NEXT, {}))
+        await face.parked.wait()
+        monkeypatch.setattr("runtimeapi.lanes.next_reply", None)
+        face.put.send_nowait(event())
+        assert await wire_.stream.receive_some() == b""
+    assert [record.name for record in caplog.records if record.exc_info] == ["lambox.http"]
