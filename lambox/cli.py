@@ -53,8 +53,8 @@ def functions_option(verb: Verb) -> Verb:
     )
 
 
-def _as_text(_: click.Context, __: click.Parameter, value: bool | None) -> str | None:
-    """Flags reach the settings as text, as variables do."""
+def _switch_text(_: click.Context, __: click.Parameter, value: bool | None) -> str | None:
+    """As a variable would have it."""
     return None if value is None else str(value).lower()
 
 
@@ -63,10 +63,10 @@ def setting_options(verb: Verb) -> Verb:
     for setting in reversed(settings.SETTINGS):
         if setting.is_switch:
             verb = click.option(
-                f"{setting.flag}/--no-{setting.flag[2:]}",
+                f"{setting.flag}/{setting.flag.replace('--', '--no-', 1)}",
                 setting.name,
                 default=None,
-                callback=_as_text,
+                callback=_switch_text,
                 help=f"{setting.doc} (default: {setting.default_text})",
             )(verb)
             continue

@@ -67,6 +67,7 @@ class Config:
     pool_max: int
     preload: tuple[str, ...]
     allow_weaker: tuple[str, ...]
+    fast_lane: bool
     defaults: FunctionDefaults
 
 
@@ -120,17 +121,17 @@ def _seconds(low: float, high: float) -> Check:
     return check
 
 
+def _switch(value: Any) -> bool:
+    if type(value) is not bool:
+        raise _Wrong("must be true or false")
+    return value
+
+
 def _weaker(value: Any) -> tuple[str, ...]:
     items = value.replace(",", " ").split() if isinstance(value, str) else value
     if not isinstance(items, list) or any(item not in WEAKER for item in items):
         raise _Wrong(f"must be a list out of {', '.join(map(json.dumps, WEAKER))}")
     return tuple(dict.fromkeys(items))
-
-
-def _switch(value: Any) -> bool:
-    if value not in (True, False):
-        raise _Wrong("must be true or false")
-    return bool(value)
 
 
 def _modules(value: Any) -> tuple[str, ...]:
@@ -172,14 +173,15 @@ class Setting:
         return "--" + self.name.replace("_", "-")
 
     @property
+    def is_switch(self) -> bool:
+        """Its flag has no value: --NAME or --no-NAME."""
+        return self.check is _switch
+
+    @property
     def metavar(self) -> str:
         if self.check is _path:
             return "DIR"
         return "TEXT" if self.is_text or self.check in (_weaker, _modules) else "N"
-
-    @property
-    def is_switch(self) -> bool:
-        return self.check is _switch
 
     @property
     def default_text(self) -> str:
@@ -340,6 +342,14 @@ SETTINGS: tuple[Setting, ...] = (
         "cgroups, seccomp",
         "isolation to go without where this host lacks it",
         "nothing",
+    ),
+    Setting(
+        "fast_lane",
+        _switch,
+        lambda _: True,
+        "true, false",
+        "plain requests bypass the web framework; false is for comparison",
+        "true",
     ),
 )
 _BY_NAME = {setting.name: setting for setting in SETTINGS}

@@ -253,8 +253,12 @@ def _state(config: Config) -> Iterator[Result]:
 def _prepared(config: Config) -> Iterator[Result]:
     name = "made ahead"
     if not config.zygote:
-        yield Result(name, "note", "switched off: every cold start is one of bubblewrap and interpreter")
-    elif reason := launcher.unready(watched="cgroups" in config.allow_weaker and not _has_cgroups()):
+        yield Result(
+            name, "note", "switched off: every cold start is one of bubblewrap and interpreter"
+        )
+    elif reason := launcher.unready(
+        watched="cgroups" in config.allow_weaker and not _has_cgroups()
+    ):
         mend = "sudo lambox serve" if os.geteuid() else "apt-get install linux-image-amd64"
         yield Result(name, "note", f"no ({reason}): cold starts take about ten times as long", mend)
     else:

@@ -329,6 +329,6 @@ def test_ps_shows_what_stands_ready(start: Start, functions: Functions) -> None:
 
 def test_without_the_pool_everything_works_too(start: Start, functions: Functions) -> None:
     functions.add("hello", "def handler(event, context):\n    return event\n", "memory_size = 512")
-    server = start(LAMBOX_ZYGOTE="0")
+    server = start(LAMBOX_ZYGOTE="false")
     assert server.get("/_lambox/prepared") == []
     assert server.invoke("hello", 5)["Payload"] == 5
