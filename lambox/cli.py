@@ -369,11 +369,14 @@ def ask(question: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
 def ps(endpoint: str | None, config: Path | None) -> None:
     """Show the live environments of the running server."""
     rows = ask(need_server(config, endpoint).environments)
-    table = plain_table("id", "function", "state", ">age", ">invocations", ">memory", ">of", ">cpu")
+    table = plain_table(
+        "id", "function", "type", "state", ">age", ">invocations", ">memory", ">of", ">cpu"
+    )
     for row in rows:
         table.add_row(
             row["id"],
             row["function"],
+            row.get("type", ""),
             row["state"],
             duration(row["age_s"]),
             str(row["invocations"]),

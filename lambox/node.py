@@ -15,6 +15,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import trio
@@ -23,6 +24,7 @@ from lambox.config import Config
 from rootfs import environ, host, layout
 from rootfs.runtimes import Runtimes, discover
 from rootfs.trees import LayerStore
+from runtimeapi.intake import read_trace_id
 from runtimeapi.invoke import make_invoke_app
 from runtimeapi.ports import Console
 from runtimeapi.rapi import make_rapi_app
@@ -34,12 +36,16 @@ from sandbox.confine.spec import MIB, Limits, Program, SandboxSpec
 from sandbox.environment import Environment, ServeRuntimeApi, Surroundings
 from sandbox.function import BrokenFunction, FunctionVersion
 from sandbox.invocation import Invocation, Outcome
+from sandbox.keepwarm import KeepWarm, idle_limit_s
 from sandbox.logs import LogBook
 from sandbox.planner import Limits as NodeLimits
 from sandbox.scheduler import Scheduler, open_scheduler
 
 CORE_MB = 1769
 """Memory that buys one whole core (SPEC 5.4)."""
+LOOK_S = 2.0
+"""At the latest after this long all functions are looked at: the news of a change on disk may have gone to an
+invocation's own look."""
 ASYNC_PER_CORE = 4
 """Event invocations run at once per core, so that a burst of them leaves room for callers who wait."""
 
@@ -52,7 +58,9 @@ class Kitchen:
         self._runtimes = runtimes
         self._host = host.scan()
 
-    def prepare(self, function: FunctionVersion, id_: str) -> tuple[SandboxSpec, Program]:
+    def prepare(
+        self, function: FunctionVersion, id_: str, provisioned: bool
+    ) -> tuple[SandboxSpec, Program]:
         runtime = self._runtimes.resolve(function.runtime)
         opt = function.layers[0] if function.layers else None
         root = layout.plan(
@@ -72,6 +80,7 @@ class Kitchen:
             version=function.version,
             region=self._region,
             log_stream=f"{day}/[{function.version}]{secrets.token_hex(16)}",
+            initialization_type="provisioned-concurrency" if provisioned else "on-demand",
             user=function.environment,
         )
         argv = environ.command(runtime, environment=env, code=function.code, opt=opt)
@@ -95,6 +104,7 @@ class Node:
         catalog: Catalog,
         scheduler: Scheduler,
         queue: AsyncQueue,
+        keepwarm: KeepWarm,
         logbook: LogBook,
         isolation: str,
     ) -> None:
@@ -104,6 +114,7 @@ class Node:
         """How functions are isolated here, in one line."""
         self._scheduler = scheduler
         self._queue = queue
+        self._keepwarm = keepwarm
         self._logbook = logbook
         self._stop = trio.Event()
 
@@ -135,7 +146,9 @@ class Node:
         listening = socket.create_server((config.host, config.port), family=family, backlog=1024)
         async with running_app(app, caller_config()) as served, trio.open_nursery() as nursery:
             await nursery.start(self._serve_callers, served, listening)
+            self._tell_functions()
             nursery.start_soon(self._watch_functions)
+            nursery.start_soon(self._keepwarm.run)
             port = listening.getsockname()[1]
             name = f"[{config.host}]" if family == socket.AF_INET6 else config.host
             task_status.started(f"http://{name}:{port}")
@@ -158,15 +171,15 @@ class Node:
     async def _watch_functions(self) -> None:
         """Idle environments of changed code go when it changes, not when it is next invoked."""
         while True:
-            await self.catalog.changed()
+            with trio.move_on_after(LOOK_S):
+                await self.catalog.changed()
             self.catalog.refresh()
-            self._scheduler.retire_changed(
-                {
-                    function.name: function
-                    for function in self.catalog.all()
-                    if isinstance(function, FunctionVersion)
-                }
-            )
+            self._tell_functions()
+
+    def _tell_functions(self) -> None:
+        functions = [one for one in self.catalog.all() if isinstance(one, FunctionVersion)]
+        self._scheduler.retire_changed({function.name: function for function in functions})
+        self._keepwarm.keep(functions)
 
 
 @asynccontextmanager
@@ -208,6 +221,9 @@ async def open_node(
                     init_timeout_s=config.init_timeout_s,
                     freeze_delay_s=config.freeze_delay_ms / 1000,
                     max_age_s=config.max_environment_age_s,
+                    idle_limit=lambda function: idle_limit_s(
+                        function, datetime.now(UTC), config.max_environment_age_s
+                    ),
                 ),
                 NodeLimits(
                     account_concurrency=config.account_concurrency,
@@ -226,7 +242,17 @@ async def open_node(
                 concurrency=ASYNC_PER_CORE * (os.cpu_count() or 1),
             )
         )
-        yield Node(config, catalog, scheduler, queue, logbook, launcher.describe())
+        keepwarm = KeepWarm(
+            scheduler.invoke,
+            lambda name: _current(catalog, name),
+            region=config.region,
+            account=config.account,
+            now=lambda: datetime.now(UTC),
+            renew=scheduler.renew,
+            max_age_s=config.max_environment_age_s,
+            trace_id=lambda: read_trace_id(None),
+        )
+        yield Node(config, catalog, scheduler, queue, keepwarm, logbook, launcher.describe())
 
 
 def _runtime_api(rapi: ServedApp) -> ServeRuntimeApi:

@@ -43,6 +43,8 @@ LAST_WORDS_S = 0.1
 """How long a dead runtime's last request may still be on its way through our sockets."""
 LINGER_S = 0.1
 """How long after its answer a runtime is counted on to ask again: one period of the CPU quota."""
+PROVISIONED_INIT_S = 130.0
+"""Least time for the init of a provisioned environment (SPEC 3.6)."""
 MIB = 1024 * 1024
 
 ServeRuntimeApi = Callable[..., Awaitable[None]]
@@ -72,8 +74,8 @@ class Surroundings:
     """What all environments of a node share."""
 
     launcher: Launcher
-    prepare: Callable[[FunctionVersion, str], tuple[SandboxSpec, Program]]
-    """(function, environment id) -> what to launch and what to run in it."""
+    prepare: Callable[[FunctionVersion, str, bool], tuple[SandboxSpec, Program]]
+    """(function, environment id, whether provisioned) -> what to launch and what to run in it."""
     serve: ServeRuntimeApi
     logbook: logs.LogBook
     init_timeout_s: float = 10.0
@@ -81,6 +83,8 @@ class Surroundings:
     max_age_s: float = 7200.0
     wall: Callable[[], float] = time.time
     """Unix time in seconds, for the deadline a runtime is told."""
+    idle_limit: Callable[[FunctionVersion], float] = lambda function: function.idle_timeout_s
+    """For how many seconds from now an environment may be idle."""
 
 
 class Environment:
@@ -94,9 +98,12 @@ class Environment:
         surroundings: Surroundings,
         *,
         suppressed_init: bool = False,
+        provisioned: bool = False,
     ) -> None:
         self.id = id_
         self.function = function
+        self.provisioned = provisioned
+        """Initialised ahead of any invocation; no idle time ends it."""
         self.suppressed_init = suppressed_init
         """A second try after a failed init: the function's own timeout is its limit (SPEC 3.6)."""
         self.invocations = 0
@@ -140,7 +147,7 @@ class Environment:
     async def run(self) -> None:
         """Launch, run and reap. Returns when nothing of the environment is left on the host."""
         try:
-            spec, program = self._around.prepare(self.function, self.id)
+            spec, program = self._around.prepare(self.function, self.id, self.provisioned)
             sandbox = await self._around.launcher.launch(spec)
         except Exception as exc:
             # Told, not raised: whoever waits for this environment gets it as the answer.
@@ -191,6 +198,8 @@ class Environment:
     async def _start(self, sandbox: Sandbox, program: Program) -> None:
         self._init_began_at = trio.current_time()
         limit = self.function.timeout_s if self.suppressed_init else self._around.init_timeout_s
+        if self.provisioned:
+            limit = max(limit, PROVISIONED_INIT_S, self.function.timeout_s)
         self._arm(self._init_began_at + limit)
         if self.suppressed_init:
             self._first_deadline = self._due
@@ -247,7 +256,7 @@ class Environment:
             assert self._sandbox is not None
             self._sandbox.freeze()
             self.frozen = True
-            self._arm(self.idle_since + self.function.idle_timeout_s)
+            self._arm(self._idle_until)
         elif state is State.RESPONSE_SENT and trio.current_time() < self._deadline:
             self._arm(self._deadline)
             self._owner.environment_lingers(self)
@@ -353,7 +362,9 @@ class Environment:
 
     def _init_ended(self) -> None:
         init_ms = (trio.current_time() - self._init_began_at) * 1000
-        if not self.suppressed_init:
+        if self.provisioned:
+            self._write(logs.init_report_line(init_ms, "init", "success"))
+        elif not self.suppressed_init:
             self._init_ms = init_ms
         assert self._sandbox is not None
         self._sandbox.settle()
@@ -378,7 +389,12 @@ class Environment:
             if self.function.freeze:
                 self._arm(self.idle_since + self._around.freeze_delay_s)
             else:
-                self._arm(self.idle_since + self.function.idle_timeout_s)
+                self._arm(self._idle_until)
+
+    @property
+    def _idle_until(self) -> float:
+        limit = math.inf if self.provisioned else self._around.idle_limit(self.function)
+        return self.idle_since + limit
 
     # --- one invocation
 
@@ -538,7 +554,7 @@ class Environment:
                 billed_ms=billed_ms,
                 init_ms=init_ms,
                 max_memory_mb=memory_mb,
-                cold=self.invocations == 1,
+                cold=self.invocations == 1 and not self.provisioned,
             )
         )
         if self._life.state is State.RESPONSE_SENT and not self.lost:
@@ -570,6 +586,7 @@ class Environment:
             "id": self.id,
             "function": self.function.name,
             "version": self.function.version,
+            "type": "provisioned" if self.provisioned else "on-demand",
             "state": "frozen" if self.frozen and not self.lost else self.phase,
             "age_s": round(trio.current_time() - self.born_at, 3),
             "invocations": self.invocations,
