@@ -59,7 +59,7 @@ class Kitchen:
         self._host = host.scan()
 
     def prepare(
-        self, function: FunctionVersion, id_: str, provisioned: bool
+        self, function: FunctionVersion, id_: str, provisioned: bool = False
     ) -> tuple[SandboxSpec, Program]:
         runtime = self._runtimes.resolve(function.runtime)
         opt = function.layers[0] if function.layers else None
@@ -116,6 +116,8 @@ class Node:
         self._queue = queue
         self._keepwarm = keepwarm
         self._logbook = logbook
+        self._told: dict[str, str] = {}
+        """Revisions of the functions, as they were last told to those who prepare for them."""
         self._stop = trio.Event()
 
     async def invoke(self, invocation: Invocation) -> Outcome:
@@ -178,8 +180,11 @@ class Node:
 
     def _tell_functions(self) -> None:
         functions = [one for one in self.catalog.all() if isinstance(one, FunctionVersion)]
-        self._scheduler.retire_changed({function.name: function for function in functions})
-        self._keepwarm.keep(functions)
+        revisions = {function.name: function.revision for function in functions}
+        if revisions != self._told:
+            self._told = revisions
+            self._scheduler.retire_changed({function.name: function for function in functions})
+            self._keepwarm.keep(functions)
 
 
 @asynccontextmanager
