@@ -30,6 +30,7 @@ PREFIX = "LAMBOX_"
 DEFAULT_PREFIX = "LAMBOX_DEFAULT_"
 OTHER_VARIABLES = {"LAMBOX_CI", "LAMBOX_CONFIG", "LAMBOX_ENDPOINT"}
 """Ours, but no settings of a server."""
+MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 WEAKER = ("cgroups", "seccomp")
 DEFAULTS = tuple(field.name for field in dataclasses.fields(FunctionDefaults))
 """Keys of [defaults]: those of function.toml that make sense for every function."""
@@ -62,6 +63,10 @@ class Config:
     uid_base: int | None
     uid_count: int | None
     max_starts: int
+    zygote: bool
+    pool_min: int
+    pool_max: int
+    preload: tuple[str, ...]
     allow_weaker: tuple[str, ...]
     defaults: FunctionDefaults
 
@@ -100,6 +105,20 @@ def _weaker(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(items))
 
 
+def _switch(value: Any) -> bool:
+    if value not in (True, False):
+        raise Wrong("must be true or false")
+    return bool(value)
+
+
+def _modules(value: Any) -> tuple[str, ...]:
+    items = value.replace(",", " ").split() if isinstance(value, str) else value
+    names = items if isinstance(items, list) else [None]
+    if not all(isinstance(name, str) and MODULE.fullmatch(name) for name in names):
+        raise Wrong('must be a list of Python modules, such as ["boto3"]')
+    return tuple(dict.fromkeys(names))
+
+
 def _state(environ: Mapping[str, str]) -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/lambox")
@@ -134,7 +153,11 @@ class Setting:
     def metavar(self) -> str:
         if self.check is _path:
             return "DIR"
-        return "TEXT" if self.is_text or self.check is _weaker else "N"
+        return "TEXT" if self.is_text or self.check in (_weaker, _modules) else "N"
+
+    @property
+    def is_switch(self) -> bool:
+        return self.check is _switch
 
     @property
     def default_text(self) -> str:
@@ -257,6 +280,36 @@ SETTINGS: tuple[Setting, ...] = (
         "1 to 1024",
         "most environments that start at the same time",
         "twice the number of CPUs",
+    ),
+    Setting(
+        "zygote",
+        _switch,
+        lambda _: True,
+        "true or false",
+        "make sandboxes ahead and fork Python runtimes into them, where the host allows it",
+        "true",
+    ),
+    Setting(
+        "pool_min",
+        whole("", 0, 1024),
+        lambda _: 4,
+        "0 to 1024",
+        "fewest sandboxes kept ready per kind of runtime in use",
+    ),
+    Setting(
+        "pool_max",
+        whole("", 0, 1024),
+        lambda _: 16,
+        "0 to 1024",
+        "most sandboxes kept ready per kind, when many were started in the last 10 s",
+    ),
+    Setting(
+        "preload",
+        _modules,
+        lambda _: (),
+        "names of modules",
+        "Python modules of the runtime (not of functions) that are loaded before a function is known",
+        "nothing",
     ),
     Setting(
         "allow_weaker",

@@ -17,12 +17,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import trio
 
 from lambox.config import Config
 from rootfs import environ, host, layout
-from rootfs.runtimes import Runtimes, discover
+from rootfs.layout import Entry
+from rootfs.runtimes import Runtime, Runtimes, discover
 from rootfs.trees import LayerStore
 from runtimeapi.intake import read_trace_id
 from runtimeapi.invoke import make_invoke_app
@@ -31,10 +33,11 @@ from runtimeapi.rapi import make_rapi_app
 from runtimeapi.server import ServedApp, caller_config, environment_config, running_app
 from sandbox.asyncqueue import AsyncQueue, open_queue
 from sandbox.catalog import Catalog
-from sandbox.confine.launcher import open_launcher
-from sandbox.confine.spec import MIB, Limits, Program, SandboxSpec
+from sandbox.confine.launcher import BwrapLauncher, open_launcher
+from sandbox.confine.pool import PoolLimits
+from sandbox.confine.spec import MIB, Limits, Preparation, Program, SandboxSpec
 from sandbox.environment import Environment, ServeRuntimeApi, Surroundings
-from sandbox.function import BrokenFunction, FunctionVersion
+from sandbox.function import BrokenFunction, FunctionVersion, Network
 from sandbox.invocation import Invocation, Outcome
 from sandbox.keepwarm import KeepWarm, idle_limit_s
 from sandbox.logs import LogBook
@@ -57,22 +60,33 @@ class Kitchen:
         self._region = config.region
         self._runtimes = runtimes
         self._host = host.scan()
+        self._preload = config.preload
+        self._roots: dict[tuple[str, int, Network], tuple[Entry, ...]] = {}
 
     def prepare(
         self, function: FunctionVersion, id_: str, provisioned: bool = False
     ) -> tuple[SandboxSpec, Program]:
         runtime = self._runtimes.resolve(function.runtime)
         opt = function.layers[0] if function.layers else None
-        root = layout.plan(
-            runtime,
-            str(function.code),
-            str(opt) if opt else None,
-            function.ephemeral_storage_mb * MIB,
-            host=self._host,
+        env = self._environment(runtime, function, provisioned)
+        argv = environ.command(runtime, environment=env, code=function.code, opt=opt)
+        spec = SandboxSpec(
+            name=id_,
+            root=self._root(runtime, function.ephemeral_storage_mb, function.network),
+            limits=Limits(
+                memory_bytes=function.memory_mb * MIB, cpu_cores=function.memory_mb / CORE_MB
+            ),
             network=function.network,
+            late=layout.late(str(function.code), str(opt) if opt else None),
+            preparation=self._preparation(runtime, env),
         )
+        return spec, Program(argv=argv, env=env)
+
+    def _environment(
+        self, runtime: Runtime, function: FunctionVersion, provisioned: bool
+    ) -> dict[str, str]:
         day = time.strftime("%Y/%m/%d", time.gmtime())
-        env = environ.function_environment(
+        return environ.function_environment(
             runtime,
             name=function.name,
             handler=function.handler,
@@ -83,16 +97,20 @@ class Kitchen:
             initialization_type="provisioned-concurrency" if provisioned else "on-demand",
             user=function.environment,
         )
-        argv = environ.command(runtime, environment=env, code=function.code, opt=opt)
-        spec = SandboxSpec(
-            name=id_,
-            root=root,
-            limits=Limits(
-                memory_bytes=function.memory_mb * MIB, cpu_cores=function.memory_mb / CORE_MB
-            ),
-            network=function.network,
-        )
-        return spec, Program(argv=argv, env=env)
+
+    def _root(self, runtime: Runtime, tmp_mb: int, network: Network) -> tuple[Entry, ...]:
+        key = runtime.identifier, tmp_mb, network
+        if key not in self._roots:
+            self._roots[key] = layout.plan(runtime, tmp_mb * MIB, host=self._host, network=network)
+        return self._roots[key]
+
+    def _preparation(self, runtime: Runtime, env: dict[str, str]) -> Preparation | None:
+        prepared = environ.preparation(runtime, env)
+        if prepared is None:
+            return None
+        argv, env = prepared
+        forks = runtime.family == "python"
+        return Preparation(argv, tuple(env.items()), forks, self._preload if forks else ())
 
 
 class Node:
@@ -106,16 +124,19 @@ class Node:
         queue: AsyncQueue,
         keepwarm: KeepWarm,
         logbook: LogBook,
-        isolation: str,
+        launcher: BwrapLauncher,
+        kitchen: Kitchen,
     ) -> None:
         self.config = config
         self.catalog = catalog
-        self.isolation = isolation
+        self.isolation = launcher.describe()
         """How functions are isolated here, in one line."""
         self._scheduler = scheduler
         self._queue = queue
         self._keepwarm = keepwarm
         self._logbook = logbook
+        self._launcher = launcher
+        self._kitchen = kitchen
         self._told: dict[str, str] = {}
         """Revisions of the functions, as they were last told to those who prepare for them."""
         self._stop = trio.Event()
@@ -130,9 +151,22 @@ class Node:
     def console(self) -> Console:
         return Console(
             environments=self._scheduler.environments,
+            prepared=self._prepared,
             log_lines=self._logbook.lines,
             follow_logs=self._logbook.follow,
         )
+
+    def _prepared(self) -> list[dict[str, Any]]:
+        """One row per kind of sandbox that is kept ready, as `lambox ps` shows it."""
+        return [
+            {
+                "program": one.program,
+                "ready": one.ready,
+                "wanted": one.wanted,
+                "memory_mb": round(one.memory_bytes / MIB, 1),
+            }
+            for one in self._launcher.prepared()
+        ]
 
     def stop(self) -> None:
         """Let `serve` return: turn new callers away, give running invocations the grace period."""
@@ -148,12 +182,12 @@ class Node:
         listening = socket.create_server((config.host, config.port), family=family, backlog=1024)
         async with running_app(app, caller_config()) as served, trio.open_nursery() as nursery:
             await nursery.start(self._serve_callers, served, listening)
-            self._tell_functions()
             nursery.start_soon(self._watch_functions)
             nursery.start_soon(self._keepwarm.run)
             port = listening.getsockname()[1]
             name = f"[{config.host}]" if family == socket.AF_INET6 else config.host
             task_status.started(f"http://{name}:{port}")
+            self._tell_functions()
             await self._stop.wait()
             grace_ends = trio.current_time() + config.grace_s
             nursery.cancel_scope.cancel()
@@ -185,6 +219,7 @@ class Node:
             self._told = revisions
             self._scheduler.retire_changed({function.name: function for function in functions})
             self._keepwarm.keep(functions)
+            self._launcher.keep(self._kitchen.prepare(one, "")[0] for one in functions)
 
 
 @asynccontextmanager
@@ -213,6 +248,7 @@ async def open_node(
                 uid_base=config.uid_base,
                 uid_count=config.uid_count,
                 weaker=config.allow_weaker,
+                pool=PoolLimits(config.pool_min, config.pool_max) if config.zygote else None,
             )
         )
         kitchen = Kitchen(config, runtimes)
@@ -257,7 +293,7 @@ async def open_node(
             max_age_s=config.max_environment_age_s,
             trace_id=lambda: read_trace_id(None),
         )
-        yield Node(config, catalog, scheduler, queue, keepwarm, logbook, launcher.describe())
+        yield Node(config, catalog, scheduler, queue, keepwarm, logbook, launcher, kitchen)
 
 
 def _runtime_api(rapi: ServedApp) -> ServeRuntimeApi:

@@ -66,7 +66,8 @@ def invoke_once(config: Config, name: str, payload: bytes, on_line: OnLine) -> O
     """
 
     async def main(state: str) -> Outcome:
-        own = dataclasses.replace(config, state=Path(state))
+        # One call does not pay for sandboxes made ahead.
+        own = dataclasses.replace(config, state=Path(state), zygote=False)
         async with open_node(own, on_line=on_line) as node:
             function = node.catalog.get(name)
             return await node.invoke(

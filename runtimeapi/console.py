@@ -33,6 +33,10 @@ def mount_console(app: FaceApp, functions: Functions, console: Console) -> None:
     async def list_environments() -> Response:
         return respond(200, JSON, to_json(console.environments()))
 
+    @app.get("/_lambox/prepared")
+    async def list_prepared() -> Response:
+        return respond(200, JSON, to_json(console.prepared()))
+
     @app.get("/_lambox/logs")
     @app.get("/_lambox/logs/<name>")
     async def logs(name: str | None = None) -> Response:

@@ -90,3 +90,5 @@ class Console:
     """(function name | None) -> list[str]: the lines kept, oldest first."""
     follow_logs: Any
     """(function name | None) -> async iterator of str lines as they come."""
+    prepared: Any = list
+    """() -> list of JSON-able dicts, one per kind of sandbox that is kept ready."""

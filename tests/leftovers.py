@@ -18,10 +18,11 @@ def leftovers() -> set[str]:
     """
     found = set()
     for process in psutil.process_iter(["name", "cmdline"]):
-        # Every program of a sandbox but the runtime itself has this in its command line, and no
-        # runtime outlives them.
+        # Every program of a sandbox but an executed runtime has this in its command line, and no
+        # runtime outlives them. (A fork has its zygote's.)
         words = process.info["cmdline"] or ()
-        if any("/run/lambox" in word or word.endswith("/inside/init") for word in words):
+        marks = ("/run/lambox", "--zygote")
+        if any(word.endswith("/inside/init") or word.startswith(marks) for word in words):
             with contextlib.suppress(OSError):
                 groups = " ".join(words) + Path(f"/proc/{process.pid}/cgroup").read_text()
                 if not _held_elsewhere(groups):

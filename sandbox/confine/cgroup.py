@@ -35,6 +35,9 @@ class Cgroup(Protocol):
     def joined(self, pid: int) -> None:
         """The process that wrote itself into `procs`; all that is to be inside descends from it."""
 
+    def limit(self, limits: Limits) -> None:
+        """Other limits of memory and processes than it was made with."""
+
     def limit_cpu(self, cores: float) -> None: ...
     def freeze(self) -> None: ...
     def thaw(self) -> None: ...

@@ -32,8 +32,7 @@ class V2Cgroup:
         self._folder = str(folder)
         folder.mkdir()
         try:
-            self._set("memory.max", str(limits.memory_bytes))
-            self._set("pids.max", str(limits.pids))
+            self.limit(limits)
             # Absent without swap accounting: then there is no swap to keep it from either.
             if (folder / "memory.swap.max").exists():
                 self._set("memory.swap.max", "0")
@@ -55,6 +54,10 @@ class V2Cgroup:
 
     def describe(self) -> str:
         return f"the cgroup {self._folder}"
+
+    def limit(self, limits: Limits) -> None:
+        self._set("memory.max", str(limits.memory_bytes))
+        self._set("pids.max", str(limits.pids))
 
     def limit_cpu(self, cores: float) -> None:
         self._set("cpu.max", f"{max(1000, int(cores * PERIOD_US))} {PERIOD_US}")

@@ -21,6 +21,7 @@ import botocore.config
 import pytest
 
 from tests.leftovers import leftovers
+from tests.system.confine_fixtures import MAKING, MAKINGS
 
 LAMBOX = Path(sys.executable).with_name("lambox")
 
@@ -161,3 +162,11 @@ def nothing_is_left() -> Iterator[None]:
     with contextlib.suppress(AssertionError):
         until(lambda: leftovers() == before, 5)
     assert leftovers() == before
+
+
+@pytest.fixture(params=MAKINGS)
+def making(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The ways in which a sandbox comes about: what confines it must not depend on that."""
+    token = MAKING.set(request.param)
+    yield request.param
+    MAKING.reset(token)
