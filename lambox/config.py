@@ -68,6 +68,7 @@ class Config:
     pool_max: int
     preload: tuple[str, ...]
     allow_weaker: tuple[str, ...]
+    fast_lane: bool
     defaults: FunctionDefaults
 
 
@@ -150,14 +151,15 @@ class Setting:
         return "--" + self.name.replace("_", "-")
 
     @property
+    def is_switch(self) -> bool:
+        """Its flag has no value: --NAME or --no-NAME."""
+        return self.check is _switch
+
+    @property
     def metavar(self) -> str:
         if self.check is _path:
             return "DIR"
         return "TEXT" if self.is_text or self.check in (_weaker, _modules) else "N"
-
-    @property
-    def is_switch(self) -> bool:
-        return self.check is _switch
 
     @property
     def default_text(self) -> str:
@@ -318,6 +320,14 @@ SETTINGS: tuple[Setting, ...] = (
         "cgroups, seccomp",
         "isolation to go without where this host lacks it",
         "nothing",
+    ),
+    Setting(
+        "fast_lane",
+        _switch,
+        lambda _: True,
+        "true, false",
+        "plain requests bypass the web framework; false is for comparison",
+        "true",
     ),
 )
 _BY_NAME = {setting.name: setting for setting in SETTINGS}

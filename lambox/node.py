@@ -28,6 +28,7 @@ from rootfs.runtimes import Runtime, Runtimes, discover
 from rootfs.trees import LayerStore
 from runtimeapi.intake import read_trace_id
 from runtimeapi.invoke import make_invoke_app
+from runtimeapi.lanes import caller_lane, runtime_lane
 from runtimeapi.ports import Console
 from runtimeapi.rapi import make_rapi_app
 from runtimeapi.server import ServedApp, caller_config, environment_config, running_app
@@ -37,12 +38,13 @@ from sandbox.confine.launcher import BwrapLauncher, open_launcher
 from sandbox.confine.pool import PoolLimits
 from sandbox.confine.spec import MIB, Limits, Preparation, Program, SandboxSpec
 from sandbox.environment import Environment, ServeRuntimeApi, Surroundings
-from sandbox.function import BrokenFunction, FunctionVersion, Network
+from sandbox.function import FunctionVersion, Network
 from sandbox.invocation import Invocation, Outcome
 from sandbox.keepwarm import KeepWarm, idle_limit_s
 from sandbox.logs import LogBook
 from sandbox.planner import Limits as NodeLimits
 from sandbox.scheduler import Scheduler, open_scheduler
+from sandbox.ticket import Ticket
 
 CORE_MB = 1769
 """Memory that buys one whole core (SPEC 5.4)."""
@@ -144,6 +146,12 @@ class Node:
     async def invoke(self, invocation: Invocation) -> Outcome:
         return await self._scheduler.invoke(invocation)
 
+    def submit(self, invocation: Invocation, on_end: Callable[[], None]) -> Ticket:
+        return self._scheduler.submit(invocation, on_end)
+
+    def withdraw(self, ticket: Ticket) -> None:
+        self._scheduler.withdraw(ticket)
+
     async def accept(self, invocation: Invocation) -> None:
         await self._queue.accept(invocation)
 
@@ -180,7 +188,11 @@ class Node:
         )
         family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
         listening = socket.create_server((config.host, config.port), family=family, backlog=1024)
-        async with running_app(app, caller_config()) as served, trio.open_nursery() as nursery:
+        lane = caller_lane(self.catalog, self, region=config.region, account=config.account)
+        async with (
+            running_app(app, caller_config(), lane if config.fast_lane else None) as served,
+            trio.open_nursery() as nursery,
+        ):
             await nursery.start(self._serve_callers, served, listening)
             nursery.start_soon(self._watch_functions)
             nursery.start_soon(self._keepwarm.run)
@@ -242,7 +254,13 @@ async def open_node(
                 layers=LayerStore(config.state / "layers"),
             )
         )
-        rapi = await stack.enter_async_context(running_app(make_rapi_app(), environment_config()))
+        rapi = await stack.enter_async_context(
+            running_app(
+                make_rapi_app(),
+                environment_config(),
+                runtime_lane if config.fast_lane else None,
+            )
+        )
         launcher = await stack.enter_async_context(
             open_launcher(
                 uid_base=config.uid_base,
@@ -271,7 +289,7 @@ async def open_node(
                     memory_budget_mb=config.memory_budget_mb,
                     max_starts=config.max_starts,
                 ),
-                reserved_total=lambda: _reserved(catalog),
+                reserved_total=lambda: catalog.reserved_total,
             )
         )
         queue = await stack.enter_async_context(
@@ -309,14 +327,6 @@ def _runtime_api(rapi: ServedApp) -> ServeRuntimeApi:
         )
 
     return serve
-
-
-def _reserved(catalog: Catalog) -> int:
-    return sum(
-        function.reserved_concurrency or 0
-        for function in catalog.all()
-        if not isinstance(function, BrokenFunction)
-    )
 
 
 def _current(catalog: Catalog, name: str) -> FunctionVersion:

@@ -110,6 +110,8 @@ class Scheduler:
         self._available_memory = available_memory
         self._functions: dict[str, Slots] = {}
         self._live: dict[str, Environment] = {}
+        self._starting: set[Environment] = set()
+        """Of all functions: asked for at every start wanted, so it is not summed up anew."""
         self._memory_in_flight = 0
         self._unreserved_in_flight = 0
         self._in_flight = 0
@@ -124,18 +126,28 @@ class Scheduler:
         Cancelled while it waits in the queue it is withdrawn; once an environment has it, it runs
         to its end whoever listens (SPEC 2.2).
         """
-        slots = self._slots_of(invocation.function)
-        self._admit(slots, invocation.function)
-        ticket = Ticket(invocation)
-        slots.waiting.append(ticket)
-        self._count(slots, +1)
-        self._pump(slots)
+        ticket = self.submit(invocation)
         try:
             return await ticket.wait()
         finally:
-            if not ticket.done and not ticket.dispatched:
-                slots.waiting.remove(ticket)
-                self._count(slots, -1)
+            self.withdraw(ticket)
+
+    def submit(self, invocation: Invocation, on_end: Callable[[], None] | None = None) -> Ticket:
+        """`invoke` without waiting: `on_end` is called when the ticket has its result (`Ticket`)."""
+        slots = self._slots_of(invocation.function)
+        self._admit(slots, invocation.function)
+        ticket = Ticket(invocation, on_end)
+        slots.waiting.append(ticket)
+        self._count(slots, +1)
+        self._pump(slots)
+        return ticket
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """Nobody waits for it any more: taken out of the queue, or let run if it has begun."""
+        if not ticket.done and not ticket.dispatched:
+            slots = self._functions[ticket.invocation.function.name]
+            slots.waiting.remove(ticket)
+            self._count(slots, -1)
 
     def _admit(self, slots: Slots, function: FunctionVersion) -> None:
         load = Load(
@@ -192,11 +204,11 @@ class Scheduler:
         while slots.waiting and (environment := slots.pop_idle()) is not None:
             self._dispatch(slots, environment)
         # Asked anew each time: a start may retire another environment, which pumps as well.
-        while planner.starts_wanted(
+        while slots.waiting and planner.starts_wanted(
             waiting=len(slots.waiting),
             coming=len(slots.starting) + len(slots.answered),
             room=slots.room,
-            starting_everywhere=sum(len(other.starting) for other in self._functions.values()),
+            starting_everywhere=len(self._starting),
             limits=self._limits,
         ):
             self._start(slots)
@@ -226,6 +238,7 @@ class Scheduler:
             slots.provision.started(environment)
         else:
             slots.starting.add(environment)
+            self._starting.add(environment)
         self._live[environment.id] = environment
         self._make_room(slots.function.memory_mb)
         self._nursery.start_soon(self._run, environment)
@@ -277,6 +290,7 @@ class Scheduler:
             environment.provisioned and slots.provision.became_ready(environment)
         )
         slots.forget(environment)
+        self._starting.discard(environment)
         if slots.outdated(environment):
             slots.let_go(environment)
         elif slots.waiting:
@@ -297,6 +311,7 @@ class Scheduler:
         if environment in slots.idle:
             slots.idle.remove(environment)
         slots.forget(environment)
+        self._starting.discard(environment)
         if was_starting and failure is not None and not slots.outdated(environment):
             self._start_failed(slots, environment, failure)
         if environment in slots.provision:
@@ -349,7 +364,6 @@ class Scheduler:
         """Do what is to be done now; returns when to look again if nothing happens before."""
         now, look_at = trio.current_time(), math.inf
         everyone = [slots for slots in self._functions.values() if slots.provision.concerns]
-        on_demand = sum(len(slots.starting) for slots in self._functions.values())
         for slots in everyone:
             provision = slots.provision
             for environment in provision.surplus():
@@ -359,7 +373,7 @@ class Scheduler:
             wanted = planner.provisioned_starts(
                 missing=provision.missing(now),
                 starting=sum(len(other.provision.starting) for other in everyone),
-                starting_on_demand=on_demand,
+                starting_on_demand=len(self._starting),
                 limits=self._limits,
             )
             for _ in range(0 if self._closing else wanted):

@@ -139,6 +139,9 @@ class FakeSandbox:
     def usage(self) -> Usage:
         return Usage(self.memory_peak, self.memory_peak, 0.01)
 
+    def peak_memory(self) -> int | None:
+        return self.memory_peak
+
     def oom_kills(self) -> int:
         return 0
 

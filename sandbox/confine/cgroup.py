@@ -113,6 +113,35 @@ def is_orphaned(name: str) -> bool:
     return start_time(int(match[1])) != match[2]
 
 
+class Gauge:
+    """One number of a group that is read at every invocation: its file is opened once.
+
+    Resource handling: `close` it before the group is removed; it may be read on, as None.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._fd: int | None = None
+        self._closed = False
+
+    def read(self) -> int | None:
+        """None where this host has no such file, or the group is gone."""
+        try:
+            if self._fd is None:
+                if self._closed:
+                    return None
+                self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            return int(os.pread(self._fd, 32, 0))
+        except (OSError, ValueError):
+            return None
+
+    def close(self) -> None:
+        self._closed = True
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
 def read_int(path: str) -> int | None:
     try:
         with open(path) as file:

@@ -42,6 +42,7 @@ class V1Cgroup:
     def __init__(self, bases: Bases, limits: Limits) -> None:
         """`bases` are the folders of this group itself, in each hierarchy."""
         self._at = bases
+        self._peak = cgroup.Gauge(f"{bases.memory}/memory.max_usage_in_bytes")
         made: list[Path] = []
         try:
             for folder in bases.all():
@@ -113,7 +114,7 @@ class V1Cgroup:
         return cgroup.read_int(f"{self._at.memory}/memory.usage_in_bytes")
 
     def memory_peak(self) -> int | None:
-        return cgroup.read_int(f"{self._at.memory}/memory.max_usage_in_bytes")
+        return self._peak.read()
 
     def oom_kills(self) -> int:
         return cgroup.read_field(f"{self._at.memory}/memory.oom_control", "oom_kill") or 0
@@ -125,6 +126,7 @@ class V1Cgroup:
         return None if used is None else used / 1e9
 
     def remove(self) -> bool:
+        self._peak.close()
         gone = True
         for folder in self._at.all():
             try:

@@ -30,6 +30,7 @@ MOST_MOVES = 10
 class V2Cgroup:
     def __init__(self, folder: Path, limits: Limits) -> None:
         self._folder = str(folder)
+        self._peak = cgroup.Gauge(f"{folder}/memory.peak")
         folder.mkdir()
         try:
             self.limit(limits)
@@ -81,7 +82,7 @@ class V2Cgroup:
 
     def memory_peak(self) -> int | None:
         """memory.peak is Linux 5.19's."""
-        return cgroup.read_int(f"{self._folder}/memory.peak")
+        return self._peak.read()
 
     def oom_kills(self) -> int:
         return cgroup.read_field(f"{self._folder}/memory.events", "oom_kill") or 0
@@ -91,6 +92,7 @@ class V2Cgroup:
         return None if used is None else used / 1e6
 
     def remove(self) -> bool:
+        self._peak.close()
         try:
             os.rmdir(self._folder)
         except FileNotFoundError:

@@ -251,6 +251,9 @@ class BwrapSandbox:
             self._last_usage = Usage(group.memory(), group.memory_peak(), group.cpu_s())
         return self._last_usage
 
+    def peak_memory(self) -> int | None:
+        return self._last_usage.memory_peak_bytes if self._gone else self._cgroup.memory_peak()
+
     def oom_kills(self) -> int:
         if not self._gone:
             self._last_oom_kills = self._cgroup.oom_kills()

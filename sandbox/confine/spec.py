@@ -198,6 +198,9 @@ class Sandbox(Protocol):
 
     def thaw(self) -> None: ...
     def usage(self) -> Usage: ...
+    def peak_memory(self) -> int | None:
+        """Bytes. Read at every invocation: one system call at most."""
+
     def oom_kills(self) -> int: ...
 
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import signal
 import urllib.request
-from pathlib import Path
 from threading import Barrier, Thread
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.leftovers import traces
@@ -20,11 +16,13 @@ from tests.system.conftest import Functions, Server, Start, until
 pytestmark = pytest.mark.system
 
 HOW = """
-    import os
+    import os, threading
     HOW = os.environ["AWS_LAMBDA_INITIALIZATION_TYPE"]
     def handler(event, context):
         if event == "crash":
             os._exit(3)
+        if event == "die idle":
+            threading.Timer(0.2, lambda: os._exit(3)).start()
         return HOW
 """
 LAST = """
@@ -105,14 +103,13 @@ def test_provisioned_environments_stand_before_the_first_invocation(
 
 
 def test_lost_ones_are_replaced_and_demand_spills_over(start: Start, functions: Functions) -> None:
-    functions.add("p", HOW, "provisioned_concurrency = 1\n")
+    functions.add("p", HOW, "provisioned_concurrency = 1\nfreeze = false\n")
     server = start()
     until(lambda: provisioned(server))
     first = ids(server)
     assert server.invoke("p", "crash")["FunctionError"] == "Unhandled"
     second = until_replaced(server, first)
-    # Killed from outside while it idles: replaced as well, a second later.
-    kill_runtime_of(*second)
+    assert call(server, "p", "die idle") == ("provisioned-concurrency", "false")
     until_replaced(server, second)
     assert call(server, "p") == ("provisioned-concurrency", "false")
     third = ids(server)
@@ -124,17 +121,6 @@ def test_lost_ones_are_replaced_and_demand_spills_over(start: Start, functions: 
     until(lambda: any(row["state"] == "busy" for row in provisioned(server)))
     assert call(server, "p", 0) == (None, "true")
     thread.join(10)
-
-
-def kill_runtime_of(name: str) -> None:
-    """Every process in the environment's cgroup, as the kernel's OOM killer would."""
-    for process in psutil.process_iter():
-        try:
-            groups = Path(f"/proc/{process.pid}/cgroup").read_text()
-        except OSError:
-            continue
-        if name in groups:
-            os.kill(process.pid, signal.SIGKILL)
 
 
 def test_changed_code_is_provisioned_without_an_invocation(
