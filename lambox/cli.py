@@ -384,11 +384,14 @@ def ps(endpoint: str | None, config: Path | None) -> None:
     """Show the live environments of the running server."""
     server = need_server(config, endpoint)
     rows = ask(server.environments)
-    table = plain_table("id", "function", "state", ">age", ">invocations", ">memory", ">of", ">cpu")
+    table = plain_table(
+        "id", "function", "type", "state", ">age", ">invocations", ">memory", ">of", ">cpu"
+    )
     for row in rows:
         table.add_row(
             row["id"],
             row["function"],
+            row.get("type", ""),
             row["state"],
             duration(row["age_s"]),
             str(row["invocations"]),

@@ -15,6 +15,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from rootfs import environ, host, layout
 from rootfs.layout import Entry
 from rootfs.runtimes import Runtime, Runtimes, discover
 from rootfs.trees import LayerStore
+from runtimeapi.intake import read_trace_id
 from runtimeapi.invoke import make_invoke_app
 from runtimeapi.lanes import caller_lane, runtime_lane
 from runtimeapi.ports import Console
@@ -38,6 +40,7 @@ from sandbox.confine.spec import MIB, Limits, Preparation, Program, SandboxSpec
 from sandbox.environment import Environment, ServeRuntimeApi, Surroundings
 from sandbox.function import FunctionVersion, Network
 from sandbox.invocation import Invocation, Outcome
+from sandbox.keepwarm import KeepWarm, idle_limit_s
 from sandbox.logs import LogBook
 from sandbox.planner import Limits as NodeLimits
 from sandbox.scheduler import Scheduler, open_scheduler
@@ -45,6 +48,9 @@ from sandbox.ticket import Ticket
 
 CORE_MB = 1769
 """Memory that buys one whole core (SPEC 5.4)."""
+LOOK_S = 2.0
+"""At the latest after this long all functions are looked at: the news of a change on disk may have gone to an
+invocation's own look."""
 ASYNC_PER_CORE = 4
 """Event invocations run at once per core, so that a burst of them leaves room for callers who wait."""
 
@@ -59,10 +65,12 @@ class Kitchen:
         self._preload = config.preload
         self._roots: dict[tuple[str, int, Network], tuple[Entry, ...]] = {}
 
-    def prepare(self, function: FunctionVersion, id_: str) -> tuple[SandboxSpec, Program]:
+    def prepare(
+        self, function: FunctionVersion, id_: str, provisioned: bool = False
+    ) -> tuple[SandboxSpec, Program]:
         runtime = self._runtimes.resolve(function.runtime)
         opt = function.layers[0] if function.layers else None
-        env = self._environment(runtime, function)
+        env = self._environment(runtime, function, provisioned)
         argv = environ.command(runtime, environment=env, code=function.code, opt=opt)
         spec = SandboxSpec(
             name=id_,
@@ -76,7 +84,9 @@ class Kitchen:
         )
         return spec, Program(argv=argv, env=env)
 
-    def _environment(self, runtime: Runtime, function: FunctionVersion) -> dict[str, str]:
+    def _environment(
+        self, runtime: Runtime, function: FunctionVersion, provisioned: bool
+    ) -> dict[str, str]:
         day = time.strftime("%Y/%m/%d", time.gmtime())
         return environ.function_environment(
             runtime,
@@ -86,6 +96,7 @@ class Kitchen:
             version=function.version,
             region=self._region,
             log_stream=f"{day}/[{function.version}]{secrets.token_hex(16)}",
+            initialization_type="provisioned-concurrency" if provisioned else "on-demand",
             user=function.environment,
         )
 
@@ -113,6 +124,7 @@ class Node:
         catalog: Catalog,
         scheduler: Scheduler,
         queue: AsyncQueue,
+        keepwarm: KeepWarm,
         logbook: LogBook,
         launcher: BwrapLauncher,
         kitchen: Kitchen,
@@ -123,9 +135,12 @@ class Node:
         """How functions are isolated here, in one line."""
         self._scheduler = scheduler
         self._queue = queue
+        self._keepwarm = keepwarm
         self._logbook = logbook
         self._launcher = launcher
         self._kitchen = kitchen
+        self._told: dict[str, str] = {}
+        """Revisions of the functions, as they were last told to those who prepare for them."""
         self._stop = trio.Event()
 
     async def invoke(self, invocation: Invocation) -> Outcome:
@@ -180,10 +195,11 @@ class Node:
         ):
             await nursery.start(self._serve_callers, served, listening)
             nursery.start_soon(self._watch_functions)
+            nursery.start_soon(self._keepwarm.run)
             port = listening.getsockname()[1]
             name = f"[{config.host}]" if family == socket.AF_INET6 else config.host
             task_status.started(f"http://{name}:{port}")
-            self._keep_ready()
+            self._tell_functions()
             await self._stop.wait()
             grace_ends = trio.current_time() + config.grace_s
             nursery.cancel_scope.cancel()
@@ -203,16 +219,19 @@ class Node:
     async def _watch_functions(self) -> None:
         """Idle environments of changed code go when it changes, not when it is next invoked."""
         while True:
-            await self.catalog.changed()
+            with trio.move_on_after(LOOK_S):
+                await self.catalog.changed()
             self.catalog.refresh()
-            self._scheduler.retire_changed({one.name: one for one in self._functions()})
-            self._keep_ready()
+            self._tell_functions()
 
-    def _functions(self) -> list[FunctionVersion]:
-        return [one for one in self.catalog.all() if isinstance(one, FunctionVersion)]
-
-    def _keep_ready(self) -> None:
-        self._launcher.keep(self._kitchen.prepare(one, "")[0] for one in self._functions())
+    def _tell_functions(self) -> None:
+        functions = [one for one in self.catalog.all() if isinstance(one, FunctionVersion)]
+        revisions = {function.name: function.revision for function in functions}
+        if revisions != self._told:
+            self._told = revisions
+            self._scheduler.retire_changed({function.name: function for function in functions})
+            self._keepwarm.keep(functions)
+            self._launcher.keep(self._kitchen.prepare(one, "")[0] for one in functions)
 
 
 @asynccontextmanager
@@ -261,6 +280,9 @@ async def open_node(
                     init_timeout_s=config.init_timeout_s,
                     freeze_delay_s=config.freeze_delay_ms / 1000,
                     max_age_s=config.max_environment_age_s,
+                    idle_limit=lambda function: idle_limit_s(
+                        function, datetime.now(UTC), config.max_environment_age_s
+                    ),
                 ),
                 NodeLimits(
                     account_concurrency=config.account_concurrency,
@@ -279,7 +301,17 @@ async def open_node(
                 concurrency=ASYNC_PER_CORE * (os.cpu_count() or 1),
             )
         )
-        yield Node(config, catalog, scheduler, queue, logbook, launcher, kitchen)
+        keepwarm = KeepWarm(
+            scheduler.invoke,
+            lambda name: _current(catalog, name),
+            region=config.region,
+            account=config.account,
+            now=lambda: datetime.now(UTC),
+            renew=scheduler.renew,
+            max_age_s=config.max_environment_age_s,
+            trace_id=lambda: read_trace_id(None),
+        )
+        yield Node(config, catalog, scheduler, queue, keepwarm, logbook, launcher, kitchen)
 
 
 def _runtime_api(rapi: ServedApp) -> ServeRuntimeApi:

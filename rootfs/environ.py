@@ -85,6 +85,7 @@ def function_environment(
     region: str = "us-east-1",
     log_group: str = "",
     log_stream: str = "",
+    initialization_type: str = "on-demand",
     credentials: Credentials | None = None,
     user: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
@@ -102,7 +103,7 @@ def function_environment(
         "AWS_LAMBDA_FUNCTION_NAME": name,
         "AWS_LAMBDA_FUNCTION_VERSION": version,
         "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(memory_mb),
-        "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
+        "AWS_LAMBDA_INITIALIZATION_TYPE": initialization_type,
         "AWS_LAMBDA_LOG_GROUP_NAME": log_group or f"/aws/lambda/{name}",
         "AWS_LAMBDA_LOG_STREAM_NAME": log_stream or f"1970/01/01/[{version}]{'0' * 32}",
         "AWS_ACCESS_KEY_ID": credentials.access_key_id,

@@ -67,6 +67,8 @@ def describe(function: FunctionVersion | BrokenFunction) -> dict[str, Any]:
         "timeout_s": function.timeout_s,
         "memory_mb": function.memory_mb,
         "reserved_concurrency": function.reserved_concurrency,
+        "provisioned_concurrency": function.provisioned_concurrency,
+        "warm": [schedule.expression for schedule in function.warm],
         "network": function.network,
         "description": function.description,
         "code": str(function.code),

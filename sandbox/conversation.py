@@ -39,6 +39,8 @@ class Conversation:
         self, function: FunctionVersion, logbook: logs.LogBook, wall: Callable[[], float]
     ) -> None:
         self.function = function
+        self.provisioned = False
+        """Initialised ahead of any invocation; no idle time ends it."""
         self.invocations = 0
         self.lost = False
         self._logbook = logbook
@@ -124,7 +126,11 @@ class Conversation:
         init_ms, self._init_ms = self._init_ms, None
         invocation = ticket.invocation
         self._turn = Turn(
-            ticket, self.function, began_at=now, cold=self.invocations == 1, init_ms=init_ms
+            ticket,
+            self.function,
+            began_at=now,
+            cold=self.invocations == 1 and not self.provisioned,
+            init_ms=init_ms,
         )
         event = NextEvent(
             request_id=invocation.request_id,

@@ -37,6 +37,8 @@ LAST_WORDS_S = 0.1
 """How long a dead runtime's last request may still be on its way through our sockets."""
 LINGER_S = 0.1
 """How long after its answer a runtime is counted on to ask again: one period of the CPU quota."""
+PROVISIONED_INIT_S = 130.0
+"""Least time for the init of a provisioned environment (SPEC 3.6)."""
 MIB = 1024 * 1024
 
 ServeRuntimeApi = Callable[..., Awaitable[None]]
@@ -66,8 +68,8 @@ class Surroundings:
     """What all environments of a node share."""
 
     launcher: Launcher
-    prepare: Callable[[FunctionVersion, str], tuple[SandboxSpec, Program]]
-    """(function, environment id) -> what to launch and what to run in it."""
+    prepare: Callable[[FunctionVersion, str, bool], tuple[SandboxSpec, Program]]
+    """(function, environment id, whether provisioned) -> what to launch and what to run in it."""
     serve: ServeRuntimeApi
     logbook: logs.LogBook
     init_timeout_s: float = 10.0
@@ -75,6 +77,8 @@ class Surroundings:
     max_age_s: float = 7200.0
     wall: Callable[[], float] = time.time
     """Unix time in seconds, for the deadline a runtime is told."""
+    idle_limit: Callable[[FunctionVersion], float] = lambda function: function.idle_timeout_s
+    """For how many seconds from now an environment may be idle."""
 
 
 class Environment(Conversation):
@@ -88,9 +92,11 @@ class Environment(Conversation):
         surroundings: Surroundings,
         *,
         suppressed_init: bool = False,
+        provisioned: bool = False,
     ) -> None:
         super().__init__(function, surroundings.logbook, surroundings.wall)
         self.id = id_
+        self.provisioned = provisioned
         self.suppressed_init = suppressed_init
         """A second try after a failed init: the function's own timeout is its limit (SPEC 3.6)."""
         self.born_at = trio.current_time()
@@ -123,7 +129,7 @@ class Environment(Conversation):
     async def run(self) -> None:
         """Launch, run and reap. Returns when nothing of the environment is left on the host."""
         try:
-            spec, program = self._around.prepare(self.function, self.id)
+            spec, program = self._around.prepare(self.function, self.id, self.provisioned)
             sandbox = await self._around.launcher.launch(spec)
         except Exception as exc:
             # Told, not raised: whoever waits for this environment gets it as the answer.
@@ -172,6 +178,8 @@ class Environment(Conversation):
     async def _start(self, sandbox: Sandbox, program: Program) -> None:
         self._init_began_at = trio.current_time()
         limit = self.function.timeout_s if self.suppressed_init else self._around.init_timeout_s
+        if self.provisioned:
+            limit = max(limit, PROVISIONED_INIT_S, self.function.timeout_s)
         self._arm(self._init_began_at + limit)
         if self.suppressed_init:
             self._first_deadline = self._due
@@ -232,7 +240,7 @@ class Environment(Conversation):
             assert self._sandbox is not None
             self._sandbox.freeze()
             self.frozen = True
-            self._arm(self.idle_since + self.function.idle_timeout_s)
+            self._arm(self._idle_until)
         elif state is State.RESPONSE_SENT and trio.current_time() < self._deadline:
             self._arm(self._deadline)
             self._owner.environment_lingers(self)
@@ -270,7 +278,9 @@ class Environment(Conversation):
 
     def _init_ended(self) -> None:
         init_ms = (trio.current_time() - self._init_began_at) * 1000
-        if not self.suppressed_init:
+        if self.provisioned:
+            self._write(logs.init_report_line(init_ms, "init", "success"))
+        elif not self.suppressed_init:
             self._init_ms = init_ms
         assert self._sandbox is not None
         self._sandbox.settle()
@@ -295,7 +305,12 @@ class Environment(Conversation):
             if self.function.freeze:
                 self._arm(self.idle_since + self._around.freeze_delay_s)
             else:
-                self._arm(self.idle_since + self.function.idle_timeout_s)
+                self._arm(self._idle_until)
+
+    @property
+    def _idle_until(self) -> float:
+        limit = math.inf if self.provisioned else self._around.idle_limit(self.function)
+        return self.idle_since + limit
 
     # --- one invocation
 
@@ -329,6 +344,7 @@ class Environment(Conversation):
             "id": self.id,
             "function": self.function.name,
             "version": self.function.version,
+            "type": "provisioned" if self.provisioned else "on-demand",
             "state": "frozen" if self.frozen and not self.lost else self.phase,
             "age_s": round(trio.current_time() - self.born_at, 3),
             "invocations": self.invocations,

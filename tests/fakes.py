@@ -198,9 +198,9 @@ class World:
         self.logbook = LogBook(lambda _, line: self.lines.append(line))
         self.surroundings = Surroundings(
             launcher=self.launcher,
-            prepare=lambda function, id_: (
+            prepare=lambda function, id_, provisioned: (
                 SandboxSpec(name=id_, root=()),
-                Program(argv=["runtime"], env={}),
+                Program(argv=["runtime"], env={"PROVISIONED": str(provisioned)}),
             ),
             serve=self._serve,
             logbook=self.logbook,
