@@ -294,7 +294,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "pool_min",
         whole("", 0, 1024),
-        lambda _: 4,
+        lambda _: 8,
         "0 to 1024",
         "fewest sandboxes kept ready per kind of runtime in use",
     ),

@@ -19,7 +19,7 @@ import trio
 log = logging.getLogger(__name__)
 WINDOW_S = 10.0
 """How far back starts count for the size of a shelf."""
-CALM_S = 0.02
+CALM_S = 0.005
 """Filling up waits this long after a start: the function that starts comes first."""
 FORGET_S = 600.0
 """A shelf nobody took from for this long is emptied, unless it is to be kept."""
@@ -103,7 +103,7 @@ class Pool(Generic[T]):
         limits: Callable[[Any], PoolLimits],
         nursery: trio.Nursery,
         *,
-        makers: int = 2,
+        makers: int = 1,
     ) -> None:
         """`make(kind)` makes one; `makers` of a kind at most are made at once in the background."""
         self._make = make
@@ -226,7 +226,8 @@ class Pool(Generic[T]):
                 one.watch.cancel()
                 await _end(one.made)
                 continue
-            if coming < target and shelf.making < self._makers:
+            # Who waits has one made for him already; more at the same time would hold that up.
+            if coming < target and shelf.making < self._makers and not shelf.waiting:
                 wake_at = max(shelf.last_take + CALM_S, shelf.retry_at)
                 if wake_at <= now:
                     self._begin(kind, shelf)

@@ -214,7 +214,7 @@ def test_a_state_folder_that_cannot_be(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("zygote", "reason", "verdict", "says"),
     [
-        (True, "", "ok", "4 to 16 sandboxes"),
+        (True, "", "ok", "8 to 16 sandboxes"),
         (True, "not started by root", "note", "ten times as long"),
         (False, "", "note", "switched off"),
     ],

@@ -388,6 +388,9 @@ def main(arguments: list[str], argv: list[str]) -> None:
             if name in preload:
                 os.write(2, f"preload: cannot import {name}: {exc!r}\n".encode())
     loaded = set(sys.modules) - ours
+    if "ssl" in sys.modules:
+        # Once: setting up OpenSSL's generators takes 2 ms. Each fork adds its own seed (`reseed`).
+        sys.modules["ssl"].RAND_bytes(1)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)
     os.dup2(null, 2)
