@@ -108,8 +108,12 @@ def command(
     seccomp: bytes | None,
     places: Mapping[str, Bridge],
     parked: int | None = None,
+    composed: str | None = None,
 ) -> list[str]:
-    """The whole bwrap command; what it names by number is in `fds`. `places`: sources found elsewhere."""
+    """The whole bwrap command; what it names by number is in `fds`. `places`: sources found elsewhere.
+
+    `composed`: where the spec's root stands, but for what each sandbox has for itself, with pid 1's program.
+    """
     argv = [
         bwrap.path,
         "--unshare-user",
@@ -137,9 +141,15 @@ def command(
         bridge = places.get(source)
         return ["--ro-bind", bridge.place if bridge else source, target]
 
-    for entry in (*spec.root, *spec.late):
-        argv += _entry(entry, bind, fds)
-    argv += bind(init, INIT_INSIDE)
+    if composed is None:
+        for entry in (*spec.root, *spec.late):
+            argv += _entry(entry, bind, fds)
+        argv += bind(init, INIT_INSIDE)
+    else:
+        argv += ["--ro-bind", composed, "/"]
+        for entry in (*spec.root, *spec.late):
+            if entry in spec.late or isinstance(entry, Tmpfs | Proc | Dev):
+                argv += _entry(entry, bind, fds)
     if seccomp is not None:
         argv += ["--seccomp", str(fds.data(seccomp))]
     # A host-network sandbox shares 127.0.0.1 with everybody: the kernel picks its port.
@@ -176,10 +186,11 @@ def zygote_command(
     return [*argv, *map(str, numbers), *preparation.preload]
 
 
-def sources(spec: SandboxSpec, init: str) -> list[str]:
-    """Every host path that `command` binds."""
-    entries = (*spec.root, *spec.late)
-    return [*(entry.source for entry in entries if isinstance(entry, Bind)), init]
+def sources(spec: SandboxSpec, init: str, *, composed: bool = False) -> list[str]:
+    """Every host path that `command` binds, but for the `composed` root."""
+    entries = spec.late if composed else (*spec.root, *spec.late)
+    binds = [entry.source for entry in entries if isinstance(entry, Bind)]
+    return binds if composed else [*binds, init]
 
 
 def _entry(entry: Entry, bind: Callable[[str, str], list[str]], fds: Descriptors) -> list[str]:

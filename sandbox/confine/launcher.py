@@ -17,6 +17,7 @@ import prctl
 import trio
 
 import rootfs.inside
+from rootfs.layout import Bind, Entry
 from sandbox.confine import bwrap, cgroup, identity, mounts, seccomp, staging
 from sandbox.confine.bwrap import Bwrap, Descriptors
 from sandbox.confine.cgroup import Cgroup, CgroupTree
@@ -28,7 +29,7 @@ from sandbox.confine.pool import Pool, PoolLimits
 from sandbox.confine.process import BwrapSandbox, Pipes, discard
 from sandbox.confine.spawner import Spawner
 from sandbox.confine.spec import ConfineError, IsolationUnavailable, Limits, SandboxSpec
-from sandbox.confine.staging import Bridge
+from sandbox.confine.staging import Bridge, OutOfOrder
 from sandbox.confine.zygote import Zygote, Zygotes
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class BwrapLauncher:
         self._filter = filter_
         self._spawner = spawner
         self._live: set[BwrapSandbox] = set()
+        self._composed: dict[tuple[Entry, ...], str | None] = {}
         self._zygotes: Zygotes | None = None
         self._pool: Pool[BwrapSandbox] | None = None
 
@@ -145,9 +147,10 @@ class BwrapLauncher:
         zygote = None
         if spec.preparation and spec.preparation.forks and self._zygotes:
             zygote = await self._zygotes.get(spec.root, spec.preparation)
-        bridges = self._bridges(spec)
+        composed = await self._compose(spec.root)
+        bridges = self._bridges(spec, composed)
         try:
-            sandbox = await self._spawn(spec, bridges)
+            sandbox = await self._spawn(spec, bridges, composed)
             async with AsyncExitStack() as undo:
                 undo.push_async_callback(sandbox.kill)
                 await self._open(sandbox, zygote)
@@ -158,7 +161,25 @@ class BwrapLauncher:
             self._spawner.take_down(bridges.values())
         return sandbox
 
-    async def _spawn(self, spec: SandboxSpec, bridges: dict[str, Bridge]) -> BwrapSandbox:
+    async def _compose(self, root: tuple[Entry, ...]) -> str | None:
+        """Where this root stands, put together once; None where that cannot be, and bwrap does it each time."""
+        if not self._identities.any:
+            return None
+        if root not in self._composed:
+            init = Bind(self._init, bwrap.INIT_INSIDE)
+            try:
+                self._composed[root] = await self._spawner.compose((*root, init))
+            except OutOfOrder:
+                self._composed[root] = None
+            except OSError:
+                return (
+                    None  # bwrap says what is wrong with it, and it may be mended by the next time
+                )
+        return self._composed[root]
+
+    async def _spawn(
+        self, spec: SandboxSpec, bridges: dict[str, Bridge], composed: str | None
+    ) -> BwrapSandbox:
         async with AsyncExitStack() as undo:
             uid = self._identities.take()
             undo.callback(self._identities.give_back, uid)
@@ -172,7 +193,9 @@ class BwrapLauncher:
             if parked is not None:
                 undo.callback(parked.close)
             with Descriptors() as fds:
-                argv = self._command(spec, group, control, pipes, parked, fds, bridges, uid)
+                argv = self._command(
+                    spec, group, control, pipes, parked, fds, bridges, composed, uid
+                )
                 out, err = pipes.writes[:2]
                 started = await self._spawner.spawn(argv, fds.fds, out, err, bridges.values())
             group.joined(started.process.pid)
@@ -196,6 +219,7 @@ class BwrapLauncher:
         parked: Parked | None,
         fds: Descriptors,
         bridges: dict[str, Bridge],
+        composed: str | None,
         uid: int | None,
     ) -> list[str]:
         inside = fds.take(os.dup(control.theirs.fileno()))
@@ -215,6 +239,7 @@ class BwrapLauncher:
                 fds,
                 seccomp=self._filter,
                 places=bridges,
+                composed=composed,
                 parked=fds.take(os.dup(parked.theirs.fileno())) if executed and parked else None,
             ),
         ]
@@ -229,11 +254,12 @@ class BwrapLauncher:
                 f"bubblewrap did not make a sandbox within {LAUNCH_LIMIT_S:.0f} s"
             ) from exc
 
-    def _bridges(self, spec: SandboxSpec) -> dict[str, Bridge]:
+    def _bridges(self, spec: SandboxSpec, composed: str | None) -> dict[str, Bridge]:
         if not self._identities.any:
             return {}
         try:
-            return staging.bridges(bwrap.sources(spec, self._init), spec.name)
+            sources = bwrap.sources(spec, self._init, composed=composed is not None)
+            return staging.bridges(sources, spec.name)
         except OSError as exc:
             raise ConfineError(f"cannot mount {exc.filename}: {exc.strerror}") from exc
 

@@ -63,6 +63,15 @@ def unshare() -> None:
     mount("none", "/", None, MS_REC | MS_SLAVE)
 
 
+def set_read_only(fd: int, path: str, *, below: bool = True) -> None:
+    """The mount that `fd` is the root of becomes read-only, nosuid, nodev and private; `below`: all under it too."""
+    wanted = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+    attr = _MountAttr(wanted, 0, MS_PRIVATE, 0)
+    how = AT_EMPTY_PATH | (AT_RECURSIVE if below else 0)
+    size = ctypes.sizeof(attr)
+    _checked(_libc.syscall(SYS_MOUNT_SETATTR, fd, b"", how, ctypes.byref(attr), size), path)
+
+
 def copy_read_only(path: str) -> int:
     """A detached copy of the mounts at `path`: read-only, nosuid, nodev. Closing the descriptor undoes it."""
     fd = _checked(
@@ -74,20 +83,8 @@ def copy_read_only(path: str) -> int:
         ),
         path,
     )
-    wanted = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
-    attr = _MountAttr(wanted, 0, MS_PRIVATE, 0)
     try:
-        _checked(
-            _libc.syscall(
-                SYS_MOUNT_SETATTR,
-                fd,
-                b"",
-                AT_EMPTY_PATH | AT_RECURSIVE,
-                ctypes.byref(attr),
-                ctypes.sizeof(attr),
-            ),
-            path,
-        )
+        set_read_only(fd, path)
     except OSError:
         os.close(fd)
         raise
@@ -118,7 +115,7 @@ def attach(namespace: int, binds: Sequence[Bind]) -> None:
             _checked(_libc.setns(namespace, CLONE_NEWNS), "setns")
             try:
                 for tree, bind in zip(trees, binds, strict=True):
-                    _move(tree, bind.target)
+                    move(tree, bind.target)
             finally:
                 _checked(_libc.setns(own, CLONE_NEWNS), "setns")
         finally:
@@ -128,7 +125,8 @@ def attach(namespace: int, binds: Sequence[Bind]) -> None:
             os.close(tree)
 
 
-def _move(tree: int, target: str) -> None:
+def move(tree: int, target: str) -> None:
+    """Put a copy at `target`; its descriptor is still the caller's to close."""
     call = _libc.syscall(
         SYS_MOVE_MOUNT, tree, b"", AT_FDCWD, os.fsencode(target), MOVE_MOUNT_F_EMPTY_PATH
     )

@@ -18,7 +18,7 @@ from typing import Any
 
 import trio
 
-from rootfs.layout import Bind
+from rootfs.layout import Bind, Entry
 from sandbox.confine import mounts
 from sandbox.confine.staging import Bridge, Stage
 
@@ -83,6 +83,17 @@ class Spawner:
             mounts.attach(namespace, binds)
 
         await self._order(action)
+
+    async def compose(self, entries: Sequence[Entry]) -> str:
+        """`Stage.compose`. Raises OSError or OutOfOrder."""
+
+        def action() -> str:
+            if self._stage is None:
+                raise self._refused or OSError(errno.EPERM, "not started by root")
+            return self._stage.compose(entries)
+
+        place: str = await self._order(action)
+        return place
 
     def take_down(self, bridges: Collection[Bridge]) -> None:
         """The launch is over, the sandbox has mounts of its own."""
