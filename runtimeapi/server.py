@@ -12,7 +12,7 @@ import logging
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from math import inf
 
 import trio
@@ -23,6 +23,7 @@ from hypercorn.typing import ASGIFramework
 from hypercorn.utils import LifespanTimeoutError
 
 from runtimeapi.connection import FaceConfig, FaceConnection
+from runtimeapi.hub import Hub
 from runtimeapi.wire import FastConnection, Lane
 
 log = logging.getLogger("lambox.http")
@@ -67,9 +68,12 @@ def caller_config() -> FaceConfig:
 class ServedApp:
     """An app whose lifespan is open. Made by `running_app`."""
 
-    def __init__(self, app: ASGIWrapper, config: FaceConfig, lane: Lane | None = None) -> None:
+    def __init__(
+        self, app: ASGIWrapper, config: FaceConfig, hub: Hub, lane: Lane | None = None
+    ) -> None:
         self._app = app
         self._config = config
+        self._hub = hub
         self._lane = lane
         self._context = WorkerContext(None)
 
@@ -140,7 +144,7 @@ class ServedApp:
         if context.terminated.is_set():
             connection.terminate()
         try:
-            already_read = await connection.run()
+            already_read = await connection.run(self._hub)
         finally:
             fast.discard(connection)
         if already_read is not None:
@@ -222,17 +226,27 @@ async def running_app(
     # Shielded: the app's own nursery has to outlive the requests of `serve`'s grace, and the app
     # its orderly shutdown, when all of it is cancelled from outside at once.
     lifespan_scope = trio.CancelScope(shield=True)
+    reading = trio.CancelScope(shield=True)
+    hub = Hub()
 
     async def live(*, task_status: trio.TaskStatus[None]) -> None:
         with lifespan_scope:
             await lifespan.handle_lifespan(task_status=task_status)
 
-    async with trio.open_nursery() as nursery:
+    async def read() -> None:
+        with reading:
+            await hub.run()
+
+    async with AsyncExitStack() as stack:
+        stack.callback(hub.close)
+        nursery = await stack.enter_async_context(trio.open_nursery())
         try:
             await nursery.start(live)
             await lifespan.wait_for_startup()
-            yield ServedApp(wrapped, config, lane)
+            nursery.start_soon(read)
+            yield ServedApp(wrapped, config, hub, lane)
         finally:
+            reading.cancel()
             with trio.move_on_after(APP_SHUTDOWN_S, shield=True):
                 try:
                     await lifespan.wait_for_shutdown()

@@ -4,11 +4,11 @@
 every byte read and not yet answered, and stays there (`server.py`). Both lanes call the same functions
 (`intake`, `replies`, `rapi`, the environment), so an answer is the same bytes whichever lane gave it.
 
-One task per connection reads; whoever has the answer writes it, if the socket takes it: the task that
-dispatches answers a parked `next`, the one that took the runtime's response answers the caller. What the
-socket does not take at once is left to the connection's own task, under the face's time limits. A
-connection waits in one place (`_until_nudged`), for its socket to be readable: the next request, more of
-this one, or the end of a peer that waits for an answer.
+One task reads for all connections (`hub.py`): the next request, more of this one, or the end of a peer that
+waits for an answer. Whoever has the answer writes it, if the socket takes it: the call that dispatches answers a
+parked `next`, the one that took the runtime's response answers the caller. Each connection also has a task of
+its own, which sleeps while all goes its plain way, and is nudged for the rest: time limits, what the
+socket does not take at once, work for a thread, pipelined requests, the end.
 
 Bounds: a head of MAX_HEAD bytes; a body of MAX_PAYLOAD, which may take PATIENCE_S to arrive before
 hypercorn, with its limits on silence and on the whole, goes on with it; nothing is read while an answer
@@ -30,6 +30,7 @@ import trio
 
 from runtimeapi.connection import SEND_SLICE, FaceConfig
 from runtimeapi.gate import MAX_HEAD, Head, hopeless
+from runtimeapi.hub import Hub
 from runtimeapi.replies import Reply
 from sandbox.invocation import MAX_PAYLOAD
 
@@ -76,6 +77,8 @@ class FastConnection:
         self._handed_over: bytes | None = None
         self._due = inf
         self._scope = trio.CancelScope()
+        self._hub: Hub
+        self._watched = False
 
     def __repr__(self) -> str:
         state = "over" if self._over else "asked" if self._asked else "reading"
@@ -97,16 +100,17 @@ class FastConnection:
 
     # --- its life
 
-    async def run(self) -> bytes | None:
+    async def run(self, hub: Hub) -> bytes | None:
         """Serve until the end (None), or until hypercorn has to go on: the bytes for it.
 
         Resource handling: closes the stream, unless it is to be handed over. Raises no Exception.
         """
+        self._hub = hub
         try:
             self._arm_idle()
             while not self._over:
                 with trio.CancelScope(deadline=self._due) as self._scope:
-                    await self._until_nudged()
+                    await self._rest()
                 if self._job is not None:
                     await self._work()
                 elif self._output is not None:
@@ -119,6 +123,7 @@ class FastConnection:
             self._handed_over = None
             log.exception("a connection failed inside lambox")
         finally:
+            self._unwatch()
             # From here on nobody writes to this descriptor: its number may become another connection's.
             self._over, self._fd = True, -1
             self._forget()
@@ -130,7 +135,7 @@ class FastConnection:
         """End when no request is under way: at once, or after the answer."""
         self._ending = True
         if not self._busy:
-            self._scope.cancel()
+            self._nudge()
 
     @property
     def _busy(self) -> bool:
@@ -141,30 +146,49 @@ class FastConnection:
             or self._output is not None
         )
 
-    async def _until_nudged(self) -> None:
-        """Read and serve until this lane's own task has something to do besides."""
-        while not self._over:
-            if not self._asked and self._size >= self._need:
+    async def _rest(self) -> None:
+        """Serve what is here, then sleep until nudged (the scope is cancelled), while the hub reads."""
+        while not self._asked and self._size >= self._need:
+            self._look()
+            if self._stopped():
+                return
+            # More of a pipelining peer's requests: others first.
+            await trio.lowlevel.checkpoint()
+        if self._stopped():
+            return
+        if not (self._asked and self._size):
+            self._watched = True
+            self._hub.watch(self._fd, self._on_readable)
+        try:
+            await trio.sleep_forever()
+        finally:
+            self._unwatch()
+
+    def _on_readable(self) -> None:
+        """Called by the hub. One request at most is served; what is unusual is left to our own task."""
+        try:
+            self._read()
+            if not (self._over or self._asked or self._size < self._need):
                 self._look()
-                if self._stopped():
-                    return
-                if self._size:
-                    # More of a pipelining peer's requests: others first.
-                    await trio.lowlevel.checkpoint()
-            if self._waits_with_more():
-                await trio.sleep_forever()  # until `_settle` nudges
-            if self._asked or self._size < self._need:
-                await trio.lowlevel.wait_readable(self._fd)
-                self._read()
+        except Exception as exc:
+            self._fail(exc)
+        if self._stopped() or (self._size and (self._asked or self._size >= self._need)):
+            self._nudge()
+
+    def _nudge(self) -> None:
+        """Our own task has something to do; nothing is read until it has done it."""
+        self._unwatch()
+        self._scope.cancel()
+
+    def _unwatch(self) -> None:
+        if self._watched:
+            self._watched = False
+            self._hub.forget(self._fd)
 
     def _stopped(self) -> bool:
         if self._ending and not self._busy:
             self._over = True
         return self._over or self._output is not None or self._job is not None
-
-    def _waits_with_more(self) -> bool:
-        """The next request is here, and waits for this one's answer."""
-        return self._asked and self._size > 0
 
     def _read(self) -> None:
         missing = self._need - self._size
@@ -229,7 +253,7 @@ class FastConnection:
         """The same with the last request, which had no body and may be asked again."""
         self._handed_over = self._raw + b"\r\n" + self._join()
         self._over = True
-        self._scope.cancel()
+        self._nudge()
 
     # --- time
 
@@ -282,7 +306,7 @@ class FastConnection:
         self._asked = False
         self._arm_idle()
         if self._over or self._size or self._output is not None or self._ending:
-            self._scope.cancel()
+            self._nudge()
 
     def _fail(self, error: Exception) -> None:
         """A mistake of ours in the middle of another task's work: it is this connection's alone."""
