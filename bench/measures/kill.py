@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import socket
 import time
@@ -81,15 +82,14 @@ def _kill_all(stage: Stage, server: Server, when: str) -> None:
             stack.enter_context(Victim(server, row["function"], trees[row["id"]])) for row in rows
         ]
         _watch(watched)
-    told = [victim for victim in watched if victim.answered_at and victim.timed_out]
+    told = [victim for victim in watched if victim.timed_out]
     gone = [victim for victim in watched if victim.reaped_at and victim.pids]
-    lost = stage.sizes.kills
     for what, samples in (
         ("caller answered", [victim.since(victim.answered_at) for victim in told]),
         ("tree ended", [victim.since(victim.ended_at) for victim in gone]),
         ("tree gone and reaped", [victim.since(victim.reaped_at) for victim in gone]),
     ):
-        errors = lost - len(samples)
+        errors = stage.sizes.kills - len(samples)
         stage.add(measure_of(what, when), server.who, samples, STATS, errors=errors)
     sizes = sorted({len(victim.pids) for victim in watched})
     stage.record.note(f"deadlines: trees of {' or '.join(map(str, sizes))} processes each")
@@ -111,6 +111,7 @@ class Victim:
         )
         self._request = head.encode() + BODY
         self._port = server.port
+        self._text = b""
 
     def __enter__(self) -> Victim:
         self._fds = [os.pidfd_open(pid) for pid in self.pids]
@@ -127,11 +128,17 @@ class Victim:
         self.sent_at = time.monotonic()
         self.socket.sendall(self._request)
 
-    def receive(self) -> None:
-        """The first bytes are the answer; that it is the timeout's is seen in them."""
-        text = self.socket.recv(65536)
+    def receive(self) -> bool:
+        """Whether the answer is complete now; a head may come before its body."""
+        part = self.socket.recv(65536)
+        self._text += part
+        head, found, body = self._text.partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)^content-length: *(\d+)", head, re.MULTILINE)
+        if part and not (found and length and len(body) >= int(length[1])):
+            return False
         self.answered_at = time.monotonic()
-        self.timed_out = b"Task timed out" in text or b"Sandbox.Timedout" in text
+        self.timed_out = b"Task timed out" in body
+        return True
 
     def look(self) -> None:
         """Take note of what has been reaped since."""
@@ -170,13 +177,13 @@ def _watch(victims: list[Victim]) -> None:
             wait = 0.0003 if impatient else max(0.0, due - now) if unsent else 0.1
             for fd, _ in poll.poll(wait):
                 victim = owners[fd]
-                poll.unregister(fd)
                 if fd in victim.living:
+                    poll.unregister(fd)
                     victim.living.remove(fd)
                     victim.zombies.add(fd)
                     victim.ended_at = time.monotonic()
-                else:
-                    victim.receive()
+                elif victim.receive():
+                    poll.unregister(fd)
             for victim in victims:
                 if victim.zombies:
                     victim.look()
