@@ -53,9 +53,23 @@ def functions_option(verb: Verb) -> Verb:
     )
 
 
+def _switch_text(_: click.Context, __: click.Parameter, value: bool | None) -> str | None:
+    """As a variable would have it."""
+    return None if value is None else str(value).lower()
+
+
 def setting_options(verb: Verb) -> Verb:
     """A flag for every setting, from the one table."""
     for setting in reversed(settings.SETTINGS):
+        if setting.is_switch:
+            verb = click.option(
+                f"{setting.flag}/{setting.flag.replace('--', '--no-', 1)}",
+                setting.name,
+                default=None,
+                callback=_switch_text,
+                help=f"{setting.doc} (default: {setting.default_text})",
+            )(verb)
+            continue
         verb = click.option(
             setting.flag,
             setting.name,
@@ -368,12 +382,16 @@ def ask(question: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
 @config_option
 def ps(endpoint: str | None, config: Path | None) -> None:
     """Show the live environments of the running server."""
-    rows = ask(need_server(config, endpoint).environments)
-    table = plain_table("id", "function", "state", ">age", ">invocations", ">memory", ">of", ">cpu")
+    server = need_server(config, endpoint)
+    rows = ask(server.environments)
+    table = plain_table(
+        "id", "function", "type", "state", ">age", ">invocations", ">memory", ">of", ">cpu"
+    )
     for row in rows:
         table.add_row(
             row["id"],
             row["function"],
+            row.get("type", ""),
             row["state"],
             duration(row["age_s"]),
             str(row["invocations"]),
@@ -382,6 +400,9 @@ def ps(endpoint: str | None, config: Path | None) -> None:
             quantity(row.get("cpu_s"), "s", 2),
         )
     show(table)
+    for row in ask(server.prepared):
+        what = row["program"] or "no runtime yet"
+        click.echo(f"ready: {row['ready']} of {row['wanted']} ({what}), {row['memory_mb']:.1f} MB")
 
 
 def quantity(value: float | None, unit: str, digits: int = 0) -> str:

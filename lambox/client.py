@@ -77,6 +77,9 @@ class Server:
     def environments(self) -> list[dict[str, Any]]:
         return self._rows("/_lambox/environments")
 
+    def prepared(self) -> list[dict[str, Any]]:
+        return self._rows("/_lambox/prepared")
+
     def logs(self, name: str | None, *, follow: bool) -> Iterator[str]:
         """Kept lines; with `follow` those to come as well, until the server stops."""
         path = "/_lambox/logs" + (f"/{urllib.parse.quote(name, safe='')}" if name else "")

@@ -22,6 +22,7 @@ from typing import Any
 
 from lambox import capacity
 from sandbox import functiontoml
+from sandbox.checks import Check, Wrong, seconds, show, whole
 from sandbox.functiontoml import FunctionDefaults, FunctionTomlError
 
 FILE = "lambox.toml"
@@ -29,6 +30,7 @@ PREFIX = "LAMBOX_"
 DEFAULT_PREFIX = "LAMBOX_DEFAULT_"
 OTHER_VARIABLES = {"LAMBOX_CI", "LAMBOX_CONFIG", "LAMBOX_ENDPOINT"}
 """Ours, but no settings of a server."""
+MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 WEAKER = ("cgroups", "seccomp")
 DEFAULTS = tuple(field.name for field in dataclasses.fields(FunctionDefaults))
 """Keys of [defaults]: those of function.toml that make sense for every function."""
@@ -61,21 +63,21 @@ class Config:
     uid_base: int | None
     uid_count: int | None
     max_starts: int
+    zygote: bool
+    pool_min: int
+    pool_max: int
+    preload: tuple[str, ...]
     allow_weaker: tuple[str, ...]
+    fast_lane: bool
     defaults: FunctionDefaults
 
 
-class _Wrong(Exception):
-    """What a value must be instead."""
-
-
-Check = Callable[[Any], Any]
 Default = Callable[[Mapping[str, str]], Any]
 
 
 def _path(value: Any) -> Path:
     if not isinstance(value, str) or not value or "\0" in value:
-        raise _Wrong("must be the path of a folder")
+        raise Wrong("must be the path of a folder")
     return Path(os.path.expanduser(value))
 
 
@@ -85,32 +87,14 @@ def _host(value: Any) -> str:
     try:
         return str(ipaddress.ip_address(value if isinstance(value, str) else ""))
     except ValueError as exc:
-        raise _Wrong('must be an IP address, such as "127.0.0.1", or "localhost"') from exc
+        raise Wrong('must be an IP address, such as "127.0.0.1", or "localhost"') from exc
 
 
 def _matching(pattern: str, must: str) -> Check:
     def check(value: Any) -> str:
         if not isinstance(value, str) or not re.fullmatch(pattern, value):
-            raise _Wrong(must)
+            raise Wrong(must)
         return value
-
-    return check
-
-
-def _whole(unit: str, low: int, high: int) -> Check:
-    def check(value: Any) -> int:
-        if type(value) is not int or not low <= value <= high:
-            raise _Wrong(f"must be a whole number{unit and ' of ' + unit} from {low} to {high}")
-        return value
-
-    return check
-
-
-def _seconds(low: float, high: float) -> Check:
-    def check(value: Any) -> float:
-        if type(value) not in (int, float) or not low <= value <= high:
-            raise _Wrong(f"must be a number of seconds from {low:g} to {high:g}")
-        return float(value)
 
     return check
 
@@ -118,8 +102,22 @@ def _seconds(low: float, high: float) -> Check:
 def _weaker(value: Any) -> tuple[str, ...]:
     items = value.replace(",", " ").split() if isinstance(value, str) else value
     if not isinstance(items, list) or any(item not in WEAKER for item in items):
-        raise _Wrong(f"must be a list out of {', '.join(map(json.dumps, WEAKER))}")
+        raise Wrong(f"must be a list out of {', '.join(map(json.dumps, WEAKER))}")
     return tuple(dict.fromkeys(items))
+
+
+def _switch(value: Any) -> bool:
+    if type(value) is not bool:
+        raise Wrong("must be true or false")
+    return value
+
+
+def _modules(value: Any) -> tuple[str, ...]:
+    items = value.replace(",", " ").split() if isinstance(value, str) else value
+    names = items if isinstance(items, list) else [None]
+    if not all(isinstance(name, str) and MODULE.fullmatch(name) for name in names):
+        raise Wrong('must be a list of Python modules, such as ["boto3"]')
+    return tuple(dict.fromkeys(names))
 
 
 def _state(environ: Mapping[str, str]) -> Path:
@@ -153,10 +151,15 @@ class Setting:
         return "--" + self.name.replace("_", "-")
 
     @property
+    def is_switch(self) -> bool:
+        """Its flag has no value: --NAME or --no-NAME."""
+        return self.check is _switch
+
+    @property
     def metavar(self) -> str:
         if self.check is _path:
             return "DIR"
-        return "TEXT" if self.is_text or self.check is _weaker else "N"
+        return "TEXT" if self.is_text or self.check in (_weaker, _modules) else "N"
 
     @property
     def default_text(self) -> str:
@@ -183,7 +186,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "port",
-        _whole("", 0, 65535),
+        whole("", 0, 65535),
         lambda _: 9000,
         "0 to 65535",
         "port to listen on; 0 takes a free one",
@@ -215,28 +218,28 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "grace_s",
-        _seconds(0, 900),
+        seconds(0, 900),
         lambda _: 10.0,
         "0 to 900 s",
         "how long running invocations may take to finish on a clean stop",
     ),
     Setting(
         "max_environment_age_s",
-        _seconds(1, 86400),
+        seconds(1, 86400),
         lambda _: 7200.0,
         "1 to 86400 s",
         "an older environment is replaced by a fresh one",
     ),
     Setting(
         "account_concurrency",
-        _whole("", 1, 100_000),
+        whole("", 1, 100_000),
         lambda _: 1000,
         "1 to 100000",
         "most invocations at a time, all functions together",
     ),
     Setting(
         "memory_budget_mb",
-        _whole("MB", 128, 1 << 30),
+        whole("MB", 128, 1 << 30),
         lambda _: max(128, 2 * capacity.memory_mb()),
         "128 MB or more",
         "most memory_size of running invocations together",
@@ -244,21 +247,21 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "freeze_delay_ms",
-        _whole("milliseconds", 0, 60_000),
+        whole("milliseconds", 0, 60_000),
         lambda _: 100,
         "0 to 60000 ms",
         "an environment is frozen when idle for this long",
     ),
     Setting(
         "init_timeout_s",
-        _seconds(0.1, 900),
+        seconds(0.1, 900),
         lambda _: 10.0,
         "0.1 to 900 s",
         "how long a function may take to initialise",
     ),
     Setting(
         "uid_base",
-        _whole("", 1000, 4_294_900_000),
+        whole("", 1000, 4_294_900_000),
         lambda _: None,
         "1000 to 4294900000",
         "first of the host's uids for sandboxes, if started by root",
@@ -266,7 +269,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "uid_count",
-        _whole("", 1, 1_000_000),
+        whole("", 1, 1_000_000),
         lambda _: None,
         "1 to 1000000",
         "how many uids from uid_base on; each live sandbox has its own",
@@ -274,11 +277,41 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "max_starts",
-        _whole("", 1, 1024),
+        whole("", 1, 1024),
         lambda _: 2 * capacity.cores(),
         "1 to 1024",
         "most environments that start at the same time",
         "twice the number of CPUs",
+    ),
+    Setting(
+        "zygote",
+        _switch,
+        lambda _: True,
+        "true or false",
+        "make sandboxes ahead and fork Python runtimes into them, where the host allows it",
+        "true",
+    ),
+    Setting(
+        "pool_min",
+        whole("", 0, 1024),
+        lambda _: 8,
+        "0 to 1024",
+        "fewest sandboxes kept ready per kind of runtime in use",
+    ),
+    Setting(
+        "pool_max",
+        whole("", 0, 1024),
+        lambda _: 16,
+        "0 to 1024",
+        "most sandboxes kept ready per kind, when many were started in the last 10 s",
+    ),
+    Setting(
+        "preload",
+        _modules,
+        lambda _: (),
+        "names of modules",
+        "Python modules of the runtime (not of functions) that are loaded before a function is known",
+        "nothing",
     ),
     Setting(
         "allow_weaker",
@@ -287,6 +320,14 @@ SETTINGS: tuple[Setting, ...] = (
         "cgroups, seccomp",
         "isolation to go without where this host lacks it",
         "nothing",
+    ),
+    Setting(
+        "fast_lane",
+        _switch,
+        lambda _: True,
+        "true, false",
+        "plain requests bypass the web framework; false is for comparison",
+        "true",
     ),
 )
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
@@ -346,7 +387,7 @@ class _Reader:
             if name == "defaults":
                 self._defaults_table(path, lines, value)
             elif (setting := _BY_NAME.get(name)) is None:
-                self._unknown(f"{where}: {name} = {_show(value)}", name, [*_BY_NAME, "defaults"])
+                self._unknown(f"{where}: {name} = {show(value)}", name, [*_BY_NAME, "defaults"])
             else:
                 self.take(setting, f"{where}: {name}", value)
                 if isinstance(path_ := self.values.get(name), Path):
@@ -361,7 +402,7 @@ class _Reader:
         for name, value in table.items():
             where = _at(path, lines, name)
             if name not in DEFAULTS:
-                self._unknown(f"{where}: [defaults] {name} = {_show(value)}", name, DEFAULTS)
+                self._unknown(f"{where}: [defaults] {name} = {show(value)}", name, DEFAULTS)
             else:
                 self._default(name, value, f"{where}: [defaults] ")
 
@@ -383,8 +424,8 @@ class _Reader:
     def take(self, setting: Setting, where: str, value: Any) -> None:
         try:
             self.values[setting.name] = setting.check(value)
-        except _Wrong as wrong:
-            self.problems.append(f"{where} = {_show(value)}: {wrong}")
+        except Wrong as wrong:
+            self.problems.append(f"{where} = {show(value)}: {wrong}")
 
     def _default(self, name: str, value: Any, where: str) -> None:
         """One key of [defaults], checked by function.toml's own reader: it takes text only."""
@@ -446,10 +487,3 @@ def _at(path: Path, lines: list[str], name: str) -> str:
         if pattern.match(line):
             return f"{path}:{number}"
     return str(path)
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, dict):
-        return "[table]"
-    text = json.dumps(value, default=str, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -53,6 +53,7 @@ def examine(config: Config) -> list[Result]:
         _cgroup,
         _seccomp,
         _uids,
+        _prepared,
         _state,
         _loop,
         _inotify,
@@ -247,6 +248,30 @@ def _state(config: Config) -> Iterator[Result]:
     else:
         mend = f"install -d -o {os.getuid()} {folder}"
         yield Result("state folder", "missing", f"{folder} cannot be written", mend)
+
+
+def _prepared(config: Config) -> Iterator[Result]:
+    name = "made ahead"
+    if not config.zygote:
+        yield Result(
+            name, "note", "switched off: every cold start is one of bubblewrap and interpreter"
+        )
+    elif reason := launcher.unready(
+        watched="cgroups" in config.allow_weaker and not _has_cgroups()
+    ):
+        mend = "sudo lambox serve" if os.geteuid() else "apt-get install linux-image-amd64"
+        yield Result(name, "note", f"no ({reason}): cold starts take about ten times as long", mend)
+    else:
+        most = f"{config.pool_min} to {config.pool_max} sandboxes per kind of runtime"
+        yield Result(name, "ok", f"{most}; Python is forked from a zygote")
+
+
+def _has_cgroups() -> bool:
+    try:
+        cgroup.detect().close()
+    except ConfineError:
+        return False
+    return True
 
 
 def _loop(_: Config) -> Iterator[Result]:

@@ -15,6 +15,9 @@ from collections import deque
 MOST_BYTES = 4 * 1024 * 1024
 """Text that may wait to be written."""
 BATCH = 256
+PAUSE_S = 0.02
+"""Between two looks at the queue while lines come: woken for each line, the thread would take the interpreter
+from the event loop three times per invocation."""
 
 
 class LineWriter:
@@ -25,7 +28,9 @@ class LineWriter:
         self._lines: deque[str] = deque()
         self._size = 0
         self._dropped = 0
-        self._closing = False
+        self._closing = threading.Event()
+        self._waiting = False
+        """The thread waits for a line; else it looks by itself within PAUSE_S."""
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="loglines", daemon=True)
         self._thread.start()
@@ -40,12 +45,13 @@ class LineWriter:
                 return
             self._lines.append(line)
             self._size += len(line) + 1
-            self._changed.notify()
+            if self._waiting:
+                self._changed.notify()
 
     def close(self, patience_s: float = 1.0) -> None:
         """Write what is left, but wait for a standing reader no longer than `patience_s`."""
+        self._closing.set()
         with self._changed:
-            self._closing = True
             self._changed.notify()
         self._thread.join(patience_s)
 
@@ -62,12 +68,16 @@ class LineWriter:
                         time.sleep(0.01)
             except OSError:
                 return  # Nobody reads any more, and there is no other place to say so.
+            if not self._lines:
+                self._closing.wait(PAUSE_S)
 
     def _next(self) -> list[str]:
         """Lines to write; none when closed and empty."""
         with self._changed:
-            while not self._lines and not self._dropped and not self._closing:
+            while not self._lines and not self._dropped and not self._closing.is_set():
+                self._waiting = True
                 self._changed.wait()
+                self._waiting = False
             batch = [self._lines.popleft() for _ in range(min(BATCH, len(self._lines)))]
             self._size -= sum(len(line) + 1 for line in batch)
             if self._dropped and not self._lines:

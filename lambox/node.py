@@ -15,31 +15,42 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import trio
 
 from lambox.config import Config
 from rootfs import environ, host, layout
-from rootfs.runtimes import Runtimes, discover
+from rootfs.layout import Entry
+from rootfs.runtimes import Runtime, Runtimes, discover
 from rootfs.trees import LayerStore
+from runtimeapi.intake import read_trace_id
 from runtimeapi.invoke import make_invoke_app
+from runtimeapi.lanes import caller_lane, runtime_lane
 from runtimeapi.ports import Console
 from runtimeapi.rapi import make_rapi_app
 from runtimeapi.server import ServedApp, caller_config, environment_config, running_app
 from sandbox.asyncqueue import AsyncQueue, open_queue
 from sandbox.catalog import Catalog
-from sandbox.confine.launcher import open_launcher
-from sandbox.confine.spec import MIB, Limits, Program, SandboxSpec
+from sandbox.confine.launcher import BwrapLauncher, open_launcher
+from sandbox.confine.pool import PoolLimits
+from sandbox.confine.spec import MIB, Limits, Preparation, Program, SandboxSpec
 from sandbox.environment import Environment, ServeRuntimeApi, Surroundings
-from sandbox.function import BrokenFunction, FunctionVersion
+from sandbox.function import FunctionVersion, Network
 from sandbox.invocation import Invocation, Outcome
+from sandbox.keepwarm import KeepWarm, idle_limit_s
 from sandbox.logs import LogBook
 from sandbox.planner import Limits as NodeLimits
 from sandbox.scheduler import Scheduler, open_scheduler
+from sandbox.ticket import Ticket
 
 CORE_MB = 1769
 """Memory that buys one whole core (SPEC 5.4)."""
+LOOK_S = 2.0
+"""At the latest after this long all functions are looked at: the news of a change on disk may have gone to an
+invocation's own look."""
 ASYNC_PER_CORE = 4
 """Event invocations run at once per core, so that a burst of them leaves room for callers who wait."""
 
@@ -51,20 +62,33 @@ class Kitchen:
         self._region = config.region
         self._runtimes = runtimes
         self._host = host.scan()
+        self._preload = config.preload
+        self._roots: dict[tuple[str, int, Network], tuple[Entry, ...]] = {}
 
-    def prepare(self, function: FunctionVersion, id_: str) -> tuple[SandboxSpec, Program]:
+    def prepare(
+        self, function: FunctionVersion, id_: str, provisioned: bool = False
+    ) -> tuple[SandboxSpec, Program]:
         runtime = self._runtimes.resolve(function.runtime)
         opt = function.layers[0] if function.layers else None
-        root = layout.plan(
-            runtime,
-            str(function.code),
-            str(opt) if opt else None,
-            function.ephemeral_storage_mb * MIB,
-            host=self._host,
+        env = self._environment(runtime, function, provisioned)
+        argv = environ.command(runtime, environment=env, code=function.code, opt=opt)
+        spec = SandboxSpec(
+            name=id_,
+            root=self._root(runtime, function.ephemeral_storage_mb, function.network),
+            limits=Limits(
+                memory_bytes=function.memory_mb * MIB, cpu_cores=function.memory_mb / CORE_MB
+            ),
             network=function.network,
+            late=layout.late(str(function.code), str(opt) if opt else None),
+            preparation=self._preparation(runtime, env),
         )
+        return spec, Program(argv=argv, env=env)
+
+    def _environment(
+        self, runtime: Runtime, function: FunctionVersion, provisioned: bool
+    ) -> dict[str, str]:
         day = time.strftime("%Y/%m/%d", time.gmtime())
-        env = environ.function_environment(
+        return environ.function_environment(
             runtime,
             name=function.name,
             handler=function.handler,
@@ -72,18 +96,23 @@ class Kitchen:
             version=function.version,
             region=self._region,
             log_stream=f"{day}/[{function.version}]{secrets.token_hex(16)}",
+            initialization_type="provisioned-concurrency" if provisioned else "on-demand",
             user=function.environment,
         )
-        argv = environ.command(runtime, environment=env, code=function.code, opt=opt)
-        spec = SandboxSpec(
-            name=id_,
-            root=root,
-            limits=Limits(
-                memory_bytes=function.memory_mb * MIB, cpu_cores=function.memory_mb / CORE_MB
-            ),
-            network=function.network,
-        )
-        return spec, Program(argv=argv, env=env)
+
+    def _root(self, runtime: Runtime, tmp_mb: int, network: Network) -> tuple[Entry, ...]:
+        key = runtime.identifier, tmp_mb, network
+        if key not in self._roots:
+            self._roots[key] = layout.plan(runtime, tmp_mb * MIB, host=self._host, network=network)
+        return self._roots[key]
+
+    def _preparation(self, runtime: Runtime, env: dict[str, str]) -> Preparation | None:
+        prepared = environ.preparation(runtime, env)
+        if prepared is None:
+            return None
+        argv, env = prepared
+        forks = runtime.family == "python"
+        return Preparation(argv, tuple(env.items()), forks, self._preload if forks else ())
 
 
 class Node:
@@ -95,20 +124,33 @@ class Node:
         catalog: Catalog,
         scheduler: Scheduler,
         queue: AsyncQueue,
+        keepwarm: KeepWarm,
         logbook: LogBook,
-        isolation: str,
+        launcher: BwrapLauncher,
+        kitchen: Kitchen,
     ) -> None:
         self.config = config
         self.catalog = catalog
-        self.isolation = isolation
+        self.isolation = launcher.describe()
         """How functions are isolated here, in one line."""
         self._scheduler = scheduler
         self._queue = queue
+        self._keepwarm = keepwarm
         self._logbook = logbook
+        self._launcher = launcher
+        self._kitchen = kitchen
+        self._told: dict[str, str] = {}
+        """Revisions of the functions, as they were last told to those who prepare for them."""
         self._stop = trio.Event()
 
     async def invoke(self, invocation: Invocation) -> Outcome:
         return await self._scheduler.invoke(invocation)
+
+    def submit(self, invocation: Invocation, on_end: Callable[[], None]) -> Ticket:
+        return self._scheduler.submit(invocation, on_end)
+
+    def withdraw(self, ticket: Ticket) -> None:
+        self._scheduler.withdraw(ticket)
 
     async def accept(self, invocation: Invocation) -> None:
         await self._queue.accept(invocation)
@@ -117,9 +159,22 @@ class Node:
     def console(self) -> Console:
         return Console(
             environments=self._scheduler.environments,
+            prepared=self._prepared,
             log_lines=self._logbook.lines,
             follow_logs=self._logbook.follow,
         )
+
+    def _prepared(self) -> list[dict[str, Any]]:
+        """One row per kind of sandbox that is kept ready, as `lambox ps` shows it."""
+        return [
+            {
+                "program": one.program,
+                "ready": one.ready,
+                "wanted": one.wanted,
+                "memory_mb": round(one.memory_bytes / MIB, 1),
+            }
+            for one in self._launcher.prepared()
+        ]
 
     def stop(self) -> None:
         """Let `serve` return: turn new callers away, give running invocations the grace period."""
@@ -133,12 +188,18 @@ class Node:
         )
         family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
         listening = socket.create_server((config.host, config.port), family=family, backlog=1024)
-        async with running_app(app, caller_config()) as served, trio.open_nursery() as nursery:
+        lane = caller_lane(self.catalog, self, region=config.region, account=config.account)
+        async with (
+            running_app(app, caller_config(), lane if config.fast_lane else None) as served,
+            trio.open_nursery() as nursery,
+        ):
             await nursery.start(self._serve_callers, served, listening)
             nursery.start_soon(self._watch_functions)
+            nursery.start_soon(self._keepwarm.run)
             port = listening.getsockname()[1]
             name = f"[{config.host}]" if family == socket.AF_INET6 else config.host
             task_status.started(f"http://{name}:{port}")
+            self._tell_functions()
             await self._stop.wait()
             grace_ends = trio.current_time() + config.grace_s
             nursery.cancel_scope.cancel()
@@ -158,15 +219,19 @@ class Node:
     async def _watch_functions(self) -> None:
         """Idle environments of changed code go when it changes, not when it is next invoked."""
         while True:
-            await self.catalog.changed()
+            with trio.move_on_after(LOOK_S):
+                await self.catalog.changed()
             self.catalog.refresh()
-            self._scheduler.retire_changed(
-                {
-                    function.name: function
-                    for function in self.catalog.all()
-                    if isinstance(function, FunctionVersion)
-                }
-            )
+            self._tell_functions()
+
+    def _tell_functions(self) -> None:
+        functions = [one for one in self.catalog.all() if isinstance(one, FunctionVersion)]
+        revisions = {function.name: function.revision for function in functions}
+        if revisions != self._told:
+            self._told = revisions
+            self._scheduler.retire_changed({function.name: function for function in functions})
+            self._keepwarm.keep(functions)
+            self._launcher.keep(self._kitchen.prepare(one, "")[0] for one in functions)
 
 
 @asynccontextmanager
@@ -189,12 +254,19 @@ async def open_node(
                 layers=LayerStore(config.state / "layers"),
             )
         )
-        rapi = await stack.enter_async_context(running_app(make_rapi_app(), environment_config()))
+        rapi = await stack.enter_async_context(
+            running_app(
+                make_rapi_app(),
+                environment_config(),
+                runtime_lane if config.fast_lane else None,
+            )
+        )
         launcher = await stack.enter_async_context(
             open_launcher(
                 uid_base=config.uid_base,
                 uid_count=config.uid_count,
                 weaker=config.allow_weaker,
+                pool=PoolLimits(config.pool_min, config.pool_max) if config.zygote else None,
             )
         )
         kitchen = Kitchen(config, runtimes)
@@ -208,13 +280,16 @@ async def open_node(
                     init_timeout_s=config.init_timeout_s,
                     freeze_delay_s=config.freeze_delay_ms / 1000,
                     max_age_s=config.max_environment_age_s,
+                    idle_limit=lambda function: idle_limit_s(
+                        function, datetime.now(UTC), config.max_environment_age_s
+                    ),
                 ),
                 NodeLimits(
                     account_concurrency=config.account_concurrency,
                     memory_budget_mb=config.memory_budget_mb,
                     max_starts=config.max_starts,
                 ),
-                reserved_total=lambda: _reserved(catalog),
+                reserved_total=lambda: catalog.reserved_total,
             )
         )
         queue = await stack.enter_async_context(
@@ -226,7 +301,17 @@ async def open_node(
                 concurrency=ASYNC_PER_CORE * (os.cpu_count() or 1),
             )
         )
-        yield Node(config, catalog, scheduler, queue, logbook, launcher.describe())
+        keepwarm = KeepWarm(
+            scheduler.invoke,
+            lambda name: _current(catalog, name),
+            region=config.region,
+            account=config.account,
+            now=lambda: datetime.now(UTC),
+            renew=scheduler.renew,
+            max_age_s=config.max_environment_age_s,
+            trace_id=lambda: read_trace_id(None),
+        )
+        yield Node(config, catalog, scheduler, queue, keepwarm, logbook, launcher, kitchen)
 
 
 def _runtime_api(rapi: ServedApp) -> ServeRuntimeApi:
@@ -242,14 +327,6 @@ def _runtime_api(rapi: ServedApp) -> ServeRuntimeApi:
         )
 
     return serve
-
-
-def _reserved(catalog: Catalog) -> int:
-    return sum(
-        function.reserved_concurrency or 0
-        for function in catalog.all()
-        if not isinstance(function, BrokenFunction)
-    )
 
 
 def _current(catalog: Catalog, name: str) -> FunctionVersion:

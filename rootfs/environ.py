@@ -14,6 +14,22 @@ from rootfs.runtimes import Runtime
 
 TASK_ROOT = "/var/task"
 RUNTIME_DIR = "/var/runtime"
+RUNTIME_API = "127.0.0.1:9001"
+"""In a network namespace of its own, where a prepared runtime always is."""
+PARKED = "/run/lambox/parked.mjs"
+AT_START = (
+    "AWS_LAMBDA_EXEC_WRAPPER",
+    "GLIBC_",
+    "LANG",
+    "LC_",
+    "LD_",
+    "MALLOC_",
+    "NODE_",
+    "OPENSSL_",
+    "SSL_CERT_",
+    "UV_",
+)
+"""Beginnings of variables that Node.js and its libraries read when they start, and not again."""
 TELEMETRY_FD = 62
 """Where AWS's own runtimes find their log pipe (SPEC 4.3)."""
 
@@ -69,6 +85,7 @@ def function_environment(
     region: str = "us-east-1",
     log_group: str = "",
     log_stream: str = "",
+    initialization_type: str = "on-demand",
     credentials: Credentials | None = None,
     user: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
@@ -86,7 +103,7 @@ def function_environment(
         "AWS_LAMBDA_FUNCTION_NAME": name,
         "AWS_LAMBDA_FUNCTION_VERSION": version,
         "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(memory_mb),
-        "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
+        "AWS_LAMBDA_INITIALIZATION_TYPE": initialization_type,
         "AWS_LAMBDA_LOG_GROUP_NAME": log_group or f"/aws/lambda/{name}",
         "AWS_LAMBDA_LOG_STREAM_NAME": log_stream or f"1970/01/01/[{version}]{'0' * 32}",
         "AWS_ACCESS_KEY_ID": credentials.access_key_id,
@@ -161,6 +178,26 @@ def command(
         # Through a shell, as AWS's bootstrap does it: a missing wrapper is then `exit status 127`.
         return ("/bin/sh", "-c", 'exec "$0" "$@"', wrapper, *argv)
     return argv
+
+
+def preparation(
+    runtime: Runtime, environment: Mapping[str, str]
+) -> tuple[tuple[str, ...], dict[str, str]] | None:
+    """(argv, environment) of the runtime started before its function is known; None: it cannot be.
+
+    `environment` is what it would be told later: what counts only at a start has to be the same. (A Python
+    sees to that itself: its fork executes a fresh interpreter where it has to, rootfs/inside/python/zygote.py.)
+    """
+    prepared = {**runtime_environment(runtime), "AWS_LAMBDA_RUNTIME_API": RUNTIME_API}
+    if runtime.family == "python":
+        return command(runtime), prepared
+    if runtime.family == "nodejs" and _at_start(environment) == _at_start(prepared):
+        return ("/var/lang/bin/node", PARKED), prepared
+    return None
+
+
+def _at_start(environment: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in environment.items() if key.startswith(AT_START)}
 
 
 def _is_file(path: Path) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from rootfs import environ
 from rootfs.host import Host
 from rootfs.runtimes import Runtime
 
@@ -82,15 +83,9 @@ NSSWITCH = "passwd: files\ngroup: files\nhosts: files dns\n"
 
 
 def plan(
-    runtime: Runtime,
-    code: str,
-    opt: str | None,
-    tmp_bytes: int,
-    *,
-    host: Host,
-    network: str = "none",
+    runtime: Runtime, tmp_bytes: int, *, host: Host, network: str = "none"
 ) -> tuple[Entry, ...]:
-    """Everything an environment sees. `code` becomes /var/task, `opt` (None: no layers) /opt.
+    """What every environment of a runtime sees; /var/task and /opt are empty folders, for `late`.
 
     Pure: whether the sources exist is the caller's affair. Nothing of the host's /home, /root,
     /var, /run and /sys is in it.
@@ -100,11 +95,36 @@ def plan(
         *_etc(host, network),
         *_lang(runtime),
         *_runtime(runtime),
-        Bind(code, "/var/task"),
-        Bind(opt, "/opt") if opt else Directory("/opt"),
+        Directory("/var/task"),
+        Directory("/opt"),
         Tmpfs("/tmp", tmp_bytes),
         Proc(),
         Dev(),
+    )
+
+
+def late(code: str, opt: str | None) -> tuple[Bind, ...]:
+    """What is one function's own: its code, and its layers (None: there are none)."""
+    return (Bind(code, "/var/task"), *([Bind(opt, "/opt")] if opt else []))
+
+
+def zygote(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    """The same for a zygote (rootfs/inside/python/zygote.py): no /tmp, no process table, no function.
+
+    The folders in which a function may bring libraries are there, empty: the dynamic linker remembers,
+    across a fork too, which of LD_LIBRARY_PATH did not exist.
+    """
+    own = ("/var/task", "/opt")
+    kept = tuple(
+        entry
+        for entry in entries
+        if not isinstance(entry, Tmpfs | Proc) and entry.target not in own
+    )
+    return (
+        *kept,
+        Directory("/var/task/lib"),
+        Directory("/opt/lib"),
+        Bind(f"{INSIDE}/python/zygote.py", "/run/lambox/zygote/zygote.py"),
     )
 
 
@@ -169,4 +189,7 @@ def _runtime(runtime: Runtime) -> list[Entry]:
             Bind(runtime.client, "/var/runtime"),
             Bind(f"{INSIDE}/python/lambox_bootstrap.py", "/var/runtime/bootstrap.py"),
         ]
-    return [Bind(runtime.client or f"{INSIDE}/node", "/var/runtime")]
+    return [
+        Bind(runtime.client or f"{INSIDE}/node", "/var/runtime"),
+        Bind(f"{INSIDE}/node/parked.mjs", environ.PARKED),
+    ]

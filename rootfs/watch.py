@@ -9,7 +9,10 @@ one folder may belong to several owners (a layer used by many functions).
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import termios
+from array import array
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -40,11 +43,15 @@ class Watch:
             raise WatchUnavailable(
                 f"inotify cannot be used: {exc.strerror}. Hint: {REMEDY}"
             ) from exc
+        self._fd = int(self._inotify.fileno())
+        self._waiting = array("i", [0])
+        """Bytes of events to be read. Asked for here: inotify_simple makes ctypes objects for it, each time."""
         self._owners: dict[int, dict[str, str]] = {}
         """watch descriptor -> owner -> the one file name of interest, or '' for all."""
 
     def close(self) -> None:
         self._inotify.close()
+        self._fd = -1
         self._owners.clear()
 
     def __enter__(self) -> Watch:
@@ -55,7 +62,7 @@ class Watch:
 
     def fileno(self) -> int:
         """Readable when `touched` has something to tell."""
-        return int(self._inotify.fileno())
+        return self._fd
 
     def add_tree(self, owner: str, path: Path) -> None:
         """Watch a folder and all below it. Raises WatchUnavailable; what vanishes is skipped."""
@@ -100,6 +107,9 @@ class Watch:
 
     def touched(self) -> set[str]:
         """Owners with a change since the last call. Never blocks; one ioctl if there is none."""
+        fcntl.ioctl(self._fd, termios.FIONREAD, self._waiting)
+        if not self._waiting[0]:
+            return set()
         return self._owners_of(self._inotify.read(timeout=0))
 
     def _owners_of(self, events: Iterable[Event]) -> set[str]:

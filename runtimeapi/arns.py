@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NoReturn
 
 from sandbox.errors import FunctionNotFound, InvalidRequest
@@ -62,6 +63,11 @@ def enum_violations(value: str, field: str, allowed: Sequence[str]) -> list[str]
     return [violation(value, field, f"satisfy enum value set: [{', '.join(allowed)}]")]
 
 
+@lru_cache(maxsize=1024)
+def _well_shaped(name: str, qualifier: str | None) -> bool:
+    return not shape_violations(name, qualifier)
+
+
 def shape_violations(name: str, qualifier: str | None) -> list[str]:
     found = _shape(name, "functionName", _NAME, NAME_PATTERN, MAX_NAME)
     if qualifier is not None:
@@ -104,9 +110,14 @@ def parse_function_name(
     `other_violations` are those of the request's other members: AWS reports them in one message.
     """
     qualifier = qualifier or None  # `?Qualifier=` is how the models' empty query member arrives
-    violations = [*shape_violations(raw, qualifier), *other_violations]
-    if violations:
-        raise validation_error(violations)
+    violations = list(other_violations)
+    if violations or not _well_shaped(raw, qualifier):
+        raise validation_error([*shape_violations(raw, qualifier), *violations])
+    return _resolve(raw, qualifier, region, account)
+
+
+@lru_cache(maxsize=1024)
+def _resolve(raw: str, qualifier: str | None, region: str, account: str) -> FunctionRef:
     match = _NAME.fullmatch(raw)
     assert match is not None
     named_region, named_account = match[3], match[9]

@@ -33,6 +33,10 @@ def mount_console(app: FaceApp, functions: Functions, console: Console) -> None:
     async def list_environments() -> Response:
         return respond(200, JSON, to_json(console.environments()))
 
+    @app.get("/_lambox/prepared")
+    async def list_prepared() -> Response:
+        return respond(200, JSON, to_json(console.prepared()))
+
     @app.get("/_lambox/logs")
     @app.get("/_lambox/logs/<name>")
     async def logs(name: str | None = None) -> Response:
@@ -63,6 +67,8 @@ def describe(function: FunctionVersion | BrokenFunction) -> dict[str, Any]:
         "timeout_s": function.timeout_s,
         "memory_mb": function.memory_mb,
         "reserved_concurrency": function.reserved_concurrency,
+        "provisioned_concurrency": function.provisioned_concurrency,
+        "warm": [schedule.expression for schedule in function.warm],
         "network": function.network,
         "description": function.description,
         "code": str(function.code),

@@ -10,7 +10,6 @@ GET  /healthz, /_lambox/...                                     `console.py`
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import replace
 
@@ -30,12 +29,18 @@ from runtimeapi.intake import (
     read_payload,
 )
 from runtimeapi.ports import Console, Functions, Invoker
-from runtimeapi.replies import Reply, aws_error, aws_success, friendly_error, friendly_success
+from runtimeapi.replies import (
+    Reply,
+    aws_error,
+    aws_success,
+    blame,
+    friendly_error,
+    friendly_success,
+    with_ids,
+)
 from runtimeapi.streaming import StreamedInvocation
 from sandbox.errors import CallerError, InvalidRequest, PlatformFault
 from sandbox.invocation import MAX_ASYNC_PAYLOAD, MAX_PAYLOAD, new_request_id
-
-log = logging.getLogger("lambox.invoke")
 
 MAX_INVOKE_ASYNC = 256 * 1024
 """Bytes of the legacy InvokeAsync's payload (SPEC 3.1)."""
@@ -118,8 +123,9 @@ class _InvokeFace:
         invocation = ask.invocation(function, payload, sink=stream)
         self._app.nursery.start_soon(stream.run, self._invoker, invocation)
         await stream.begin()
-        headers = {"X-Amz-Executed-Version": function.version or LATEST, **_ids()}
-        return Response(stream, 200, headers, content_type=CONTENT_TYPE)
+        headers = {"X-Amz-Executed-Version": function.version or LATEST}
+        begun = with_ids(Reply(200, headers, b""), *_ids())
+        return Response(stream, 200, begun.headers, content_type=CONTENT_TYPE)
 
     async def friendly(self, name: str) -> Response:
         ask = replace(self._ask(name), kind="RequestResponse")
@@ -127,20 +133,18 @@ class _InvokeFace:
         payload = await read_payload(
             body_of(request), limit=MAX_PAYLOAD, operation="InvokeFunction"
         )
-        outcome = await self._invoker.invoke(ask.invocation(function, payload))
+        outcome = await self._invoker.invoke(ask.invocation(function, payload, memory=True))
         reply = friendly_success(outcome, ask.request_id)
         return respond(reply.status, reply.headers, reply.body)
 
 
-def _ids() -> dict[str, str]:
-    """SPEC 3.2: every answer of AWS's face has a request id, and a trace id once there is one."""
-    headers = {"x-amzn-RequestId": g.get("request_id") or new_request_id()}
-    trace_id = g.get("trace_id")
-    return {**headers, "X-Amzn-Trace-Id": trace_id} if trace_id else headers
+def _ids() -> tuple[str, str | None]:
+    return g.get("request_id") or new_request_id(), g.get("trace_id")
 
 
 def _render(reply: Reply) -> Response:
-    response = respond(reply.status, {**reply.headers, **_ids()}, reply.body)
+    reply = with_ids(reply, *_ids())
+    response = respond(reply.status, reply.headers, reply.body)
     if not reply.body:
         response.headers.remove("Content-Type")
     if reply.status == 204:
@@ -168,10 +172,7 @@ def _mount_errors(app: FaceApp) -> None:
 
     @app.errorhandler(Exception)
     async def fault(error: Exception) -> Response:
-        log.error("%s %s failed", request.method, path_of(request), exc_info=error)
-        if isinstance(error, PlatformFault):
-            return _render_error(error)
-        return _render_error(PlatformFault("unexpected"))
+        return _render_error(blame(error, request.method, path_of(request)))
 
 
 def _no_such_operation(status: int, method: str, path: str) -> CallerError:

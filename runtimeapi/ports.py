@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sandbox.function import BrokenFunction, FunctionVersion
 from sandbox.invocation import BodyTruncated, Invocation, Outcome, ResponseBody
 from sandbox.lifecycle import NextEvent
+from sandbox.ticket import Ticket
 
 __all__ = [
     "BodyTruncated",
@@ -57,6 +58,40 @@ class RuntimeFace(Protocol):
 
     async def init_error(self, *, error_type: str | None, body: bytes) -> None: ...
 
+    # The same without waiting, for the fast lane.
+
+    def ask_next(self, deliver: Callable[[NextEvent], None]) -> NextEvent | None:
+        """`next`: the event that is out, or None, and `deliver` is called with the next one.
+
+        `deliver` is called in the middle of somebody else's work: it must be quick and raise nothing.
+        """
+
+    def forget_next(self, deliver: Callable[[NextEvent], None]) -> None:
+        """The connection that asked went away. Nothing happens if it was answered."""
+
+    def take_response(
+        self,
+        request_id: str,
+        *,
+        invocation_id: str | None,
+        content_type: str | None,
+        body: bytes,
+    ) -> None:
+        """`respond` with no mode and a whole body of at most MAX_PAYLOAD bytes."""
+
+    def take_error(
+        self,
+        request_id: str,
+        *,
+        invocation_id: str | None,
+        error_type: str | None,
+        content_type: str | None,
+        body: bytes,
+    ) -> None: ...
+
+    def finish_turn(self) -> None:
+        """Call it after `take_response` and `take_error`, once the runtime has its answer."""
+
 
 class Functions(Protocol):
     """The catalog, as the Invoke API needs it."""
@@ -76,6 +111,12 @@ class Invoker(Protocol):
     async def invoke(self, invocation: Invocation) -> Outcome:
         """Raises CallerError (429 ...) or PlatformFault. Cancelling it does not stop a started invocation."""
 
+    def submit(self, invocation: Invocation, on_end: Callable[[], None]) -> Ticket:
+        """`invoke` without waiting; raises what it raises at once. `on_end`: see `Ticket`."""
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """The caller has gone away: as cancelling `invoke`."""
+
     async def accept(self, invocation: Invocation) -> None:
         """Take an Event invocation: once this returns it will be run, now or after a restart."""
 
@@ -90,3 +131,5 @@ class Console:
     """(function name | None) -> list[str]: the lines kept, oldest first."""
     follow_logs: Any
     """(function name | None) -> async iterator of str lines as they come."""
+    prepared: Any = list
+    """() -> list of JSON-able dicts, one per kind of sandbox that is kept ready."""

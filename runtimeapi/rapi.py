@@ -17,6 +17,7 @@ from werkzeug.exceptions import HTTPException
 from runtimeapi.app import FaceApp, body_of, path_of, respond
 from runtimeapi.bodies import BodyTooLarge, read_all
 from runtimeapi.ports import BodyTruncated, RuntimeFace
+from runtimeapi.replies import Reply
 from sandbox.invocation import MAX_PAYLOAD
 from sandbox.lifecycle import NextEvent, Refused
 
@@ -36,13 +37,16 @@ def go_json(value: object) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-def accepted() -> Response:
-    return respond(202, JSON, go_json({"status": "OK"}) + b"\n")
+ACCEPTED = Reply(202, JSON, go_json({"status": "OK"}) + b"\n")
 
 
-def refusal(status: int, error_type: str, message: str) -> Response:
+def refusal(status: int, error_type: str, message: str) -> Reply:
     body = go_json({"errorMessage": message, "errorType": error_type}) + b"\n"
-    return respond(status, JSON, body)
+    return Reply(status, JSON, body)
+
+
+def render(reply: Reply) -> Response:
+    return respond(reply.status, reply.headers, reply.body)
 
 
 def make_rapi_app() -> FaceApp:
@@ -69,7 +73,7 @@ def _mount_invocation(app: FaceApp) -> None:
     @app.get(f"{VERSION}/runtime/invocation/next", provide_automatic_options=False)
     async def next_event() -> Response:
         event = await environment().next()
-        return respond(200, next_headers(event), event.payload)
+        return render(next_reply(event))
 
     @app.post(
         f"{VERSION}/runtime/invocation/<request_id>/response", provide_automatic_options=False
@@ -82,14 +86,14 @@ def _mount_invocation(app: FaceApp) -> None:
             content_type=header("Content-Type"),
             body=body_of(request),
         )
-        return accepted()
+        return render(ACCEPTED)
 
     @app.post(f"{VERSION}/runtime/invocation/<request_id>/error", provide_automatic_options=False)
     async def error(request_id: str) -> Response:
         content_type = header("Content-Type")
-        body = await read_all(body_of(request), MAX_PAYLOAD)
-        if content_type == ERROR_CAUSE_TYPE:
-            content_type, body = without_cause(body)
+        content_type, body = for_the_caller(
+            content_type, await read_all(body_of(request), MAX_PAYLOAD)
+        )
         await environment().error(
             request_id,
             invocation_id=header("Lambda-Runtime-Invocation-Id"),
@@ -97,14 +101,14 @@ def _mount_invocation(app: FaceApp) -> None:
             content_type=content_type,
             body=body,
         )
-        return accepted()
+        return render(ACCEPTED)
 
     @app.post(f"{VERSION}/runtime/init/error", provide_automatic_options=False)
     async def init_error() -> Response:
         body = await read_all(body_of(request), MAX_PAYLOAD)
         error_type = header("Lambda-Runtime-Function-Error-Type")
         await environment().init_error(error_type=error_type, body=body)
-        return accepted()
+        return render(ACCEPTED)
 
 
 def _mount_stubs(app: FaceApp) -> None:
@@ -113,26 +117,26 @@ def _mount_stubs(app: FaceApp) -> None:
 
     @app.put("/2022-07-01/telemetry", provide_automatic_options=False)
     async def telemetry() -> Response:
-        return refusal(202, "Telemetry.NotSupported", "Telemetry API is not supported")
+        return render(refusal(202, "Telemetry.NotSupported", "Telemetry API is not supported"))
 
     @app.put("/2020-08-15/logs", provide_automatic_options=False)
     async def logs() -> Response:
-        return refusal(202, "Logs.NotSupported", "Logs API is not supported")
+        return render(refusal(202, "Logs.NotSupported", "Logs API is not supported"))
 
 
 def _mount_errors(app: FaceApp) -> None:
     @app.errorhandler(Refused)
     async def refused(refused: Refused) -> Response:
-        return refusal(refused.status, refused.error_type, refused.message)
+        return render(refusal(refused.status, refused.error_type, refused.message))
 
     @app.errorhandler(BodyTruncated)
     async def truncated(_: BodyTruncated) -> Response:
-        return refusal(400, "TruncatedHTTPRequest", "HTTP request detected as truncated")
+        return render(refusal(400, "TruncatedHTTPRequest", "HTTP request detected as truncated"))
 
     @app.errorhandler(BodyTooLarge)
     async def too_large(_: BodyTooLarge) -> Response:
         message = f"Exceeded maximum allowed payload size ({MAX_PAYLOAD} bytes)."
-        return refusal(413, "RequestEntityTooLarge", message)
+        return render(refusal(413, "RequestEntityTooLarge", message))
 
     @app.errorhandler(HTTPException)
     async def no_route(error: HTTPException) -> Response:
@@ -143,9 +147,14 @@ def _mount_errors(app: FaceApp) -> None:
         return respond(error.code or 404, headers, b"404 page not found\n")
 
     @app.errorhandler(Exception)
-    async def fault(error: Exception) -> Response:
-        log.error("%s %s failed", request.method, path_of(request), exc_info=error)
-        return refusal(500, "InternalServerError", "Internal Server Error")
+    async def failed(error: Exception) -> Response:
+        return render(fault(error, request.method, path_of(request)))
+
+
+def fault(error: Exception, method: str, path: str) -> Reply:
+    """lambox is to blame: logged here, and nothing of it is told."""
+    log.error("%s %s failed", method, path, exc_info=error)
+    return refusal(500, "InternalServerError", "Internal Server Error")
 
 
 def environment() -> RuntimeFace:
@@ -159,25 +168,37 @@ def header(name: str) -> str | None:
     return request.headers.get(name) or None
 
 
+def next_reply(event: NextEvent) -> Reply:
+    return Reply(200, next_headers(event), event.payload)
+
+
 def next_headers(event: NextEvent) -> dict[str, str]:
     """SPEC 1.3: in the classic core a header is sent only when it has a value."""
     headers = {
-        "Content-Type": event.content_type or "application/json",
+        "Content-Type": one_line(event.content_type or "application/json"),
         "Lambda-Runtime-Aws-Request-Id": event.request_id,
         "Lambda-Runtime-Invocation-Id": event.invocation_id,
         "Lambda-Runtime-Deadline-Ms": str(event.deadline_ms),
         "Lambda-Runtime-Invoked-Function-Arn": event.invoked_arn,
-        "Lambda-Runtime-Trace-Id": event.trace_id,
-        "Lambda-Runtime-Client-Context": event.client_context or "",
-        "Lambda-Runtime-Cognito-Identity": event.cognito_identity or "",
     }
-    return {name: one_line(value) for name, value in headers.items() if value}
+    if event.trace_id:
+        headers["Lambda-Runtime-Trace-Id"] = one_line(event.trace_id)
+    if event.client_context:
+        headers["Lambda-Runtime-Client-Context"] = one_line(event.client_context)
+    if event.cognito_identity:
+        headers["Lambda-Runtime-Cognito-Identity"] = one_line(event.cognito_identity)
+    return headers
 
 
 def one_line(value: str) -> str:
     """A caller's JSON may have line breaks between its tokens; Go writes them as spaces in a
     header, so do we."""
     return value.replace("\r", " ").replace("\n", " ").strip()
+
+
+def for_the_caller(content_type: str | None, body: bytes) -> tuple[str | None, bytes]:
+    """What an error's body is once the part for X-Ray is out of it."""
+    return without_cause(body) if content_type == ERROR_CAUSE_TYPE else (content_type, body)
 
 
 def without_cause(body: bytes) -> tuple[str, bytes]:

@@ -1,4 +1,4 @@
-"""Owns what an outcome or an error looks like to a caller: status, headers, body. Pure.
+"""Owns what an outcome or an error looks like to a caller: status, headers, body.
 
 AWS's face (SPEC 3.2, 3.7): a function error is a 200 with X-Amz-Function-Error; whatever else goes
 wrong is JSON with the header x-amzn-ErrorType.
@@ -16,10 +16,13 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 from dataclasses import dataclass
 
 from sandbox.errors import CallerError, PlatformFault, TooManyRequests
 from sandbox.invocation import Outcome
+
+log = logging.getLogger("lambox.invoke")
 
 CAPITAL_MESSAGE = frozenset(
     [
@@ -84,6 +87,14 @@ class Reply:
     body: bytes
 
 
+def blame(error: Exception, method: str, path: str) -> CallerError | PlatformFault:
+    """Whose fault it is; ours is logged, here and nowhere else."""
+    if isinstance(error, CallerError):
+        return error
+    log.error("%s %s failed", method, path, exc_info=error)
+    return error if isinstance(error, PlatformFault) else PlatformFault("unexpected")
+
+
 def to_json(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
 
@@ -102,6 +113,16 @@ def aws_success(outcome: Outcome, *, tail: bool) -> Reply:
     if tail:
         headers["X-Amz-Log-Result"] = base64.b64encode(outcome.log_tail).decode()
     return Reply(200, headers, outcome.payload)
+
+
+def with_ids(reply: Reply, request_id: str, trace_id: str | None) -> Reply:
+    """SPEC 3.2: every answer of AWS's face has a request id, and a trace id once there is one."""
+    headers = {**reply.headers, "x-amzn-RequestId": request_id}
+    if trace_id:
+        headers["X-Amzn-Trace-Id"] = trace_id
+    if not reply.body:
+        headers.pop("Content-Type", None)
+    return Reply(reply.status, headers, reply.body)
 
 
 def aws_error(error: CallerError | PlatformFault) -> Reply:

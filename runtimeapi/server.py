@@ -23,6 +23,7 @@ from hypercorn.typing import ASGIFramework
 from hypercorn.utils import LifespanTimeoutError
 
 from runtimeapi.connection import FaceConfig, FaceConnection
+from runtimeapi.wire import FastConnection, Lane
 
 log = logging.getLogger("lambox.http")
 
@@ -66,9 +67,10 @@ def caller_config() -> FaceConfig:
 class ServedApp:
     """An app whose lifespan is open. Made by `running_app`."""
 
-    def __init__(self, app: ASGIWrapper, config: FaceConfig) -> None:
+    def __init__(self, app: ASGIWrapper, config: FaceConfig, lane: Lane | None = None) -> None:
         self._app = app
         self._config = config
+        self._lane = lane
         self._context = WorkerContext(None)
 
     async def serve(
@@ -94,6 +96,7 @@ class ServedApp:
         """
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
         context = WorkerContext(None)
+        fast: set[FastConnection] = set()
 
         async def handle(stream: trio.SocketStream) -> None:
             if not admits(stream.socket.getpeername()):
@@ -101,7 +104,7 @@ class ServedApp:
                 return
             on_connection(+1)
             try:
-                await self.serve_connection(stream, state, context=context)
+                await self._begin(stream, state, context, fast)
             finally:
                 on_connection(-1)
 
@@ -117,7 +120,31 @@ class ServedApp:
                 )
             finally:
                 _set(context.terminated)
+                for connection in fast:
+                    connection.terminate()
                 hold.release()
+
+    async def _begin(
+        self,
+        stream: trio.SocketStream,
+        state: Mapping[str, object],
+        context: WorkerContext,
+        fast: set[FastConnection],
+    ) -> None:
+        """The fast lane first, as long as it knows what to do."""
+        if self._lane is None:
+            await self.serve_connection(stream, state, context=context)
+            return
+        connection = self._lane(stream, self._config, state)
+        fast.add(connection)
+        if context.terminated.is_set():
+            connection.terminate()
+        try:
+            already_read = await connection.run()
+        finally:
+            fast.discard(connection)
+        if already_read is not None:
+            await self.serve_connection(stream, state, already_read=already_read, context=context)
 
     async def serve_connection(
         self,
@@ -180,11 +207,15 @@ def _set(event: object) -> None:
 
 
 @asynccontextmanager
-async def running_app(app: ASGIFramework, config: FaceConfig) -> AsyncIterator[ServedApp]:
+async def running_app(
+    app: ASGIFramework, config: FaceConfig, lane: Lane | None = None
+) -> AsyncIterator[ServedApp]:
     """Open the app (its startup functions, its nursery) and close it on leaving. Serve it inside:
 
     async with running_app(app, config) as served, trio.open_nursery() as nursery:
         await nursery.start(served.serve, listening_socket, {"environment": environment})
+
+    With a `lane` (`lanes.py`) connections that come in by `serve` begin there; without, all is hypercorn's.
     """
     wrapped = ASGIWrapper(app)
     lifespan = Lifespan(wrapped, config, {})
@@ -200,7 +231,7 @@ async def running_app(app: ASGIFramework, config: FaceConfig) -> AsyncIterator[S
         try:
             await nursery.start(live)
             await lifespan.wait_for_startup()
-            yield ServedApp(wrapped, config)
+            yield ServedApp(wrapped, config, lane)
         finally:
             with trio.move_on_after(APP_SHUTDOWN_S, shield=True):
                 try:

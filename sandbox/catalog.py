@@ -81,6 +81,9 @@ class Catalog:
         self._defaults = defaults or FunctionDefaults()
         self._layers = layers
         self._entries: dict[str, _Entry] = {}
+        self._incomplete: dict[str, tuple[Path, ...]] = {}
+        """Of functions that lack a layer, what is missing."""
+        self._reserved: int | None = None
         self._watch: Watch | None = None
         self._root_watched = False
         if watch:
@@ -115,6 +118,17 @@ class Catalog:
     def all(self) -> Sequence[FunctionVersion | BrokenFunction]:
         return [self._entries[name].function for name in sorted(self._entries)]
 
+    @property
+    def reserved_total(self) -> int:
+        """Sum of all reserved concurrency. Asked for at every invocation, so it is not summed up anew."""
+        if self._reserved is None:
+            self._reserved = sum(
+                entry.function.reserved_concurrency or 0
+                for entry in self._entries.values()
+                if isinstance(entry.function, FunctionVersion)
+            )
+        return self._reserved
+
     def refresh(self) -> None:
         """Take in what changed on disk since the last call. Never raises."""
         if self._watch is None or not self._root_watched:
@@ -123,7 +137,9 @@ class Catalog:
         touched = self._watch.touched()
         # A missing layer may appear where no watch could be set.
         touched.update(
-            name for name, entry in self._entries.items() if any(p.exists() for p in entry.missing)
+            name
+            for name, missing in self._incomplete.items()
+            if any(path.exists() for path in missing)
         )
         if EVERYTHING in touched or ROOT in touched:
             # Rare, so all are read again: folders came or went, links point elsewhere, events lost.
@@ -168,6 +184,8 @@ class Catalog:
 
     def _drop(self, name: str) -> None:
         self._entries.pop(name, None)
+        self._incomplete.pop(name, None)
+        self._reserved = None
         if self._watch is not None:
             self._watch.forget(name)
 
@@ -185,6 +203,11 @@ class Catalog:
             self._watched(lambda watch: watch.add_tree(name, code.resolve()))
         entry = self._read(name, code)
         self._entries[name] = entry
+        self._reserved = None
+        if entry.missing:
+            self._incomplete[name] = entry.missing
+        else:
+            self._incomplete.pop(name, None)
         for source in entry.sources:
             self._watched(partial(_watch_source, name=name, source=source))
 
@@ -329,6 +352,9 @@ def _function(
         ephemeral_storage_mb=description.ephemeral_storage,
         idle_timeout_s=description.idle_timeout,
         reserved_concurrency=description.reserved_concurrency,
+        provisioned_concurrency=description.provisioned_concurrency,
+        warm=description.warm,
+        waits_for_ping=description.waits_for_ping,
         network=description.network,
         freeze=description.freeze,
         description=description.description,

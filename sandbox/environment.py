@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import trio
 
-from sandbox import failures, logs, responses
+from sandbox import failures, logs
 from sandbox.confine.spec import (
     ConfineError,
     Exit,
@@ -26,23 +26,19 @@ from sandbox.confine.spec import (
     Sandbox,
     SandboxSpec,
 )
+from sandbox.conversation import Conversation
 from sandbox.failures import Failure
 from sandbox.function import FunctionVersion
-from sandbox.invocation import (
-    BodyTruncated,
-    Outcome,
-    ResponseBody,
-    new_request_id,
-)
-from sandbox.lifecycle import Event, Lifecycle, NextEvent, Refused, State
+from sandbox.lifecycle import Event, State
 from sandbox.logpipes import LogPipes
-from sandbox.responses import TooLarge
 from sandbox.ticket import Ticket
 
 LAST_WORDS_S = 0.1
 """How long a dead runtime's last request may still be on its way through our sockets."""
 LINGER_S = 0.1
 """How long after its answer a runtime is counted on to ask again: one period of the CPU quota."""
+PROVISIONED_INIT_S = 130.0
+"""Least time for the init of a provisioned environment (SPEC 3.6)."""
 MIB = 1024 * 1024
 
 ServeRuntimeApi = Callable[..., Awaitable[None]]
@@ -72,8 +68,8 @@ class Surroundings:
     """What all environments of a node share."""
 
     launcher: Launcher
-    prepare: Callable[[FunctionVersion, str], tuple[SandboxSpec, Program]]
-    """(function, environment id) -> what to launch and what to run in it."""
+    prepare: Callable[[FunctionVersion, str, bool], tuple[SandboxSpec, Program]]
+    """(function, environment id, whether provisioned) -> what to launch and what to run in it."""
     serve: ServeRuntimeApi
     logbook: logs.LogBook
     init_timeout_s: float = 10.0
@@ -81,9 +77,11 @@ class Surroundings:
     max_age_s: float = 7200.0
     wall: Callable[[], float] = time.time
     """Unix time in seconds, for the deadline a runtime is told."""
+    idle_limit: Callable[[FunctionVersion], float] = lambda function: function.idle_timeout_s
+    """For how many seconds from now an environment may be idle."""
 
 
-class Environment:
+class Environment(Conversation):
     """One execution environment. `run()` is its whole life; implements runtimeapi's RuntimeFace."""
 
     def __init__(
@@ -94,30 +92,21 @@ class Environment:
         surroundings: Surroundings,
         *,
         suppressed_init: bool = False,
+        provisioned: bool = False,
     ) -> None:
+        super().__init__(function, surroundings.logbook, surroundings.wall)
         self.id = id_
-        self.function = function
+        self.provisioned = provisioned
         self.suppressed_init = suppressed_init
         """A second try after a failed init: the function's own timeout is its limit (SPEC 3.6)."""
-        self.invocations = 0
         self.born_at = trio.current_time()
         self.idle_since = math.inf
         self.frozen = False
-        self.lost = False
         self.connections = 0
         self._owner = owner
         self._around = surroundings
-        self._life = Lifecycle()
-        self._ticket: Ticket | None = None
-        self._tail = logs.Tail()
-        self._log: LogPipes | None = None
         self._sandbox: Sandbox | None = None
         self._init_began_at = self.born_at
-        self._init_ms: float | None = None
-        self._dispatched_at = 0.0
-        self._first_deadline = math.inf
-        self._deadline = math.inf
-        self._wake = trio.Event()
         self._quiet = trio.Event()
         self._ending = trio.Event()
         self._due = math.inf
@@ -140,7 +129,7 @@ class Environment:
     async def run(self) -> None:
         """Launch, run and reap. Returns when nothing of the environment is left on the host."""
         try:
-            spec, program = self._around.prepare(self.function, self.id)
+            spec, program = self._around.prepare(self.function, self.id, self.provisioned)
             sandbox = await self._around.launcher.launch(spec)
         except Exception as exc:
             # Told, not raised: whoever waits for this environment gets it as the answer.
@@ -163,9 +152,7 @@ class Environment:
         listener = sandbox.listener.dup()
         with (
             listener,
-            LogPipes(
-                (sandbox.stdout, sandbox.stderr), sandbox.telemetry, self._on_line
-            ) as self._log,
+            LogPipes((sandbox.stdout, sandbox.stderr), sandbox.telemetry, self._write) as self._log,
         ):
             async with trio.open_nursery() as nursery:
                 try:
@@ -191,6 +178,8 @@ class Environment:
     async def _start(self, sandbox: Sandbox, program: Program) -> None:
         self._init_began_at = trio.current_time()
         limit = self.function.timeout_s if self.suppressed_init else self._around.init_timeout_s
+        if self.provisioned:
+            limit = max(limit, PROVISIONED_INIT_S, self.function.timeout_s)
         self._arm(self._init_began_at + limit)
         if self.suppressed_init:
             self._first_deadline = self._due
@@ -221,7 +210,7 @@ class Environment:
         failure = failures.exited(exit_)
         if state is State.STARTED:
             self._init_failed(failure)
-        elif self._ticket is not None:
+        elif self._turn is not None:
             self._fail_invocation(failure)
         self.retire()
 
@@ -236,7 +225,11 @@ class Environment:
                 self._on_due()
 
     def _arm(self, deadline: float) -> None:
-        self._due = self._due_scope.deadline = deadline
+        """A later deadline only is noted: the timer wakes up at the old one and sees it. An invocation
+        changes it three times, and almost none of these deadlines is ever reached."""
+        self._due = deadline
+        if deadline < self._due_scope.deadline:
+            self._due_scope.deadline = deadline
 
     def _on_due(self) -> None:
         state = self._life.state
@@ -247,12 +240,12 @@ class Environment:
             assert self._sandbox is not None
             self._sandbox.freeze()
             self.frozen = True
-            self._arm(self.idle_since + self.function.idle_timeout_s)
+            self._arm(self._idle_until)
         elif state is State.RESPONSE_SENT and trio.current_time() < self._deadline:
             self._arm(self._deadline)
             self._owner.environment_lingers(self)
         else:
-            if self._ticket is not None:
+            if self._turn is not None:
                 self._fail_invocation(failures.timed_out(self.function.timeout_s))
             elif state is State.RESPONSE_SENT:
                 # SPEC 1.6: answered, but `next` never came. The caller has its response.
@@ -262,10 +255,11 @@ class Environment:
     def _lose(self, failure: Failure | Exception | None) -> None:
         if not self.lost:
             self.lost = True
-            if self._ticket is not None:
+            if self._turn is not None:
                 self._fail_invocation(
                     Failure("failure", "Sandbox.Failure", "Sandbox was shut down")
                 )
+            self.finish_turn()
             self._owner.environment_lost(self, failure)
 
     # --- what its runtime says (RuntimeFace)
@@ -280,80 +274,13 @@ class Environment:
         self._quiet.set()
         self._quiet = trio.Event()
 
-    async def next(self) -> NextEvent:
-        before = self._life.state
-        self._life.step(Event.NEXT)
-        if before is State.STARTED:
-            self._init_ended()
-        elif before is State.RESPONSE_SENT:
-            self._owner_decides()
-        while self._life.event is None:
-            await self._wake.wait()
-        return self._life.event
-
-    async def respond(
-        self,
-        request_id: str,
-        *,
-        invocation_id: str | None,
-        response_mode: str | None,
-        content_type: str | None,
-        body: ResponseBody,
-    ) -> None:
-        self._life.check_id(request_id, invocation_id)
-        ticket = self._ticket
-        if response_mode and response_mode != "streaming":
-            self._life.step(Event.ERROR)
-            self._fail_invocation(
-                Failure(
-                    "error", "Runtime.InvalidResponseModeHeader", "Invalid response mode header"
-                )
-            )
-            raise Refused(400, "InvalidFunctionResponseMode", "Invalid function response mode")
-        self._life.step(Event.RESPONSE)
-        assert ticket is not None
-        try:
-            streamed = response_mode == "streaming" and ticket.invocation.sink is not None
-            receive = self._forward if streamed else self._collect
-            await receive(ticket, content_type, body)
-        except BodyTruncated:
-            self._truncated(ticket)
-            raise Refused(
-                400, "TruncatedHTTPRequest", "HTTP request detected as truncated"
-            ) from None
-        finally:
-            # Left by cancellation: the connection broke in the middle of the body.
-            self._truncated(ticket)
-
-    async def error(
-        self,
-        request_id: str,
-        *,
-        invocation_id: str | None,
-        error_type: str | None,
-        content_type: str | None,
-        body: bytes,
-    ) -> None:
-        self._life.check_id(request_id, invocation_id)
-        self._life.step(Event.ERROR)
-        self._finish(
-            "error",
-            payload=body,
-            content_type=content_type or "application/json",
-            error_type=failures.normalise_type(error_type),
-        )
-
-    async def init_error(self, *, error_type: str | None, body: bytes) -> None:
-        self._life.step(Event.INIT_ERROR)
-        self._init_failed(
-            Failure("error", failures.normalise_type(error_type), payload=body), at_once=False
-        )
-
     # --- init
 
     def _init_ended(self) -> None:
         init_ms = (trio.current_time() - self._init_began_at) * 1000
-        if not self.suppressed_init:
+        if self.provisioned:
+            self._write(logs.init_report_line(init_ms, "init", "success"))
+        elif not self.suppressed_init:
             self._init_ms = init_ms
         assert self._sandbox is not None
         self._sandbox.settle()
@@ -378,7 +305,12 @@ class Environment:
             if self.function.freeze:
                 self._arm(self.idle_since + self._around.freeze_delay_s)
             else:
-                self._arm(self.idle_since + self.function.idle_timeout_s)
+                self._arm(self._idle_until)
+
+    @property
+    def _idle_until(self) -> float:
+        limit = math.inf if self.provisioned else self._around.idle_limit(self.function)
+        return self.idle_since + limit
 
     # --- one invocation
 
@@ -395,173 +327,15 @@ class Environment:
         now = trio.current_time()
         deadline = min(now + self.function.timeout_s, self._first_deadline)
         self._first_deadline = math.inf
-        invocation = ticket.invocation
-        self._drain()
         ticket.dispatched = True
-        self._ticket, self._tail = ticket, logs.Tail()
-        self._dispatched_at = now
-        self.invocations += 1
-        self._life.invoke(
-            NextEvent(
-                request_id=invocation.request_id,
-                invocation_id=new_request_id(),
-                deadline_ms=int((self._around.wall() + deadline - now) * 1000),
-                invoked_arn=invocation.invoked_arn,
-                trace_id=invocation.trace_id,
-                client_context=invocation.client_context,
-                cognito_identity=invocation.cognito_identity,
-                content_type=invocation.content_type,
-                payload=invocation.payload,
-            )
-        )
-        self._deadline = deadline
-        self._arm(deadline)
-        self._write(logs.start_line(invocation.request_id, self.function.version))
-        self._wake.set()
-        self._wake = trio.Event()
+        self._give(ticket, now=now, deadline=deadline)
 
-    @property
-    def _request_id(self) -> str:
-        return self._life.event.request_id if self._life.event else ""
+    def _answered(self) -> None:
+        self._arm(min(self._deadline, trio.current_time() + LINGER_S))
+        self._owner.environment_answered(self)
 
-    async def _collect(self, ticket: Ticket, content_type: str | None, body: ResponseBody) -> None:
-        try:
-            payload = await responses.collect(body)
-        except TooLarge as exc:
-            if self._ticket is ticket:
-                self._life.step(Event.SENT)
-                self._finish(
-                    "error",
-                    payload=failures.too_large(exc.limit),
-                    error_type=failures.RESPONSE_TOO_LARGE,
-                )
-            raise Refused(413, "RequestEntityTooLarge", str(exc)) from exc
-        if self._ticket is not ticket:
-            return
-        self._life.step(Event.SENT)
-        midstream = responses.midstream_error(body)
-        if midstream is None:
-            self._finish(
-                "success",
-                payload=payload,
-                content_type=content_type or "application/octet-stream",
-            )
-        else:
-            self._finish("error", payload=midstream[1], error_type=midstream[0])
-
-    async def _forward(self, ticket: Ticket, content_type: str | None, body: ResponseBody) -> None:
-        assert ticket.invocation.sink is not None
-        try:
-            await responses.forward(body, ticket.invocation.sink)
-        except TooLarge as exc:
-            self._stream_ended(ticket, (failures.RESPONSE_TOO_LARGE, str(exc)))
-            raise Refused(413, "RequestEntityTooLarge", str(exc)) from exc
-        midstream = responses.midstream_error(body)
-        self._stream_ended(
-            ticket, midstream and (midstream[0], midstream[1].decode("utf-8", "replace"))
-        )
-
-    def _stream_ended(self, ticket: Ticket, error: tuple[str, str] | None) -> None:
-        if self._ticket is not ticket:
-            return
-        self._life.step(Event.SENT)
-        self._finish(
-            "error" if error else "success",
-            payload=b"",
-            error_type=error[0] if error else "",
-            streamed=True,
-            stream_error=error,
-        )
-
-    def _truncated(self, ticket: Ticket) -> None:
-        if self._ticket is ticket and self._life.state is State.RESPONDING:
-            self._life.step(Event.SENT)
-            self._fail_invocation(
-                Failure("error", failures.TRUNCATED, "Response was truncated"),
-            )
-
-    def _fail_invocation(self, failure: Failure) -> None:
-        body = failure.body(self._request_id)
-        self._finish(
-            failure.status,
-            payload=body,
-            error_type=failure.error_type,
-            logged_type=failure.report_type,
-            stream_error=(failure.error_type, body.decode("utf-8", "replace")),
-        )
-
-    def _finish(
-        self,
-        status: Any,
-        *,
-        payload: bytes,
-        content_type: str = "application/json",
-        error_type: str = "",
-        logged_type: str = "",
-        streamed: bool = False,
-        stream_error: tuple[str, str] | None = None,
-    ) -> None:
-        """End the invocation that is out: logs first, so that the tail has all of them."""
-        self._drain()
-        ticket, self._ticket = self._ticket, None
-        assert ticket is not None
-        duration_ms = (trio.current_time() - self._dispatched_at) * 1000
-        init_ms, self._init_ms = self._init_ms, None
-        billed_ms = max(1, math.ceil(duration_ms + (init_ms or 0.0)))
-        memory_mb = self._peak_mb()
-        request_id = ticket.invocation.request_id
-        self._write(logs.end_line(request_id), ticket)
-        self._write(
-            logs.report_line(
-                request_id,
-                duration_ms=duration_ms,
-                billed_ms=billed_ms,
-                memory_size_mb=self.function.memory_mb,
-                max_memory_mb=memory_mb,
-                init_ms=init_ms,
-                status=status,
-                error_type=logged_type or error_type,
-            ),
-            ticket,
-        )
-        ticket.resolve(
-            Outcome(
-                status=status,
-                payload=payload,
-                content_type=content_type,
-                error_type=error_type,
-                streamed=streamed,
-                stream_error=stream_error,
-                log_tail=self._tail.read(),
-                executed_version=self.function.version,
-                duration_ms=duration_ms,
-                billed_ms=billed_ms,
-                init_ms=init_ms,
-                max_memory_mb=memory_mb,
-                cold=self.invocations == 1,
-            )
-        )
-        if self._life.state is State.RESPONSE_SENT and not self.lost:
-            self._arm(min(self._deadline, trio.current_time() + LINGER_S))
-            self._owner.environment_answered(self)
-
-    def _peak_mb(self) -> int | None:
-        peak = self._sandbox.usage().memory_peak_bytes if self._sandbox else None
-        return None if peak is None else math.ceil(peak / MIB)
-
-    # --- logs
-
-    def _on_line(self, line: str) -> None:
-        self._write(line, self._ticket)
-
-    def _write(self, line: str, ticket: Ticket | None = None) -> None:
-        if ticket is not None or self._ticket is not None:
-            self._tail.add(line)
-        self._around.logbook.write(self.function.name, line)
-
-    def _drain(self) -> None:
-        if self._log is not None:
-            self._log.drain()
+    def _peak_memory(self) -> int | None:
+        return self._sandbox.peak_memory() if self._sandbox else None
 
     def describe(self) -> dict[str, Any]:
         """One row of `lambox ps`."""
@@ -570,6 +344,7 @@ class Environment:
             "id": self.id,
             "function": self.function.name,
             "version": self.function.version,
+            "type": "provisioned" if self.provisioned else "on-demand",
             "state": "frozen" if self.frozen and not self.lost else self.phase,
             "age_s": round(trio.current_time() - self.born_at, 3),
             "invocations": self.invocations,

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from sandbox.schedules import Schedule
+
 Network = Literal["none", "host"]
 
 
@@ -31,6 +33,12 @@ class FunctionVersion:
     ephemeral_storage_mb: int = 512
     idle_timeout_s: float = 30.0
     reserved_concurrency: int | None = None
+    provisioned_concurrency: int = 0
+    """Environments that are initialised ahead of any invocation, and stay."""
+    warm: tuple[Schedule, ...] = ()
+    """When keep-warm pings are sent."""
+    waits_for_ping: bool = False
+    """An idle environment waits for the next ping, and only then for `idle_timeout_s`."""
     network: Network = "none"
     freeze: bool = True
     description: str = ""

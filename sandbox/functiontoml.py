@@ -10,14 +10,17 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from rootfs.environ import RESERVED, RESERVED_MESSAGE
+from sandbox.checks import Check, Wrong, seconds, shorten, show, whole
 from sandbox.function import Network
+from sandbox.schedules import Schedule, ScheduleError
+from sandbox.schedules import parse as parse_schedule
 
 MAX_LAYERS = 5
 MAX_DESCRIPTION = 256
@@ -67,6 +70,10 @@ class Description:
     ephemeral_storage: int = 512
     idle_timeout: float = 30.0
     reserved_concurrency: int | None = None
+    provisioned_concurrency: int = 0
+    warm: tuple[Schedule, ...] = ()
+    waits_for_ping: bool = False
+    """`warm` is set and the file says nothing of idle_timeout."""
     layers: tuple[str, ...] = ()
     """As written: relative to the function's folder, or absolute."""
     network: Network = "none"
@@ -75,44 +82,16 @@ class Description:
     environment: Mapping[str, str] = field(default_factory=_nothing)
 
 
-class _Wrong(Exception):
-    """What a value must be instead."""
-
-
-Check = Callable[[Any], Any]
-
-
-def _whole(unit: str, low: int, high: int | None = None) -> Check:
-    bounds = f"from {low} to {high}" if high is not None else f"of {low} or more"
-    must = f"must be a whole number{unit and ' of ' + unit} {bounds}"
-
-    def check(value: Any) -> int:
-        if type(value) is not int or value < low or (high is not None and value > high):
-            raise _Wrong(must)
-        return value
-
-    return check
-
-
-def _seconds(low: float, high: float) -> Check:
-    def check(value: Any) -> float:
-        if type(value) not in (int, float) or not low <= value <= high:
-            raise _Wrong(f"must be a number of seconds from {low:g} to {high:g}")
-        return float(value)
-
-    return check
-
-
 def _boolean(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise _Wrong("must be true or false (without quotes)")
+        raise Wrong("must be true or false (without quotes)")
     return value
 
 
 def _choice(*allowed: str) -> Check:
     def check(value: Any) -> str:
         if value not in allowed:
-            raise _Wrong(f"must be one of {', '.join(json.dumps(name) for name in allowed)}")
+            raise Wrong(f"must be one of {', '.join(json.dumps(name) for name in allowed)}")
         return str(value)
 
     return check
@@ -120,13 +99,13 @@ def _choice(*allowed: str) -> Check:
 
 def _runtime(value: Any) -> str:
     if not isinstance(value, str) or not RUNTIME.match(value):
-        raise _Wrong('must be "python3.x", "nodejsN.x" or "provided.al2023", such as "python3.11"')
+        raise Wrong('must be "python3.x", "nodejsN.x" or "provided.al2023", such as "python3.11"')
     return value
 
 
 def _handler(value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(rf"\S{{1,{MAX_HANDLER}}}", value):
-        raise _Wrong(
+        raise Wrong(
             f"must be text of 1 to {MAX_HANDLER} characters without spaces, "
             'such as "handler.handler"'
         )
@@ -135,18 +114,34 @@ def _handler(value: Any) -> str:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or len(value) > MAX_DESCRIPTION:
-        raise _Wrong(f"must be text of at most {MAX_DESCRIPTION} characters")
+        raise Wrong(f"must be text of at most {MAX_DESCRIPTION} characters")
     return value
 
 
 def _layers(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
-        raise _Wrong('must be a list of folders or zip files, such as ["../layers/pandas"]')
+        raise Wrong('must be a list of folders or zip files, such as ["../layers/pandas"]')
     if len(value) > MAX_LAYERS:
-        raise _Wrong(f"has {len(value)} entries. Cannot reference more than {MAX_LAYERS} layers.")
+        raise Wrong(f"has {len(value)} entries. Cannot reference more than {MAX_LAYERS} layers.")
     if len(set(value)) < len(value):
-        raise _Wrong("names a layer twice")
+        raise Wrong("names a layer twice")
     return tuple(value)
+
+
+def _warm(value: Any) -> tuple[Schedule, ...]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise Wrong('must be text or a list of text, such as "rate(5 minutes)"')
+    found: dict[str, Schedule] = {}
+    for text in texts:
+        try:
+            schedule = parse_schedule(text)
+        except ScheduleError as exc:
+            raise Wrong(str(exc) if text is value else f"{show(text)}: {exc}") from exc
+        if schedule.expression in found:
+            raise Wrong(f"names {schedule.expression} twice")
+        found[schedule.expression] = schedule
+    return tuple(found.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +157,13 @@ class Key:
 KEYS: tuple[Key, ...] = (
     Key("runtime", _runtime, "python3.x, nodejsN.x, provided.*", "told from the files if absent"),
     Key("handler", _handler, "module.function", "told from the files if absent"),
-    Key("timeout", _whole("seconds", 1, 900), "1 to 900 s", "after it the environment is killed"),
-    Key("memory_size", _whole("MB", 128, 10240), "128 to 10240 MB", "memory, and CPU with it"),
-    Key("ephemeral_storage", _whole("MB", 512, 10240), "512 to 10240 MB", "size of /tmp"),
-    Key("idle_timeout", _seconds(0, 86400), "0 to 86400 s", "how long an environment is kept idle"),
-    Key("reserved_concurrency", _whole("", 0), "0 or more", "most invocations at a time"),
+    Key("timeout", whole("seconds", 1, 900), "1 to 900 s", "after it the environment is killed"),
+    Key("memory_size", whole("MB", 128, 10240), "128 to 10240 MB", "memory, and CPU with it"),
+    Key("ephemeral_storage", whole("MB", 512, 10240), "512 to 10240 MB", "size of /tmp"),
+    Key("idle_timeout", seconds(0, 86400), "0 to 86400 s", "how long an environment is kept idle"),
+    Key("reserved_concurrency", whole("", 0), "0 or more", "most invocations at a time"),
+    Key("provisioned_concurrency", whole("", 0), "0 or more", "environments always initialised"),
+    Key("warm", _warm, "rate(...), cron(...), list", "when a ping keeps an environment warm"),
     Key("layers", _layers, "up to 5 folders or zips", "merged into /opt in this order"),
     Key("network", _choice("none", "host"), "none, host", "what the function can reach"),
     Key("freeze", _boolean, "true, false", "whether idle environments stand still"),
@@ -191,12 +188,17 @@ def parse(
     given = reader.values
     environment = {**defaults.environment, **given.pop("environment", {})}
     reader.check_size(environment)
+    base = {f.name: getattr(defaults, f.name) for f in dataclasses.fields(defaults)}
+    reader.check_provisioned({**base, **given}["reserved_concurrency"])
     if reader.problems:
         raise FunctionTomlError(reader.problems)
-    base = {f.name: getattr(defaults, f.name) for f in dataclasses.fields(defaults)}
     base.pop("environment")
     base.pop("runtime")  # which of its family a function gets: `rootfs.handlers.detect` decides
-    return Description(**{**base, **given}, environment=MappingProxyType(environment))
+    return Description(
+        **{**base, **given},
+        environment=MappingProxyType(environment),
+        waits_for_ping=bool(given.get("warm")) and "idle_timeout" not in given,
+    )
 
 
 def read(path: Path, *, defaults: FunctionDefaults | None = None) -> Description:
@@ -234,8 +236,8 @@ class _Reader:
         else:
             try:
                 self.values[name] = key.check(value)
-            except _Wrong as wrong:
-                self._problem(name, f"{name} = {_show(value)}: {wrong}")
+            except Wrong as wrong:
+                self._problem(name, f"{name} = {show(value)}: {wrong}")
 
     def check_size(self, environment: Mapping[str, str]) -> None:
         """AWS measures the JSON rendering (SPEC 10.4)."""
@@ -245,7 +247,17 @@ class _Reader:
                 "environment",
                 "[environment]: Lambda was unable to configure your environment variables because "
                 "the environment variables you have provided exceeded the 4KB limit. "
-                f"String measured: {_shorten(rendered, 200)}",
+                f"String measured: {shorten(rendered, 200)}",
+            )
+
+    def check_provisioned(self, reserved: int | None) -> None:
+        """As on AWS: provisioned environments are part of the reservation."""
+        count = self.values.get("provisioned_concurrency", 0)
+        if reserved is not None and count > reserved:
+            self._problem(
+                "provisioned_concurrency",
+                f"provisioned_concurrency = {count}: must not be more than reserved_concurrency, "
+                f"which is {reserved}. Hint: lower the one or raise the other",
             )
 
     def _environment(self, value: Any) -> None:
@@ -264,7 +276,7 @@ class _Reader:
                 )
             elif not isinstance(item, str) or "\0" in item:
                 hint = f'. Hint: write {name} = "{item}"' if type(item) in (int, float) else ""
-                self._problem(name, f"[environment] {name} = {_show(item)}: must be text{hint}")
+                self._problem(name, f"[environment] {name} = {show(item)}: must be text{hint}")
             else:
                 good[name] = item
         if reserved := [name for name in value if name in RESERVED]:
@@ -276,7 +288,7 @@ class _Reader:
         near = difflib.get_close_matches(snake, _BY_NAME, n=1, cutoff=0.5)
         near = near or [key for key in _BY_NAME if snake and key.startswith(snake)][:1]
         hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(_BY_NAME)}"
-        self._problem(name, f"{name} = {_show(value)}: unknown key; {hint}")
+        self._problem(name, f"{name} = {show(value)}: unknown key; {hint}")
 
     def _problem(self, name: str, message: str) -> None:
         line = self._line(name)
@@ -292,13 +304,3 @@ class _Reader:
             if pattern.match(line):
                 return number
         return ""
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, dict):
-        return "[table]"
-    return _shorten(json.dumps(value, default=str, ensure_ascii=False), 80)
-
-
-def _shorten(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."

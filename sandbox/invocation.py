@@ -5,9 +5,21 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
-from uuid import uuid4
 
 from sandbox.function import FunctionVersion
+from sandbox.ids import new_request_id
+
+__all__ = [
+    "MAX_ASYNC_PAYLOAD",
+    "MAX_PAYLOAD",
+    "MAX_STREAMED",
+    "BodyTruncated",
+    "ChunkSink",
+    "Invocation",
+    "Outcome",
+    "ResponseBody",
+    "new_request_id",
+]
 
 MAX_PAYLOAD = 6 * 1024 * 1024 + 100
 """Bytes; event and buffered response (SPEC 1.5: 6,291,556)."""
@@ -57,10 +69,10 @@ class Invocation:
     kind: Literal["RequestResponse", "Event"] = "RequestResponse"
     sink: ChunkSink | None = None
     """Set when the caller wants the response streamed."""
-
-
-def new_request_id() -> str:
-    return str(uuid4())
+    wants_tail: bool = True
+    """The answer carries the log tail; without, END and REPORT are written after the answer."""
+    wants_memory: bool = True
+    """The answer tells the peak of memory; it is measured after the answer otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +89,7 @@ class Outcome:
     stream_error: tuple[str, str] | None = None
     """(ErrorCode, ErrorDetails) of the final InvokeComplete event, for a stream that broke or a function error."""
     log_tail: bytes = b""
-    """The last 4,096 bytes of the invocation's log (SPEC 4.6)."""
+    """The last 4,096 bytes of the invocation's log (SPEC 4.6); empty unless asked for."""
     executed_version: str = "$LATEST"
     duration_ms: float = 0.0
     billed_ms: int = 0

@@ -29,6 +29,8 @@ class State(Enum):
     RESPONSE_SENT = "RuntimeResponseSentState"
     INIT_ERROR = "InitError"
     EXITED = "Exited"
+    __hash__ = object.__hash__
+    """Members are their own only equals; Enum's hash is Python, and each step of an invocation asks it."""
 
 
 class Event(Enum):
@@ -41,6 +43,7 @@ class Event(Enum):
     ERROR = "InvocationErrorResponse"
     INIT_ERROR = "InitError"
     EXIT = "Exited"
+    __hash__ = object.__hash__
 
 
 TABLE: dict[tuple[State, Event], State] = {

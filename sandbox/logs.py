@@ -114,7 +114,9 @@ class LogBook:
         self._on_line = on_line
 
     def write(self, function: str, line: str) -> None:
-        kept = self._kept.setdefault(function, deque())
+        kept = self._kept.get(function)
+        if kept is None:
+            kept = self._kept[function] = deque()
         kept.append(line)
         size = self._sizes.get(function, 0) + len(line) + 1
         while size > KEPT_BYTES and len(kept) > 1:
@@ -122,6 +124,8 @@ class LogBook:
         self._sizes[function] = size
         if self._on_line is not None:
             self._on_line(function, line)
+        if not self._followers:
+            return
         for follower, wanted in self._followers.items():
             if wanted is None or wanted == function:
                 try:

@@ -56,3 +56,17 @@ def starts_wanted(
     """
     wanted = min(waiting - coming, limits.max_starts - starting_everywhere)
     return max(0, wanted if room is None else min(wanted, room))
+
+
+def provisioned_starts(
+    *, missing: int, starting: int, starting_on_demand: int, limits: Limits
+) -> int:
+    """How many provisioned environments of one function to start now.
+
+    Demand first: only what waiting invocations leave of the start slots, and at most half of all (`starting`
+    of them are taken by provisioned ones, of any function). What is started here is not counted by
+    `starts_wanted`: an invocation that comes now finds all slots free.
+    """
+    free = limits.max_starts - starting_on_demand - starting
+    share = max(1, limits.max_starts // 2) - starting
+    return max(0, min(missing, free, share))

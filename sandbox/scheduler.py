@@ -9,10 +9,11 @@ head of the queue.
 from __future__ import annotations
 
 import logging
+import math
 import re
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -26,6 +27,7 @@ from sandbox.failures import Failure
 from sandbox.function import FunctionVersion
 from sandbox.invocation import Invocation, Outcome
 from sandbox.planner import Limits, Load
+from sandbox.provisioning import Provision
 from sandbox.ticket import Ticket
 
 log = logging.getLogger(__name__)
@@ -35,13 +37,14 @@ MIB = 1024 * 1024
 class Slots:
     """The environments and the queue of one function."""
 
-    def __init__(self, function: FunctionVersion) -> None:
+    def __init__(self, function: FunctionVersion, max_age_s: float = math.inf) -> None:
         self.function = function
         """The newest revision seen; older environments are retired when they come free."""
         self.waiting: deque[Ticket] = deque()
         self.starting: set[Environment] = set()
         self.idle: list[Environment] = []
-        """Most recently used last."""
+        """Most recently used last; the provisioned ones after all others."""
+        self.provision: Provision[Environment] = Provision(max_age_s)
         self.busy: set[Environment] = set()
         self.answered: set[Environment] = set()
         """Their callers are served; they will be idle in a moment."""
@@ -61,16 +64,30 @@ class Slots:
         for group in (self.starting, self.busy, self.answered, self.lingering):
             group.discard(environment)
 
+    def put_idle(self, environment: Environment) -> None:
+        """Provisioned ones are taken first, so that the others can go when demand does."""
+        place = len(self.idle)
+        if not environment.provisioned:
+            while place and self.idle[place - 1].provisioned:
+                place -= 1
+        self.idle.insert(place, environment)
+
     def pop_idle(self) -> Environment | None:
         """The most recently used environment that may still be used; unfit ones are retired."""
         while self.idle:
             environment = self.idle.pop()
             if not self.outdated(environment):
                 return environment
-            environment.retire()
+            self.let_go(environment)
         return None
 
+    def let_go(self, environment: Environment) -> None:
+        self.provision.drop(environment)
+        environment.retire()
+
     def outdated(self, environment: Environment) -> bool:
+        if environment.provisioned and environment not in self.provision:
+            return True  # replaced while it was at work
         return environment.worn_out or environment.function.revision != self.function.revision
 
 
@@ -93,10 +110,14 @@ class Scheduler:
         self._available_memory = available_memory
         self._functions: dict[str, Slots] = {}
         self._live: dict[str, Environment] = {}
+        self._starting: set[Environment] = set()
+        """Of all functions: asked for at every start wanted, so it is not summed up anew."""
         self._memory_in_flight = 0
         self._unreserved_in_flight = 0
         self._in_flight = 0
         self._settled = trio.Event()
+        self._news = trio.Event()
+        """Something has changed for provisioned environments."""
         self._closing = False
 
     async def invoke(self, invocation: Invocation) -> Outcome:
@@ -105,18 +126,28 @@ class Scheduler:
         Cancelled while it waits in the queue it is withdrawn; once an environment has it, it runs
         to its end whoever listens (SPEC 2.2).
         """
-        slots = self._slots_of(invocation.function)
-        self._admit(slots, invocation.function)
-        ticket = Ticket(invocation)
-        slots.waiting.append(ticket)
-        self._count(slots, +1)
-        self._pump(slots)
+        ticket = self.submit(invocation)
         try:
             return await ticket.wait()
         finally:
-            if not ticket.done and not ticket.dispatched:
-                slots.waiting.remove(ticket)
-                self._count(slots, -1)
+            self.withdraw(ticket)
+
+    def submit(self, invocation: Invocation, on_end: Callable[[], None] | None = None) -> Ticket:
+        """`invoke` without waiting: `on_end` is called when the ticket has its result (`Ticket`)."""
+        slots = self._slots_of(invocation.function)
+        self._admit(slots, invocation.function)
+        ticket = Ticket(invocation, on_end)
+        slots.waiting.append(ticket)
+        self._count(slots, +1)
+        self._pump(slots)
+        return ticket
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """Nobody waits for it any more: taken out of the queue, or let run if it has begun."""
+        if not ticket.done and not ticket.dispatched:
+            slots = self._functions[ticket.invocation.function.name]
+            slots.waiting.remove(ticket)
+            self._count(slots, -1)
 
     def _admit(self, slots: Slots, function: FunctionVersion) -> None:
         load = Load(
@@ -137,7 +168,8 @@ class Scheduler:
     def _slots_of(self, function: FunctionVersion) -> Slots:
         slots = self._functions.get(function.name)
         if slots is None:
-            slots = self._functions[function.name] = Slots(function)
+            slots = Slots(function, self._around.max_age_s)
+            self._functions[function.name] = slots
         elif slots.function.revision != function.revision:
             self._change(slots, function)
         return slots
@@ -150,8 +182,9 @@ class Scheduler:
         slots.function = function
         self._count(slots, in_flight)
         idle, slots.idle = slots.idle, []
-        for environment in [*idle, *slots.starting]:
+        for environment in [*idle, *slots.starting, *slots.provision.drop_all()]:
             environment.retire()
+        self._news.set()
 
     def _count(self, slots: Slots, change: int) -> None:
         slots.in_flight += change
@@ -171,11 +204,11 @@ class Scheduler:
         while slots.waiting and (environment := slots.pop_idle()) is not None:
             self._dispatch(slots, environment)
         # Asked anew each time: a start may retire another environment, which pumps as well.
-        while planner.starts_wanted(
+        while slots.waiting and planner.starts_wanted(
             waiting=len(slots.waiting),
             coming=len(slots.starting) + len(slots.answered),
             room=slots.room,
-            starting_everywhere=sum(len(other.starting) for other in self._functions.values()),
+            starting_everywhere=len(self._starting),
             limits=self._limits,
         ):
             self._start(slots)
@@ -189,7 +222,9 @@ class Scheduler:
         slots.busy.add(environment)
         environment.dispatch(slots.waiting.popleft())
 
-    def _start(self, slots: Slots, *, suppressed_init: bool = False) -> None:
+    def _start(
+        self, slots: Slots, *, suppressed_init: bool = False, provisioned: bool = False
+    ) -> None:
         name = re.sub(r"[^a-z0-9]+", "-", slots.function.name.lower()).strip("-")[:40]
         environment = Environment(
             f"{name or 'function'}-{secrets.token_hex(4)}",
@@ -197,8 +232,13 @@ class Scheduler:
             self,
             self._around,
             suppressed_init=suppressed_init,
+            provisioned=provisioned,
         )
-        slots.starting.add(environment)
+        if provisioned:
+            slots.provision.started(environment)
+        else:
+            slots.starting.add(environment)
+            self._starting.add(environment)
         self._live[environment.id] = environment
         self._make_room(slots.function.memory_mb)
         self._nursery.start_soon(self._run, environment)
@@ -219,7 +259,12 @@ class Scheduler:
         """Idle environments are worth less than a start: the longest idle goes first when memory is short."""
         if self._available_memory() >= memory_mb * MIB:
             return
-        idle = [(e.idle_since, slots, e) for slots in self._functions.values() for e in slots.idle]
+        idle = [
+            (e.idle_since, slots, e)
+            for slots in self._functions.values()
+            for e in slots.idle
+            if not e.provisioned
+        ]
         if idle:
             _, slots, environment = min(idle, key=lambda item: item[0])
             slots.idle.remove(environment)
@@ -241,16 +286,20 @@ class Scheduler:
 
     def environment_ready(self, environment: Environment) -> None:
         slots = self._functions[environment.function.name]
-        was_starting = environment in slots.starting
+        was_starting = environment in slots.starting or (
+            environment.provisioned and slots.provision.became_ready(environment)
+        )
         slots.forget(environment)
+        self._starting.discard(environment)
         if slots.outdated(environment):
-            environment.retire()
+            slots.let_go(environment)
         elif slots.waiting:
             self._dispatch(slots, environment)
         else:
-            slots.idle.append(environment)
+            slots.put_idle(environment)
         if was_starting:
             self._pump_all()
+            self._news.set()
 
     def environment_lost(
         self, environment: Environment, failure: Failure | Exception | None
@@ -262,8 +311,13 @@ class Scheduler:
         if environment in slots.idle:
             slots.idle.remove(environment)
         slots.forget(environment)
+        self._starting.discard(environment)
         if was_starting and failure is not None and not slots.outdated(environment):
             self._start_failed(slots, environment, failure)
+        if environment in slots.provision:
+            self._provisioned_lost(slots, environment, failure)
+        if was_starting or environment.provisioned:
+            self._news.set()
         self._pump_all()
 
     def _start_failed(
@@ -297,6 +351,50 @@ class Scheduler:
             fault.__cause__ = failure
             ticket.fail(fault)
 
+    # --- provisioned concurrency
+
+    async def keep_provisioned(self) -> None:
+        """Start and renew provisioned environments, until cancelled."""
+        while True:
+            self._news = trio.Event()
+            with trio.move_on_at(self._provide()):
+                await self._news.wait()
+
+    def _provide(self) -> float:
+        """Do what is to be done now; returns when to look again if nothing happens before."""
+        now, look_at = trio.current_time(), math.inf
+        everyone = [slots for slots in self._functions.values() if slots.provision.concerns]
+        for slots in everyone:
+            provision = slots.provision
+            for environment in provision.surplus():
+                provision.drop(environment)
+                if environment in slots.idle:
+                    environment.retire()  # else when it next comes free: it is `outdated` now
+            wanted = planner.provisioned_starts(
+                missing=provision.missing(now),
+                starting=sum(len(other.provision.starting) for other in everyone),
+                starting_on_demand=len(self._starting),
+                limits=self._limits,
+            )
+            for _ in range(0 if self._closing else wanted):
+                self._start(slots, provisioned=True)
+            look_at = min(look_at, provision.next_look(now))
+        return look_at
+
+    def _provisioned_lost(
+        self, slots: Slots, environment: Environment, failure: Failure | Exception | None
+    ) -> None:
+        delay = slots.provision.lost(environment, trio.current_time())
+        if delay is not None and not self._closing:
+            what = failure.report_type if isinstance(failure, Failure) else failure
+            log.warning(
+                "a provisioned environment of %s failed%s, the next try is in %g s: %s",
+                slots.function.name,
+                " to initialise" if failure else " before its first invocation",
+                delay,
+                what or "it exited",
+            )
+
     # --- looking and ending
 
     def environments(self) -> list[dict[str, Any]]:
@@ -304,16 +402,37 @@ class Scheduler:
         return [environment.describe() for environment in self._live.values()]
 
     def retire_changed(self, current: dict[str, FunctionVersion]) -> None:
-        """Functions changed or went on disk: let go of environments that nobody will ask for."""
+        """Functions came, changed or went on disk: let go of environments that nobody will ask for.
+
+        Provisioned environments are kept for those named here, from now on.
+        """
         for name, slots in self._functions.items():
             function = current.get(name)
             if function is not None and function.revision != slots.function.revision:
                 self._change(slots, function)
                 self._pump(slots)
             elif function is None:
+                slots.provision.wanted = 0
                 idle, slots.idle = slots.idle, []
-                for environment in idle:
+                for environment in [*idle, *slots.provision.drop_all()]:
                     environment.retire()
+        self._provision(current.values())
+
+    def _provision(self, functions: Iterable[FunctionVersion]) -> None:
+        for function in functions:
+            if function.provisioned_concurrency or function.name in self._functions:
+                slots = self._slots_of(function)
+                if slots.provision.wanted != function.provisioned_concurrency:
+                    slots.provision.wanted = function.provisioned_concurrency
+                    self._news.set()
+
+    def renew(self, name: str, within_s: float) -> None:
+        """Let go of idle environments of this function that would wear out within this time."""
+        slots = self._functions.get(name)
+        for environment in list(slots.idle) if slots else ():
+            age_s = trio.current_time() - environment.born_at
+            if not environment.provisioned and age_s + within_s >= self._around.max_age_s:
+                environment.retire()
 
     async def settle(self) -> None:
         """Returns when no invocation waits or runs."""
@@ -338,6 +457,7 @@ async def open_scheduler(
     """A scheduler that owns its environments: leaving kills and reaps all of them."""
     async with trio.open_nursery() as nursery:
         scheduler = Scheduler(surroundings, limits, nursery, **seams)
+        nursery.start_soon(scheduler.keep_provisioned)
         try:
             yield scheduler
         finally:

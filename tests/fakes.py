@@ -139,6 +139,9 @@ class FakeSandbox:
     def usage(self) -> Usage:
         return Usage(self.memory_peak, self.memory_peak, 0.01)
 
+    def peak_memory(self) -> int | None:
+        return self.memory_peak
+
     def oom_kills(self) -> int:
         return 0
 
@@ -195,9 +198,9 @@ class World:
         self.logbook = LogBook(lambda _, line: self.lines.append(line))
         self.surroundings = Surroundings(
             launcher=self.launcher,
-            prepare=lambda function, id_: (
+            prepare=lambda function, id_, provisioned: (
                 SandboxSpec(name=id_, root=()),
-                Program(argv=["runtime"], env={}),
+                Program(argv=["runtime"], env={"PROVISIONED": str(provisioned)}),
             ),
             serve=self._serve,
             logbook=self.logbook,

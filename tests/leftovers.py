@@ -18,13 +18,14 @@ def leftovers() -> set[str]:
     """
     found = set()
     for process in psutil.process_iter(["name", "cmdline"]):
-        # Every program of a sandbox but the runtime itself has this in its command line, and no
-        # runtime outlives them.
+        # Every program of a sandbox but an executed runtime has this in its command line, and no
+        # runtime outlives them. (A fork has its zygote's.)
         words = process.info["cmdline"] or ()
-        if any("/run/lambox" in word or word.endswith("/inside/init") for word in words):
-            with contextlib.suppress(OSError):
+        marks = ("/run/lambox", "--zygote")
+        if any(word.endswith("/inside/init") or word.startswith(marks) for word in words):
+            with contextlib.suppress(OSError, psutil.Error):
                 groups = " ".join(words) + Path(f"/proc/{process.pid}/cgroup").read_text()
-                if not _held_elsewhere(groups):
+                if not _held_elsewhere(groups) and not _descends_elsewhere(process):
                     found.add(f"process {process.pid} {process.info['name']} {groups.split()[-1]}")
     for top, folders, _ in os.walk("/sys/fs/cgroup"):
         mine = [name for name in folders if name.startswith("lambox")]
@@ -45,6 +46,13 @@ def _held_elsewhere(text: str) -> bool:
     """Whether the group named in `text` belongs to a living process that is not this one."""
     match = re.search(r"lambox-(\d+)-", text)
     return match is not None and int(match[1]) != os.getpid() and psutil.pid_exists(int(match[1]))
+
+
+def _descends_elsewhere(process: psutil.Process) -> bool:
+    """A zygote is in no group of ours: whose it is shows by who started it."""
+    above = [parent.pid for parent in process.parents()]
+    ours = [pid for pid in above if "lambox" in " ".join(psutil.Process(pid).cmdline())]
+    return bool(ours) and os.getpid() not in above
 
 
 def traces(pid: int) -> set[str]:

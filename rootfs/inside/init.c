@@ -5,10 +5,11 @@
  *       PROCS file), becomes UID:GID (-1: stays who it is), asks to die with its parent, executes bwrap.
  *       So bwrap is limited and unprivileged from its first instruction.
  *
- *   init run CONTROL ADDRESS PORT
+ *   init run CONTROL ADDRESS PORT [PARKED]
  *       Pid 1 of the sandbox (bwrap --as-pid-1). Opens the Runtime API's listener inside the network
  *       namespace and sends it over CONTROL (a unix stream socket); waits for one message with the
- *       program; forks and executes it; reaps orphans; reports the program's raw wait status.
+ *       program; forks and executes it; reaps orphans; reports the program's raw wait status. The
+ *       descriptor PARKED is the program's 61: where a prepared runtime waits for its function.
  *
  *   init keep FOLDER
  *       On hosts with nothing but the v1 freezer, beside the supervisor: a frozen process dies of a
@@ -46,6 +47,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#define PARKED_FD 61
 #define TELEMETRY_FD 62
 #define MAX_MESSAGE (4u << 20)
 
@@ -146,11 +148,16 @@ static void close_between(unsigned first, unsigned last) {
     for (unsigned fd = first; fd <= last && fd < most.rlim_max; fd++) close((int)fd);
 }
 
-static void close_all_but_std(int keep) {
-    unsigned low = keep < TELEMETRY_FD ? keep : TELEMETRY_FD, high = keep < TELEMETRY_FD ? TELEMETRY_FD : keep;
-    close_between(3, low - 1);
-    close_between(low + 1, high - 1);
-    close_between(high + 1, ~0U);
+/* Of all above 2, PARKED_FD (if there is one), TELEMETRY_FD and `report` stay. */
+static void close_others(int report, int parked) {
+    int keep[3] = {parked >= 0 ? PARKED_FD : TELEMETRY_FD, TELEMETRY_FD, report};
+    if (report < TELEMETRY_FD) { keep[0] = report; keep[1] = parked >= 0 ? PARKED_FD : report; keep[2] = TELEMETRY_FD; }
+    unsigned from = 3;
+    for (int i = 0; i < 3; i++) {
+        close_between(from, (unsigned)keep[i] - 1);
+        if ((unsigned)keep[i] >= from) from = (unsigned)keep[i] + 1;
+    }
+    close_between(from, ~0U);
 }
 
 static void limit(int what, rlim_t value) {
@@ -200,14 +207,17 @@ static void mortal(void) {
     close(fd);
 }
 
-static void become(char *cwd, char **args, char **env, uint32_t nofile, int report) {
+static void become(char *cwd, char **args, char **env, uint32_t nofile, int report, int parked) {
     sigset_t none;
     sigemptyset(&none);
     /* By system call: glibc keeps signals 32 and 33 to itself, and a caller may have ignored them. */
     unsigned long action[8] = {0}; /* struct kernel_sigaction: SIG_DFL, no flags, no mask */
     for (int sig = 1; sig <= 64; sig++) syscall(SYS_rt_sigaction, sig, action, NULL, 8);
     sigprocmask(SIG_SETMASK, &none, NULL);
-    close_all_but_std(report);
+    if (report == PARKED_FD) report = dup(report); /* CLOEXEC again below */
+    if (parked >= 0) dup2(parked, PARKED_FD);
+    fcntl(report, F_SETFD, FD_CLOEXEC);
+    close_others(report, parked);
     setsid();
     umask(022);
     mortal();
@@ -225,7 +235,7 @@ static void become(char *cwd, char **args, char **env, uint32_t nofile, int repo
     _exit(126);
 }
 
-static pid_t start(int control, const char *address, uint16_t port) {
+static pid_t start(int control, const char *address, uint16_t port, int parked) {
     uint32_t length, head[3];
     read_all(control, &length, 4);
     if (length < 12 || length > MAX_MESSAGE) { errno = EMSGSIZE; die("start message"); }
@@ -251,7 +261,7 @@ static pid_t start(int control, const char *address, uint16_t port) {
         tell(control, 'S', errno);
         _exit(0);
     }
-    if (child == 0) become(cwd, args, env, head[0], report[1]);
+    if (child == 0) become(cwd, args, env, head[0], report[1], parked);
     close(report[1]);
     int reason = 0;
     ssize_t got;
@@ -264,7 +274,8 @@ static pid_t start(int control, const char *address, uint16_t port) {
 }
 
 static int run(int argc, char **argv) {
-    if (argc != 5) { errno = EINVAL; die("run"); }
+    if (argc != 5 && argc != 6) { errno = EINVAL; die("run"); }
+    int parked = argc == 6 ? atoi(argv[5]) : -1;
     if (prctl(PR_SET_DUMPABLE, 0)) die("PR_SET_DUMPABLE");
     int control = atoi(argv[2]);
     fcntl(control, F_SETFD, FD_CLOEXEC);
@@ -279,7 +290,8 @@ static int run(int argc, char **argv) {
     sigprocmask(SIG_BLOCK, &chld, NULL);
     int children = signalfd(-1, &chld, SFD_CLOEXEC | SFD_NONBLOCK);
     if (children < 0) die("signalfd");
-    pid_t child = start(control, argv[3], port);
+    pid_t child = start(control, argv[3], port, parked);
+    if (parked >= 0) close(parked);
     /* The pipes are the runtime's: while pid 1 held them they would never come to their end. */
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
     if (null >= 0) { dup2(null, 1); dup2(null, 2); }

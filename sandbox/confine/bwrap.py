@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from rootfs.layout import Bind, Dev, Directory, Entry, Proc, Symlink, Text, Tmpfs
-from sandbox.confine.spec import IsolationUnavailable, SandboxSpec
+from sandbox.confine.spec import IsolationUnavailable, Preparation, SandboxSpec
 from sandbox.confine.staging import Bridge
 
 UID, GID = 993, 990
@@ -24,6 +24,19 @@ LOWEST_FD = 100
 ANSWER_LIMIT_S = 10.0
 OLDEST = (0, 8, 0)
 """--disable-userns and --size."""
+
+
+ZYGOTE_CAPABILITIES = (
+    "CAP_SYS_ADMIN",  # setns(2)
+    "CAP_SYS_CHROOT",  # setns(2) into a mount namespace
+    "CAP_SYS_PTRACE",  # /proc/PID/ns of what is not dumpable: not needed for descriptors, see zygote.py
+    "CAP_SETUID",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_DAC_OVERRIDE",  # /proc/self/oom_score_adj in a namespace where root is nobody
+    "CAP_SYS_RESOURCE",
+    "CAP_KILL",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +107,7 @@ def command(
     *,
     seccomp: bytes | None,
     places: Mapping[str, Bridge],
+    parked: int | None = None,
 ) -> list[str]:
     """The whole bwrap command; what it names by number is in `fds`. `places`: sources found elsewhere."""
     argv = [
@@ -123,7 +137,7 @@ def command(
         bridge = places.get(source)
         return ["--ro-bind", bridge.place if bridge else source, target]
 
-    for entry in spec.root:
+    for entry in (*spec.root, *spec.late):
         argv += _entry(entry, bind, fds)
     argv += bind(init, INIT_INSIDE)
     if seccomp is not None:
@@ -131,12 +145,41 @@ def command(
     # A host-network sandbox shares 127.0.0.1 with everybody: the kernel picks its port.
     port = "9001" if spec.network == "none" else "0"
     argv += ["--remount-ro", "/", "--chdir", "/", "--"]
-    return [*argv, INIT_INSIDE, "run", str(control), "127.0.0.1", port]
+    argv += [INIT_INSIDE, "run", str(control), "127.0.0.1", port]
+    return argv if parked is None else [*argv, str(parked)]
+
+
+def zygote_command(
+    root: tuple[Entry, ...],
+    preparation: Preparation,
+    numbers: tuple[int, ...],
+    bwrap: Bwrap,
+    fds: Descriptors,
+) -> list[str]:
+    """A zygote's command (rootfs/inside/python/zygote.py). It stays root, with what joining takes and no more.
+
+    In the host's pid namespace, since it may only enter those below its own; no network.
+    """
+
+    def bind(source: str, target: str) -> list[str]:
+        return ["--ro-bind", source, target]
+
+    argv = [bwrap.path, "--unshare-net", "--unshare-ipc", "--unshare-uts", "--die-with-parent"]
+    argv += ["--new-session", "--clearenv", "--cap-drop", "ALL"]
+    for capability in ZYGOTE_CAPABILITIES:
+        argv += ["--cap-add", capability]
+    for entry in root:
+        argv += _entry(entry, bind, fds)
+    for key, value in preparation.env:
+        argv += ["--setenv", key, value]
+    argv += ["--remount-ro", "/", "--chdir", "/var/task", "--", *preparation.argv, "--zygote"]
+    return [*argv, *map(str, numbers), *preparation.preload]
 
 
 def sources(spec: SandboxSpec, init: str) -> list[str]:
     """Every host path that `command` binds."""
-    return [*(entry.source for entry in spec.root if isinstance(entry, Bind)), init]
+    entries = (*spec.root, *spec.late)
+    return [*(entry.source for entry in entries if isinstance(entry, Bind)), init]
 
 
 def _entry(entry: Entry, bind: Callable[[str, str], list[str]], fds: Descriptors) -> list[str]:

@@ -35,6 +35,9 @@ class Cgroup(Protocol):
     def joined(self, pid: int) -> None:
         """The process that wrote itself into `procs`; all that is to be inside descends from it."""
 
+    def limit(self, limits: Limits) -> None:
+        """Other limits of memory and processes than it was made with."""
+
     def limit_cpu(self, cores: float) -> None: ...
     def freeze(self) -> None: ...
     def thaw(self) -> None: ...
@@ -108,6 +111,35 @@ def is_orphaned(name: str) -> bool:
     if match is None or int(match[3]) != os.stat("/proc/self/ns/pid").st_ino:
         return False
     return start_time(int(match[1])) != match[2]
+
+
+class Gauge:
+    """One number of a group that is read at every invocation: its file is opened once.
+
+    Resource handling: `close` it before the group is removed; it may be read on, as None.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._fd: int | None = None
+        self._closed = False
+
+    def read(self) -> int | None:
+        """None where this host has no such file, or the group is gone."""
+        try:
+            if self._fd is None:
+                if self._closed:
+                    return None
+                self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            return int(os.pread(self._fd, 32, 0))
+        except (OSError, ValueError):
+            return None
+
+    def close(self) -> None:
+        self._closed = True
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
 
 
 def read_int(path: str) -> int | None:

@@ -61,6 +61,9 @@ class WatchedGroup:
                 self._top = None
             return list(self._seen)
 
+    def limit(self, limits: Limits) -> None:
+        self._limit = limits.memory_bytes
+
     def limit_cpu(self, cores: float) -> None:
         """Not done."""
 

@@ -42,20 +42,13 @@ class V1Cgroup:
     def __init__(self, bases: Bases, limits: Limits) -> None:
         """`bases` are the folders of this group itself, in each hierarchy."""
         self._at = bases
+        self._peak = cgroup.Gauge(f"{bases.memory}/memory.max_usage_in_bytes")
         made: list[Path] = []
         try:
             for folder in bases.all():
                 folder.mkdir()
                 made.append(folder)
-            memory = str(limits.memory_bytes)
-            cgroup.write(f"{bases.memory}/memory.limit_in_bytes", memory)
-            # Memory and swap together: no byte more. Absent without swap accounting.
-            if (bases.memory / "memory.memsw.limit_in_bytes").exists():
-                cgroup.write(f"{bases.memory}/memory.memsw.limit_in_bytes", memory)
-            # What sockets hold counts by itself, and only with a limit; tcp_mem is the whole machine's.
-            if (bases.memory / "memory.kmem.tcp.limit_in_bytes").exists():
-                cgroup.write(f"{bases.memory}/memory.kmem.tcp.limit_in_bytes", memory)
-            cgroup.write(f"{bases.pids}/pids.max", str(limits.pids))
+            self.limit(limits)
         except (ConfineError, OSError) as exc:
             for folder in made:
                 folder.rmdir()
@@ -70,6 +63,22 @@ class V1Cgroup:
 
     def describe(self) -> str:
         return f"the cgroup {self._at.pids}"
+
+    def limit(self, limits: Limits) -> None:
+        folder, memory = self._at.memory, str(limits.memory_bytes)
+        names = ["memory.limit_in_bytes"]
+        # Memory and swap together: no byte more. Absent without swap accounting.
+        if (folder / "memory.memsw.limit_in_bytes").exists():
+            names.append("memory.memsw.limit_in_bytes")
+        # Neither may pass the other: the larger one goes first.
+        if limits.memory_bytes > (cgroup.read_int(f"{folder}/{names[-1]}") or 0):
+            names.reverse()
+        # What sockets hold counts by itself, and only with a limit; tcp_mem is the whole machine's.
+        if (folder / "memory.kmem.tcp.limit_in_bytes").exists():
+            names.append("memory.kmem.tcp.limit_in_bytes")
+        for name in names:
+            cgroup.write(f"{folder}/{name}", memory)
+        cgroup.write(f"{self._at.pids}/pids.max", str(limits.pids))
 
     def limit_cpu(self, cores: float) -> None:
         cgroup.write(f"{self._at.cpu}/cpu.cfs_quota_us", str(max(1000, int(cores * PERIOD_US))))
@@ -105,7 +114,7 @@ class V1Cgroup:
         return cgroup.read_int(f"{self._at.memory}/memory.usage_in_bytes")
 
     def memory_peak(self) -> int | None:
-        return cgroup.read_int(f"{self._at.memory}/memory.max_usage_in_bytes")
+        return self._peak.read()
 
     def oom_kills(self) -> int:
         return cgroup.read_field(f"{self._at.memory}/memory.oom_control", "oom_kill") or 0
@@ -117,6 +126,7 @@ class V1Cgroup:
         return None if used is None else used / 1e9
 
     def remove(self) -> bool:
+        self._peak.close()
         gone = True
         for folder in self._at.all():
             try:

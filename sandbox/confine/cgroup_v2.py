@@ -30,10 +30,10 @@ MOST_MOVES = 10
 class V2Cgroup:
     def __init__(self, folder: Path, limits: Limits) -> None:
         self._folder = str(folder)
+        self._peak = cgroup.Gauge(f"{folder}/memory.peak")
         folder.mkdir()
         try:
-            self._set("memory.max", str(limits.memory_bytes))
-            self._set("pids.max", str(limits.pids))
+            self.limit(limits)
             # Absent without swap accounting: then there is no swap to keep it from either.
             if (folder / "memory.swap.max").exists():
                 self._set("memory.swap.max", "0")
@@ -55,6 +55,10 @@ class V2Cgroup:
 
     def describe(self) -> str:
         return f"the cgroup {self._folder}"
+
+    def limit(self, limits: Limits) -> None:
+        self._set("memory.max", str(limits.memory_bytes))
+        self._set("pids.max", str(limits.pids))
 
     def limit_cpu(self, cores: float) -> None:
         self._set("cpu.max", f"{max(1000, int(cores * PERIOD_US))} {PERIOD_US}")
@@ -78,7 +82,7 @@ class V2Cgroup:
 
     def memory_peak(self) -> int | None:
         """memory.peak is Linux 5.19's."""
-        return cgroup.read_int(f"{self._folder}/memory.peak")
+        return self._peak.read()
 
     def oom_kills(self) -> int:
         return cgroup.read_field(f"{self._folder}/memory.events", "oom_kill") or 0
@@ -88,6 +92,7 @@ class V2Cgroup:
         return None if used is None else used / 1e6
 
     def remove(self) -> bool:
+        self._peak.close()
         try:
             os.rmdir(self._folder)
         except FileNotFoundError:

@@ -6,25 +6,30 @@ import logging
 import os
 import re
 import resource
+import secrets
 import subprocess
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import prctl
 import trio
 
 import rootfs.inside
-from sandbox.confine import bwrap, cgroup, identity, seccomp, staging
+from sandbox.confine import bwrap, cgroup, identity, mounts, seccomp, staging
 from sandbox.confine.bwrap import Bwrap, Descriptors
 from sandbox.confine.cgroup import Cgroup, CgroupTree
 from sandbox.confine.cgroup_none import WatchedTree
 from sandbox.confine.control import Control
 from sandbox.confine.identity import Identities
+from sandbox.confine.parked import Parked
+from sandbox.confine.pool import Pool, PoolLimits
 from sandbox.confine.process import BwrapSandbox, Pipes, discard
 from sandbox.confine.spawner import Spawner
-from sandbox.confine.spec import ConfineError, IsolationUnavailable, SandboxSpec
+from sandbox.confine.spec import ConfineError, IsolationUnavailable, Limits, SandboxSpec
 from sandbox.confine.staging import Bridge
+from sandbox.confine.zygote import Zygote, Zygotes
 
 log = logging.getLogger(__name__)
 LAUNCH_LIMIT_S = 10.0
@@ -37,6 +42,16 @@ def init_path() -> Path:
     if not os.access(path, os.X_OK):
         raise IsolationUnavailable(f"{path} has not been built", "make setup")
     return path
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Sandboxes of one kind that are ready. `program`: the runtime that waits in them; empty: none does."""
+
+    program: str
+    ready: int
+    wanted: int
+    memory_bytes: int
 
 
 class BwrapLauncher:
@@ -58,6 +73,26 @@ class BwrapLauncher:
         self._filter = filter_
         self._spawner = spawner
         self._live: set[BwrapSandbox] = set()
+        self._zygotes: Zygotes | None = None
+        self._pool: Pool[BwrapSandbox] | None = None
+
+    def make_ready(self, limits: PoolLimits, zygotes: trio.Nursery, makers: trio.Nursery) -> None:
+        """Keep sandboxes ready from now on. Only where `unready()` says nothing.
+
+        Tasks of `makers` may be cancelled at any time, those of `zygotes` end with `close`.
+        """
+        self._zygotes = Zygotes(self._spawner, self._bwrap, self._filter, zygotes)
+
+        def of(kind: SandboxSpec) -> PoolLimits:
+            # A prepared process of its own costs tens of MB, a fork or nothing but namespaces a few.
+            own = kind.preparation is not None and not kind.preparation.forks
+            return PoolLimits(min(limits.least, 1), min(limits.most, 4)) if own else limits
+
+        self._pool = Pool(self._make_ahead, of, makers)
+
+    def unready(self) -> str:
+        """Why sandboxes cannot be made ahead here; empty if they can."""
+        return unready(watched=isinstance(self._tree, WatchedTree))
 
     def describe(self) -> str:
         version = ".".join(map(str, self._bwrap.version))
@@ -68,12 +103,54 @@ class BwrapLauncher:
     async def launch(self, spec: SandboxSpec) -> BwrapSandbox:
         if not NAME.fullmatch(spec.name):
             raise ConfineError(f"{spec.name!r} cannot name a sandbox: a-z, 0-9 and -, at most 64")
+        if self._pool is not None and _poolable(spec) and self._pool.offers(_kind(spec)):
+            try:
+                return await self._adopt(self._pool, spec)
+            except (ConfineError, OSError) as exc:
+                # What is wrong with it may be wrong with every sandbox: then the next line says so.
+                log.warning(
+                    "no prepared sandbox for %s, one is made from scratch: %s", spec.name, exc
+                )
+        return await self._make(replace(spec, preparation=None))
+
+    async def _adopt(self, pool: Pool[BwrapSandbox], spec: SandboxSpec) -> BwrapSandbox:
+        sandbox = await pool.take(_kind(spec))
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(sandbox.kill)
+            await sandbox.adopt(spec, self._spawner)
+            undo.pop_all()
+        return sandbox
+
+    def keep(self, specs: Iterable[SandboxSpec]) -> None:
+        """Have sandboxes like these ready from now on, and in time no others."""
+        if self._pool is not None:
+            self._pool.keep({_kind(spec) for spec in specs if _poolable(spec)})
+
+    def prepared(self) -> list[Prepared]:
+        """What stands ready."""
+        if self._pool is None or self._zygotes is None:
+            return []
+        rows = []
+        for kind, ready, wanted in self._pool.held():
+            used = [sandbox.usage().memory_bytes or 0 for sandbox in ready]
+            program = kind.preparation.argv[0] if kind.preparation else ""
+            rows.append(Prepared(os.path.basename(program), len(ready), wanted, sum(used)))
+        return rows
+
+    async def _make_ahead(self, kind: SandboxSpec) -> BwrapSandbox:
+        """For the pool: a sandbox and, where one is asked for, the prepared runtime in it. Raises ConfineError."""
+        return await self._make(replace(kind, name=f"ready-{secrets.token_hex(4)}"))
+
+    async def _make(self, spec: SandboxSpec) -> BwrapSandbox:
+        zygote = None
+        if spec.preparation and spec.preparation.forks and self._zygotes:
+            zygote = await self._zygotes.get(spec.root, spec.preparation)
         bridges = self._bridges(spec)
         try:
             sandbox = await self._spawn(spec, bridges)
             async with AsyncExitStack() as undo:
                 undo.push_async_callback(sandbox.kill)
-                await self._open(sandbox)
+                await self._open(sandbox, zygote)
                 undo.pop_all()
         except (OSError, ValueError, subprocess.SubprocessError) as exc:
             raise ConfineError(f"cannot make a sandbox: {exc}") from exc
@@ -91,19 +168,21 @@ class BwrapLauncher:
             undo.callback(control.close)
             pipes = Pipes(uid)
             undo.callback(pipes.close)
+            parked = Parked() if spec.preparation else None
+            if parked is not None:
+                undo.callback(parked.close)
             with Descriptors() as fds:
-                argv = self._command(spec, group, control, pipes, fds, bridges, uid)
+                argv = self._command(spec, group, control, pipes, parked, fds, bridges, uid)
                 out, err = pipes.writes[:2]
                 started = await self._spawner.spawn(argv, fds.fds, out, err, bridges.values())
             group.joined(started.process.pid)
             control.theirs.close()
-            pipes.close_writes()
 
             def gone(sandbox: BwrapSandbox) -> None:
                 self._live.discard(sandbox)
                 self._identities.give_back(uid)
 
-            sandbox = BwrapSandbox(spec, group, started, control, pipes, uid, gone)
+            sandbox = BwrapSandbox(spec, group, started, control, pipes, parked, uid, gone)
             self._live.add(sandbox)
             undo.pop_all()
         return sandbox
@@ -114,12 +193,17 @@ class BwrapLauncher:
         group: Cgroup,
         control: Control,
         pipes: Pipes,
+        parked: Parked | None,
         fds: Descriptors,
         bridges: dict[str, Bridge],
         uid: int | None,
     ) -> list[str]:
         inside = fds.take(os.dup(control.theirs.fileno()))
         telemetry = fds.take(os.dup(pipes.writes[2]))
+        # A zygote's fork gets its end from us.
+        executed = (
+            parked is not None and spec.preparation is not None and not spec.preparation.forks
+        )
         who = str(-1 if uid is None else uid)
         return [
             *(self._init, "launch", who, who, str(telemetry), *group.procs, "--"),
@@ -131,13 +215,15 @@ class BwrapLauncher:
                 fds,
                 seccomp=self._filter,
                 places=bridges,
+                parked=fds.take(os.dup(parked.theirs.fileno())) if executed and parked else None,
             ),
         ]
 
-    async def _open(self, sandbox: BwrapSandbox) -> None:
+    async def _open(self, sandbox: BwrapSandbox, zygote: Zygote | None) -> None:
         try:
             with trio.fail_after(LAUNCH_LIMIT_S):
                 await sandbox.open()
+                await sandbox.prepare(zygote)
         except trio.TooSlowError as exc:
             raise ConfineError(
                 f"bubblewrap did not make a sandbox within {LAUNCH_LIMIT_S:.0f} s"
@@ -157,6 +243,28 @@ class BwrapLauncher:
             async with trio.open_nursery() as nursery:
                 for sandbox in list(self._live):
                     nursery.start_soon(_kill, sandbox)
+            if self._zygotes is not None:
+                self._zygotes.close()
+
+
+def unready(*, watched: bool = False) -> str:
+    """Why this host does not let sandboxes be made ahead; empty if it does. `watched`: without cgroups."""
+    if os.geteuid() != 0:
+        return "not started by root: nothing can be mounted into a sandbox that stands"
+    if watched:
+        return "without cgroups only bubblewrap's descendants are watched, and forks are not"
+    return mounts.probe()
+
+
+def _poolable(spec: SandboxSpec) -> bool:
+    return spec.network == "none"
+
+
+def _kind(spec: SandboxSpec) -> SandboxSpec:
+    """What is the same in all sandboxes that could become this one."""
+    # A program that looked at its limits when it started has to have been started under them.
+    looked = spec.preparation is not None and not spec.preparation.forks
+    return replace(spec, name="", late=(), limits=spec.limits if looked else Limits())
 
 
 async def _kill(sandbox: BwrapSandbox) -> None:
@@ -179,8 +287,11 @@ async def open_launcher(
     weaker: Collection[str] = (),
     tree: CgroupTree | None = None,
     bwrap_path: str = "bwrap",
+    pool: PoolLimits | None = None,
 ) -> AsyncIterator[BwrapLauncher]:
     """A launcher that owns its sandboxes: leaving kills them and removes the cgroups.
+
+    With `pool`, sandboxes are made ahead where this host allows it (`unready`).
 
     Sweeps what dead supervisors left. Raises IsolationUnavailable with the remedy, but for those of
     "cgroups" and "seccomp" that `weaker` says may be gone without.
@@ -206,7 +317,14 @@ async def open_launcher(
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)
             nursery.start_soon(tree.watch)
+        ready = pool is not None and not launcher.unready()
+        zygotes = await stack.enter_async_context(trio.open_nursery()) if ready else None
         stack.push_async_callback(launcher.close)
+        if pool is not None and zygotes is not None:
+            # Left first: nothing more is made when what there is is killed, and zygotes reap it.
+            makers = await stack.enter_async_context(trio.open_nursery())
+            stack.callback(makers.cancel_scope.cancel)
+            launcher.make_ready(pool, zygotes, makers)
         yield launcher
 
 

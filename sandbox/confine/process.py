@@ -13,14 +13,17 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 import trio
 
 from sandbox.confine import peers, strays
 from sandbox.confine.cgroup import Cgroup
 from sandbox.confine.control import Control
-from sandbox.confine.spawner import Started
+from sandbox.confine.parked import Parked
+from sandbox.confine.spawner import Spawner, Started
 from sandbox.confine.spec import ConfineError, Exit, Program, SandboxSpec, Usage
+from sandbox.confine.zygote import Child, Zygote
 
 log = logging.getLogger(__name__)
 KILL_LIMIT_S = 5.0
@@ -78,17 +81,24 @@ class BwrapSandbox:
         started: Started,
         control: Control,
         pipes: Pipes,
+        parked: Parked | None,
         uid: int | None,
         on_gone: Callable[[BwrapSandbox], None],
     ) -> None:
-        """`started` is bwrap, `uid` its own on the host. `on_gone`: nothing of the sandbox is left."""
+        """`started` is bwrap, `uid` its own on the host. `on_gone`: nothing of the sandbox is left.
+
+        `parked`: the socket of the runtime that `prepare` is to put in, where the spec wants one.
+        """
         self.name = spec.name
-        self._spec = spec
+        self.spec = spec
         self._cgroup = cgroup
         self._process = started.process
         self._process_fd = started.fd
         self._control = control
         self._pipes = pipes
+        self._parked = parked
+        self._child: Child | None = None
+        """The zygote's fork, where the runtime is one."""
         self._uid = uid
         self._on_gone = on_gone
         self._unknown: set[int] = set()
@@ -122,6 +132,41 @@ class BwrapSandbox:
             raise ConfineError("the sandbox died while it was made")
         self._pid1, self._pid1_fd = pid1, fd
 
+    async def prepare(self, zygote: Zygote | None) -> None:
+        """Put in the runtime that the spec's preparation describes. Raises ConfineError or OSError."""
+        if self._parked is None:
+            self._pipes.close_writes()
+            return
+        assert self.spec.preparation is not None
+        assert self._pid1 is not None
+        if zygote is not None:
+            fds = [self._parked.theirs.fileno(), *self._pipes.writes]
+            # Pid 1 goes when it hears no more of us: the program's end is the sandbox's.
+            self._child = await zygote.fork(
+                self._pid1, fds, self._cgroup.procs, on_end=self._control.close
+            )
+        else:
+            preparation = self.spec.preparation
+            program = Program(preparation.argv, dict(preparation.env), "/")
+            await self._control.start(program, self.spec.limits.nofile)
+        self._pipes.close_writes()
+        await self._parked.ready()
+        if self._child is not None and self._child.pid not in self._cgroup.pids():
+            raise ConfineError("the runtime died while it was prepared")
+
+    async def adopt(self, spec: SandboxSpec, spawner: Spawner) -> None:
+        """Become what `spec` describes: its limits and its own folders. Raises ConfineError or OSError."""
+        if spec.limits != self.spec.limits:
+            self._cgroup.limit(spec.limits)
+        self.spec = spec
+        if spec.late:
+            assert self._pid1 is not None
+            namespace = os.open(f"/proc/{self._pid1}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                await spawner.attach(namespace, spec.late)
+            finally:
+                os.close(namespace)
+
     def _complaint(self) -> str:
         with suppress(BlockingIOError):
             return (
@@ -151,16 +196,21 @@ class BwrapSandbox:
         return self._telemetry
 
     def admits(self, peer: tuple[str, int]) -> bool:
-        if self._spec.network == "none" or self._uid is None:
+        if self.spec.network == "none" or self._uid is None:
             return True
         return peers.uid_of(peer, ("127.0.0.1", self._port)) == self._uid
 
     async def start(self, program: Program) -> None:
-        await self._control.start(program, self._spec.limits.nofile)
+        if self._parked is None:
+            await self._control.start(program, self.spec.limits.nofile)
+            return
+        env = {**program.env, "AWS_LAMBDA_RUNTIME_API": self.address}
+        await self._parked.start(replace(program, env=env), self.spec.limits.nofile)
+        self._parked.close()
 
     def settle(self) -> None:
         if not self._killing:
-            self._try(lambda: self._cgroup.limit_cpu(self._spec.limits.cpu_cores))
+            self._try(lambda: self._cgroup.limit_cpu(self.spec.limits.cpu_cores))
 
     def freeze(self) -> None:
         if not self._killing:
@@ -180,7 +230,8 @@ class BwrapSandbox:
     async def wait(self) -> Exit:
         async with self._exit_lock:
             if self._exit is None:
-                self._exit = self._describe_exit(await self._control.exit_status())
+                told = self._control.exit_status if self._child is None else self._child.wait
+                self._exit = self._describe_exit(await told())
             return self._exit
 
     def _describe_exit(self, status: int | None) -> Exit:
@@ -188,6 +239,8 @@ class BwrapSandbox:
         if status is None:
             return Exit(oom_kills=oom_kills, killed=self._killing, cpu_s=cpu_s)
         if os.WIFSIGNALED(status):
+            if self._killing and os.WTERMSIG(status) == signal.SIGKILL:
+                return Exit(oom_kills=oom_kills, killed=True, cpu_s=cpu_s)
             return Exit(signal=os.WTERMSIG(status), oom_kills=oom_kills, cpu_s=cpu_s)
         return Exit(code=os.WEXITSTATUS(status), oom_kills=oom_kills, cpu_s=cpu_s)
 
@@ -197,6 +250,9 @@ class BwrapSandbox:
             group = self._cgroup
             self._last_usage = Usage(group.memory(), group.memory_peak(), group.cpu_s())
         return self._last_usage
+
+    def peak_memory(self) -> int | None:
+        return self._last_usage.memory_peak_bytes if self._gone else self._cgroup.memory_peak()
 
     def oom_kills(self) -> int:
         if not self._gone:
@@ -220,6 +276,8 @@ class BwrapSandbox:
             if patience.cancelled_caught:
                 self._process.kill()
                 self._cgroup.kill()
+                if self._child is not None:
+                    self._child.stuck()
                 await trio.lowlevel.wait_readable(self._process_fd)
             self._process.wait()
             await self._reap_orphan()
@@ -262,6 +320,10 @@ class BwrapSandbox:
         self._gone = True
         self._control.close()
         self._pipes.close()
+        if self._parked is not None:
+            self._parked.close()
+        if self._child is not None:
+            self._child.release()
         os.close(self._process_fd)
         if self._pid1_fd is not None:
             os.close(self._pid1_fd)

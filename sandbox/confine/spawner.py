@@ -11,12 +11,15 @@ import os
 import queue
 import subprocess
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import trio
 
+from rootfs.layout import Bind
+from sandbox.confine import mounts
 from sandbox.confine.staging import Bridge, Stage
 
 
@@ -30,24 +33,22 @@ class Started:
 
 @dataclass
 class _Order:
-    argv: Sequence[str]
-    fds: Sequence[int]
-    stdout: int
-    stderr: int
-    bridges: Collection[Bridge]
+    action: Callable[[], Any]
     token: trio.lowlevel.TrioToken
     done: trio.Event = field(default_factory=trio.Event)
-    started: Started | None = None
+    result: Any = None
     fault: Exception | None = None
 
 
 class Spawner:
-    """Starts processes with fork(2)'s cost off the event loop. Close it after the last of them has ended."""
+    """Starts processes and attaches mounts off the event loop. Close it after the last process has ended."""
 
     def __init__(self, *, stage: bool) -> None:
         """`stage`: bridge sources that bwrap's unprivileged uid may not walk to (needs CAP_SYS_ADMIN)."""
         self._orders: queue.SimpleQueue[_Order | Collection[Bridge] | None] = queue.SimpleQueue()
         self._stage_wanted = stage
+        self._stage: Stage | None = None
+        self._refused: OSError | None = None
         self._thread = threading.Thread(target=self._work, name="lambox-spawner", daemon=True)
         self._thread.start()
 
@@ -65,60 +66,74 @@ class Spawner:
         bridges: Collection[Bridge] = (),
     ) -> Started:
         """stdin is /dev/null, `fds` keep their numbers, all else is closed. Raises OSError or ValueError."""
-        order = _Order(argv, fds, stdout, stderr, bridges, trio.lowlevel.current_trio_token())
-        self._orders.put(order)
-        # Shielded: a process that starts while its starter is being cancelled must not be lost.
-        with trio.CancelScope(shield=True):
-            await order.done.wait()
-        if order.fault is not None:
-            raise order.fault
-        assert order.started is not None
-        return order.started
+
+        def action() -> Started:
+            self._bridge(bridges)
+            return _start(argv, fds, stdout, stderr)
+
+        started: Started = await self._order(action)
+        return started
+
+    async def attach(self, namespace: int, binds: Sequence[Bind]) -> None:
+        """`mounts.attach`. Raises OSError, also where this host gives us no mount namespace."""
+
+        def action() -> None:
+            if self._stage is None:
+                raise self._refused or OSError(errno.EPERM, "not started by root")
+            mounts.attach(namespace, binds)
+
+        await self._order(action)
 
     def take_down(self, bridges: Collection[Bridge]) -> None:
         """The launch is over, the sandbox has mounts of its own."""
         if bridges:
             self._orders.put(bridges)
 
+    async def _order(self, action: Callable[[], Any]) -> Any:
+        order = _Order(action, trio.lowlevel.current_trio_token())
+        self._orders.put(order)
+        # Shielded: a process that starts while its starter is being cancelled must not be lost.
+        with trio.CancelScope(shield=True):
+            await order.done.wait()
+        if order.fault is not None:
+            raise order.fault
+        return order.result
+
     def _work(self) -> None:
-        stage: Stage | None = None
-        refused: OSError | None = None
         if self._stage_wanted:
             try:
-                stage = Stage()
+                self._stage = Stage()
             except OSError as exc:
-                refused = exc
+                self._refused = exc
         while (order := self._orders.get()) is not None:
             if not isinstance(order, _Order):
                 for bridge in order:
-                    if stage is not None:
-                        stage.remove(bridge)
+                    if self._stage is not None:
+                        self._stage.remove(bridge)
                 continue
             try:
-                if order.bridges and stage is None:
-                    paths = ", ".join(bridge.source for bridge in order.bridges)
-                    raise OSError(errno.EACCES, f"sandboxes may not walk to {paths} ({refused})")
-                for bridge in order.bridges:
-                    assert stage is not None
-                    stage.put(bridge)
-                order.started = self._start(order)
+                order.result = order.action()
             except Exception as exc:  # whatever it is: without this thread every sandbox dies
                 order.fault = exc
             with suppress(trio.RunFinishedError):
                 order.token.run_sync_soon(order.done.set)
 
-    def _start(self, order: _Order) -> Started:
-        process = subprocess.Popen(
-            order.argv,
-            stdin=subprocess.DEVNULL,
-            stdout=order.stdout,
-            stderr=order.stderr,
-            pass_fds=order.fds,
-            env={},
-        )
-        try:
-            return Started(process, os.pidfd_open(process.pid))
-        except OSError:
-            process.kill()
-            process.wait()
-            raise
+    def _bridge(self, bridges: Collection[Bridge]) -> None:
+        if bridges and self._stage is None:
+            paths = ", ".join(bridge.source for bridge in bridges)
+            raise OSError(errno.EACCES, f"sandboxes may not walk to {paths} ({self._refused})")
+        for bridge in bridges:
+            assert self._stage is not None
+            self._stage.put(bridge)
+
+
+def _start(argv: Sequence[str], fds: Sequence[int], stdout: int, stderr: int) -> Started:
+    process = subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, pass_fds=fds, env={}
+    )
+    try:
+        return Started(process, os.pidfd_open(process.pid))
+    except OSError:
+        process.kill()
+        process.wait()
+        raise

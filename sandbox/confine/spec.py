@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from rootfs.layout import Entry
+from rootfs.layout import Bind, Entry
 
 MIB = 1024 * 1024
 
@@ -50,8 +50,27 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Preparation:
+    """How a runtime is brought, without a function, to the point before it would load one.
+
+    It is told its function over a socket (the protocol stands in rootfs/inside/python/zygote.py).
+    """
+
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    forks: bool
+    """True: one process of it lives outside (the zygote) and forks itself into every sandbox.
+    False: each sandbox's pid 1 executes it."""
+    preload: tuple[str, ...] = ()
+    """Modules that a zygote loads besides the runtime's client."""
+
+
+@dataclass(frozen=True, slots=True)
 class SandboxSpec:
-    """Everything a launcher needs to make one sandbox. Nothing of Lambda is in here."""
+    """Everything a launcher needs to make one sandbox. Nothing of Lambda is in here.
+
+    But for `name`, `late` and `limits`, sandboxes with equal specs are interchangeable until they start.
+    """
 
     name: str
     """Unique among live sandboxes; names the cgroup: [a-z0-9-]+, at most 64 characters."""
@@ -59,6 +78,9 @@ class SandboxSpec:
     limits: Limits = field(default_factory=Limits)
     network: Literal["none", "host"] = "none"
     hostname: str = "sandbox"
+    late: tuple[Bind, ...] = ()
+    """Code and layers, on folders that `root` has: may be mounted when the sandbox stands already."""
+    preparation: Preparation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +198,9 @@ class Sandbox(Protocol):
 
     def thaw(self) -> None: ...
     def usage(self) -> Usage: ...
+    def peak_memory(self) -> int | None:
+        """Bytes. Read at every invocation: one system call at most."""
+
     def oom_kills(self) -> int: ...
 
 

@@ -8,28 +8,15 @@ launch takes. The namespace, and with it every mount, is gone when the thread is
 
 from __future__ import annotations
 
-import ctypes
 import os
 from contextlib import suppress
 from dataclasses import dataclass
 
-CLONE_NEWNS = 0x20000
-"""linux/sched.h"""
-MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_SLAVE = 2, 4, 4096, 16384, 1 << 19
-MNT_DETACH = 2
-"""linux/mount.h, sys/mount.h"""
+from sandbox.confine.mounts import MS_BIND, MS_NODEV, MS_NOSUID, MS_REC, mount, unmount, unshare
+
 STAGE = next(path for path in ("/sys/kernel", "/run") if os.path.isdir(path))
 """Covered by a tmpfs in the private namespace only: a folder on every host of which nobody binds anything
 (functions may well lie in /run, /tmp, /srv or /mnt) and bwrap needs nothing."""
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
-    encoded = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
-    if _libc.mount(encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3]):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +32,8 @@ class Stage:
 
     def __init__(self) -> None:
         """Raises OSError where the thread may not have a mount namespace of its own."""
-        if _libc.unshare(CLONE_NEWNS):
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
-        _mount("none", "/", None, MS_REC | MS_SLAVE)
-        _mount("lambox", STAGE, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
+        unshare()
+        mount("lambox", STAGE, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
 
     def put(self, bridge: Bridge) -> None:
         os.makedirs(os.path.dirname(bridge.place), exist_ok=True)
@@ -57,11 +41,11 @@ class Stage:
             os.mkdir(bridge.place)
         else:
             os.close(os.open(bridge.place, os.O_CREAT | os.O_CLOEXEC))
-        _mount(bridge.source, bridge.place, None, MS_BIND | MS_REC)
+        mount(bridge.source, bridge.place, None, MS_BIND | MS_REC)
 
     def remove(self, bridge: Bridge) -> None:
         with suppress(OSError):
-            _libc.umount2(os.fsencode(bridge.place), MNT_DETACH)
+            unmount(bridge.place)
             if os.path.isdir(bridge.place):
                 os.rmdir(bridge.place)
             else:

@@ -1,9 +1,8 @@
 """Stand-ins for the rooms behind the two faces, and the two faces served for real on loopback
 sockets.
 
-`LANES` names the ways the same bytes can reach the same functions. There is one so far: the quart
-apps under hypercorn. A second lane adds a context manager of the same shape to the table, and every
-test here runs against it too.
+`LANES` names the ways the same bytes can reach the same functions: the quart apps under hypercorn alone,
+and with the fast lane before them. Every test here runs against both.
 """
 
 from __future__ import annotations
@@ -13,12 +12,14 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 
 from runtimeapi.invoke import make_invoke_app
+from runtimeapi.lanes import caller_lane, runtime_lane
 from runtimeapi.ports import BodyTruncated, Console, ResponseBody
 from runtimeapi.rapi import make_rapi_app
 from runtimeapi.server import caller_config, environment_config, running_app
@@ -26,6 +27,7 @@ from sandbox.errors import CallerError, FunctionFailed, FunctionNotFound
 from sandbox.function import BrokenFunction, FunctionVersion
 from sandbox.invocation import Invocation, Outcome
 from sandbox.lifecycle import NextEvent, Refused
+from sandbox.ticket import Ticket
 
 REGION = "us-east-1"
 ACCOUNT = "000000000000"
@@ -70,11 +72,28 @@ class Posted:
     truncated: bool = False
 
 
+Deliver = Callable[[NextEvent], None]
+
+
+class Events:
+    """Events put in: for whoever has asked, or kept for who will."""
+
+    def __init__(self) -> None:
+        self.kept: list[NextEvent] = []
+        self.asking: list[Deliver] = []
+
+    def send_nowait(self, event: NextEvent) -> None:
+        if self.asking:
+            self.asking.pop(0)(event)
+        else:
+            self.kept.append(event)
+
+
 class FakeEnvironment:
     """A RuntimeFace: hands out the events put in, keeps what is posted, refuses on demand."""
 
     def __init__(self) -> None:
-        self.put, self._events = trio.open_memory_channel[NextEvent](100)
+        self.put = Events()
         self.posted: list[Posted] = []
         self.refusal: Exception | None = None
         self.limit: int | None = None
@@ -86,13 +105,27 @@ class FakeEnvironment:
         self.may_read.set()
 
     async def next(self) -> NextEvent:
+        send, receive = trio.open_memory_channel[NextEvent](1)
+        event = self.ask_next(send.send_nowait)
+        if event is not None:
+            return event
+        try:
+            return await receive.receive()
+        finally:
+            self.forget_next(send.send_nowait)
+
+    def ask_next(self, deliver: Deliver) -> NextEvent | None:
         self._maybe_refuse()
         self.parked.set()
-        try:
-            return await self._events.receive()
-        except trio.Cancelled:
+        if self.put.kept:
+            return self.put.kept.pop(0)
+        self.put.asking.append(deliver)
+        return None
+
+    def forget_next(self, deliver: Deliver) -> None:
+        if deliver in self.put.asking:
+            self.put.asking.remove(deliver)
             self.abandoned.set()
-            raise
 
     async def respond(
         self,
@@ -121,7 +154,29 @@ class FakeEnvironment:
         post.trailers = dict(body.trailers)
         self._done.send_nowait(post)
 
+    def take_response(
+        self,
+        request_id: str,
+        *,
+        invocation_id: str | None,
+        content_type: str | None,
+        body: bytes,
+    ) -> None:
+        self._maybe_refuse()
+        post = Posted("response", request_id, body, [body], details={"response_mode": None})
+        post.details |= {"invocation_id": invocation_id, "content_type": content_type}
+        self.posted.append(post)
+        if self.limit is not None and len(body) > self.limit:
+            raise Refused(413, "RequestEntityTooLarge", "Exceeded <the> limit")
+        self._done.send_nowait(post)
+
+    def finish_turn(self) -> None:
+        pass
+
     async def error(self, request_id: str, *, body: bytes, **details: str | None) -> None:
+        self.take_error(request_id, body=body, **details)
+
+    def take_error(self, request_id: str, *, body: bytes, **details: str | None) -> None:
         self._maybe_refuse()
         self.posted.append(Posted("error", request_id, body, details=dict(details)))
         self._done.send_nowait(self.posted[-1])
@@ -167,14 +222,40 @@ class FakeInvoker:
     """The scheduler: does what `behaviour` does, remembers what it was asked."""
 
     def __init__(self) -> None:
+        self.nursery: trio.Nursery | None = None
         self.behaviour: Behaviour = echo
         self.invoked: list[Invocation] = []
         self.accepted: list[Invocation] = []
         self.refusal: CallerError | None = None
+        self._running: dict[int, trio.CancelScope] = {}
 
     async def invoke(self, invocation: Invocation) -> Outcome:
         self.invoked.append(invocation)
         return await self.behaviour(invocation)
+
+    def submit(self, invocation: Invocation, on_end: Callable[[], None]) -> Ticket:
+        assert self.nursery is not None
+        ticket = Ticket(invocation, on_end)
+        scope = self._running[id(ticket)] = trio.CancelScope()
+        self.nursery.start_soon(self._run, ticket, scope)
+        return ticket
+
+    def withdraw(self, ticket: Ticket) -> None:
+        scope = self._running.get(id(ticket))
+        if scope is not None:
+            scope.cancel()
+
+    async def _run(self, ticket: Ticket, scope: trio.CancelScope) -> None:
+        try:
+            with scope:
+                try:
+                    outcome = await self.invoke(ticket.invocation)
+                except Exception as exc:
+                    ticket.fail(exc)
+                else:
+                    ticket.resolve(outcome)
+        finally:
+            del self._running[id(ticket)]
 
     async def accept(self, invocation: Invocation) -> None:
         if self.refusal is not None:
@@ -226,25 +307,29 @@ def listening() -> socket.socket:
 
 
 @asynccontextmanager
-async def quart_callers() -> AsyncIterator[Callers]:
+async def callers(*, fast: bool) -> AsyncIterator[Callers]:
     broken = BrokenFunction("broken", Path("/nowhere"), "broken/function.toml:1: memory: mend it")
     functions = FakeFunctions(function(), function("dotted.name"), broken)
     invoker, logs, sock = FakeInvoker(), FakeLogs(), listening()
     app = make_invoke_app(functions, invoker, logs.console(), region=REGION, account=ACCOUNT)
     served_at = Callers(sock.getsockname(), functions, invoker, logs)
-    async with running_app(app, caller_config()) as served, trio.open_nursery() as nursery:
+    lane = caller_lane(functions, invoker, region=REGION, account=ACCOUNT) if fast else None
+    async with running_app(app, caller_config(), lane) as served, trio.open_nursery() as nursery:
+        invoker.nursery = nursery
         await nursery.start(served.serve, sock, {})
         yield served_at
         nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
-async def quart_environments(count: int = 1) -> AsyncIterator[Environments]:
+async def environments(count: int = 1, *, fast: bool) -> AsyncIterator[Environments]:
     faces = [FakeEnvironment() for _ in range(count)]
     sockets = [listening() for _ in faces]
     addresses = [sock.getsockname() for sock in sockets]
     async with (
-        running_app(make_rapi_app(), environment_config()) as served,
+        running_app(
+            make_rapi_app(), environment_config(), runtime_lane if fast else None
+        ) as served,
         trio.open_nursery() as nursery,
     ):
         for face, sock in zip(faces, sockets, strict=True):
@@ -253,4 +338,9 @@ async def quart_environments(count: int = 1) -> AsyncIterator[Environments]:
         nursery.cancel_scope.cancel()
 
 
-LANES = {"quart": (quart_callers, quart_environments)}
+quart_callers = partial(callers, fast=False)
+quart_environments = partial(environments, fast=False)
+LANES = {
+    "quart": (quart_callers, quart_environments),
+    "fast": (partial(callers, fast=True), partial(environments, fast=True)),
+}

@@ -15,6 +15,7 @@ from quart import Response
 
 from runtimeapi.app import FaceApp, respond
 from runtimeapi.connection import FaceConfig
+from runtimeapi.lanes import runtime_lane
 from runtimeapi.rapi import make_rapi_app
 from runtimeapi.server import ServedApp, caller_config, environment_config, running_app, serve_app
 from tests.contract.fakes import FakeEnvironment, event, listening
@@ -25,10 +26,10 @@ NEXT = "/2018-06-01/runtime/invocation/next"
 RESPONSE = "/2018-06-01/runtime/invocation/1/response"
 
 
-@pytest.fixture
-async def served() -> AsyncIterator[ServedApp]:
+@pytest.fixture(params=[None, runtime_lane], ids=["quart", "fast"])
+async def served(request: pytest.FixtureRequest) -> AsyncIterator[ServedApp]:
     with trio.fail_after(20):
-        async with running_app(make_rapi_app(), environment_config()) as app:
+        async with running_app(make_rapi_app(), environment_config(), request.param) as app:
             yield app
 
 

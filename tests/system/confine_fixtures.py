@@ -8,17 +8,22 @@ import sys
 import textwrap
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import trio
 
-from rootfs.layout import Bind, Dev, Directory, Entry, Proc, Symlink, Tmpfs
+from rootfs import environ
+from rootfs.layout import INSIDE, Bind, Dev, Directory, Entry, Proc, Symlink, Tmpfs
+from rootfs.runtimes import discover
 from sandbox.confine import cgroup
 from sandbox.confine.launcher import BwrapLauncher, open_launcher
+from sandbox.confine.pool import PoolLimits
 from sandbox.confine.process import BwrapSandbox
-from sandbox.confine.spec import MIB, Limits, Program, SandboxSpec
+from sandbox.confine.spec import MIB, Limits, Preparation, Program, SandboxSpec
 
 PYTHON = "/var/lang/bin/python3"
 TMP_BYTES = 32 * MIB
@@ -30,6 +35,20 @@ ROOT: tuple[Entry, ...] = (
     Tmpfs("/tmp", TMP_BYTES),
     Proc(),
     Dev(),
+)
+MAKINGS = ["scratch", *(["ready", "forked"] if os.geteuid() == 0 else [])]
+"""How a sandbox comes about: bwrap on demand; made ahead, its program executed by pid 1; made ahead with a
+zygote's fork in it, which executes the program: whatever confines a forked runtime confines that."""
+MAKING: ContextVar[str] = ContextVar("MAKING", default="scratch")
+_FOUND = discover().resolve(f"python3.{sys.version_info.minor}")
+CLIENT: tuple[Entry, ...] = (
+    Bind(_FOUND.client, "/var/runtime"),
+    Bind(f"{INSIDE}/python/lambox_bootstrap.py", "/var/runtime/bootstrap.py"),
+)
+PYTHON_FORKS = Preparation(
+    (PYTHON, "-S", "/var/runtime/bootstrap.py"),
+    tuple(environ.runtime_environment(_FOUND).items()),
+    forks=True,
 )
 ENV = {"PATH": "/usr/bin:/bin"}
 
@@ -113,8 +132,12 @@ async def confined(
     of_limits = {key: how.pop(key) for key in list(how) if key in Limits.__dataclass_fields__}
     how.setdefault("name", "test")
     spec = SandboxSpec(root=tuple(root), limits=Limits(**of_limits), **how)
+    if MAKING.get() == "forked":
+        spec = replace(spec, root=(*spec.root, *CLIENT), preparation=PYTHON_FORKS)
     with trio.fail_after(30):
         async with opened(launcher) as maker:
+            if launcher is None and MAKING.get() != "scratch":
+                await made_ahead(maker, spec)
             sandbox = await maker.launch(spec)
             try:
                 yield Box(maker, sandbox)
@@ -129,8 +152,18 @@ async def opened(launcher: BwrapLauncher | None = None) -> AsyncIterator[BwrapLa
     if launcher is not None:
         yield launcher
         return
-    async with open_launcher() as fresh:
+    pool = None if MAKING.get() == "scratch" else PoolLimits(1, 1)
+    async with open_launcher(pool=pool) as fresh:
         yield fresh
+
+
+async def made_ahead(launcher: BwrapLauncher, spec: SandboxSpec) -> None:
+    """Wait until the next launch of `spec` is of a sandbox that stands already."""
+    assert launcher.unready() == ""
+    assert spec.network == "none"
+    launcher.keep([spec])
+    while not any(row.ready for row in launcher.prepared()):  # noqa: ASYNC110
+        await trio.sleep(0.001)
 
 
 def proc(pid: int, file: str) -> bytes:

@@ -21,6 +21,7 @@ import botocore.config
 import pytest
 
 from tests.leftovers import leftovers
+from tests.system.confine_fixtures import MAKING, MAKINGS
 
 LAMBOX = Path(sys.executable).with_name("lambox")
 
@@ -86,6 +87,14 @@ class Server:
         rows = self.get("/_lambox/environments")
         rows = rows if isinstance(rows, list) else rows["environments"]
         return [row for row in rows if function in (None, row["function"])]
+
+    def wait_prepared(self, count: int = 1) -> None:
+        """Until `count` runtimes stand ready to be told their function."""
+        until(
+            lambda: any(
+                row["program"] and row["ready"] >= count for row in self.get("/_lambox/prepared")
+            )
+        )
 
     def stop(self, sig: int = signal.SIGTERM) -> int:
         self.process.send_signal(sig)
@@ -161,3 +170,11 @@ def nothing_is_left() -> Iterator[None]:
     with contextlib.suppress(AssertionError):
         until(lambda: leftovers() == before, 5)
     assert leftovers() == before
+
+
+@pytest.fixture(params=MAKINGS)
+def making(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The ways in which a sandbox comes about: what confines it must not depend on that."""
+    token = MAKING.set(request.param)
+    yield request.param
+    MAKING.reset(token)

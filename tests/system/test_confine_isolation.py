@@ -13,7 +13,7 @@ from rootfs.layout import Bind, Directory, Symlink, Text, Tmpfs
 from sandbox.confine.launcher import open_launcher
 from tests.system.confine_fixtures import ROOT, TMP_BYTES, confined, proc, proc_status
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.usefixtures("making")]
 UML = "User Mode Linux" in Path("/proc/cpuinfo").read_text()
 x86_64 = pytest.mark.skipif(platform.machine() != "x86_64", reason="host: x86-64 call numbers")
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="host: needs to be root")

@@ -15,7 +15,7 @@ from sandbox.confine.launcher import open_launcher
 from sandbox.confine.spec import MIB
 from tests.system.confine_fixtures import ROOT, Box, confined
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.usefixtures("making")]
 EATING = """
     hoard = []
     while True:

@@ -14,7 +14,7 @@ from sandbox.confine.launcher import open_launcher
 from sandbox.confine.spec import ConfineError, Exit, Program, ProgramNotStarted
 from tests.system.confine_fixtures import confined, nothing_left, proc
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.usefixtures("making")]
 
 
 async def test_a_program_runs_with_exactly_what_it_was_given() -> None:

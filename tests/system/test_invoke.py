@@ -74,7 +74,7 @@ def test_report_tells_the_true_peak_memory(shared: Server) -> None:
         return int(text.split("Max Memory Used: ")[1].split(" MB")[0])
 
     small = peak(1)
-    assert 5 < small < 80
+    assert 1 < small < 80  # what a fork shares with its zygote is not the function's
     assert small + 150 < peak(200) < 330
 
 

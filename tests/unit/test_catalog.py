@@ -342,3 +342,17 @@ def test_lost_events_mean_that_all_are_read_again(
         (folder / "hello/handler.py").write_text("changed")
         catalog.refresh()
         assert catalog.get("hello").revision != before
+
+
+def test_the_reserved_total_follows_the_folder(folder: Path, open_catalog: Open) -> None:
+    function(folder, "a", "reserved_concurrency = 3\n")
+    function(folder, "b", "reserved_concurrency = 4\n")
+    function(folder, "c")
+    catalog = open_catalog()
+    assert catalog.reserved_total == 7
+    (folder / "b" / "function.toml").write_text("reserved_concurrency = 1\n")
+    catalog.refresh()
+    assert catalog.reserved_total == 4
+    (folder / "a" / "function.toml").write_text("nonsense = 1\n")
+    catalog.refresh()
+    assert catalog.reserved_total == 1

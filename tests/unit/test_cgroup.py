@@ -407,3 +407,18 @@ def test_controllers_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(cgroup_v1, "mounted", lambda info, own: {"cpu": Path("/")})
     with pytest.raises(ConfineError, match="memory, pids"):
         V1Tree.open()
+
+
+def test_a_gauge_opens_its_file_once_and_reads_on_when_it_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "memory.peak"
+    gauge = cgroup.Gauge(str(path))
+    assert gauge.read() is None  # the host has no such file
+    path.write_text("9\n")
+    assert gauge.read() == 9
+    path.write_text("10\n")
+    assert gauge.read() == 10
+    before = len(os.listdir("/proc/self/fd"))
+    gauge.close()
+    gauge.close()
+    assert len(os.listdir("/proc/self/fd")) == before - 1
+    assert gauge.read() is None

@@ -40,6 +40,7 @@ BROKEN = {"name": "broken", "state": "broken", "problem": "function.toml:1: [no]
 ENVIRONMENT = {
     "id": "hello-1234",
     "function": "hello",
+    "type": "provisioned",
     "state": "frozen",
     "age_s": 3.21,
     "invocations": 7,
@@ -414,7 +415,7 @@ def test_list_of_an_empty_folder_says_how_to_begin(
 
 def test_ps(runner: CliRunner, server: FakeServer) -> None:
     result = run(runner, "ps", "--endpoint", server.url)
-    expected = "hello-1234 hello frozen 3.2 s 7 9 MB 128 MB 0.12 s"
+    expected = "hello-1234 hello provisioned frozen 3.2 s 7 9 MB 128 MB 0.12 s"
     assert expected.split() in [line.split() for line in result.stdout.splitlines()]
 
 

@@ -100,7 +100,8 @@ def test_every_setting_has_a_variable_and_a_flag() -> None:
         "account": "000000000001", "state": "s", "grace_s": "0.5", "max_environment_age_s": "60",
         "account_concurrency": "5", "memory_budget_mb": "512", "freeze_delay_ms": "0",
         "init_timeout_s": "2.5", "uid_base": "200000", "uid_count": "10", "max_starts": "3",
-        "allow_weaker": "seccomp, cgroups",
+        "zygote": "false", "pool_min": "1", "pool_max": "2", "preload": "boto3 a.b",
+        "allow_weaker": "seccomp, cgroups", "fast_lane": "false",
     }  # fmt: skip
     environ = {f"LAMBOX_{name.upper()}": text for name, text in texts.items()}
     assert load(texts, environ={}) == load(environ=environ)
@@ -109,7 +110,8 @@ def test_every_setting_has_a_variable_and_a_flag() -> None:
         functions=Path("f"), host="::1", port=0, region="eu-central-1", account="000000000001",
         state=Path("s"), grace_s=0.5, max_environment_age_s=60.0, account_concurrency=5,
         memory_budget_mb=512, freeze_delay_ms=0, init_timeout_s=2.5, uid_base=200000, uid_count=10,
-        max_starts=3, allow_weaker=("seccomp", "cgroups"), defaults=FunctionDefaults(),
+        max_starts=3, zygote=False, pool_min=1, pool_max=2, preload=("boto3", "a.b"),
+        allow_weaker=("seccomp", "cgroups"), fast_lane=False, defaults=FunctionDefaults(),
     )  # fmt: skip
     assert found == expected
     assert texts.keys() == {setting.name for setting in SETTINGS}
@@ -130,6 +132,9 @@ def test_every_setting_has_a_variable_and_a_flag() -> None:
         ("GRACE_S", "NaN", "must be a number of seconds from 0 to 900"),
         ("INIT_TIMEOUT_S", "0", "must be a number of seconds from 0.1 to 900"),
         ("MEMORY_BUDGET_MB", "64", "must be a whole number of MB from 128"),
+        ("ZYGOTE", "maybe", "must be true or false"),
+        ("POOL_MIN", "-1", "must be a whole number from 0"),
+        ("PRELOAD", "os; print()", "must be a list of Python modules"),
         ("ALLOW_WEAKER", "network", 'must be a list out of "cgroups", "seccomp"'),
     ],
 )
@@ -163,7 +168,7 @@ def test_broken_toml_is_told(text: str) -> None:
 def test_unknown_variables_are_told_with_the_nearest_known() -> None:
     assert one(LAMBOX_PROT="1") == "LAMBOX_PROT=1: unknown setting; did you mean LAMBOX_PORT?"
     assert "did you mean LAMBOX_DEFAULT_TIMEOUT?" in one(LAMBOX_DEFAULTS_TIMEOUT="1")
-    assert "LAMBOX_DEFAULT_TIMEOUT" in one(LAMBOX_XYZXYZXYZ="1")
+    assert "LAMBOX_DEFAULT_TIMEOUT" in one(LAMBOX_123456789="1")
 
 
 def test_variables_of_others_are_left_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 from pathlib import Path
@@ -208,3 +209,26 @@ def test_a_state_folder_that_cannot_be(tmp_path: Path) -> None:
     (result,) = doctor._state(settings)
     assert result.verdict == "missing"
     assert str(tmp_path / "file" / "state") in result.remedy
+
+
+@pytest.mark.parametrize(
+    ("zygote", "reason", "verdict", "says"),
+    [
+        (True, "", "ok", "8 to 16 sandboxes"),
+        (True, "not started by root", "note", "ten times as long"),
+        (False, "", "note", "switched off"),
+    ],
+)
+def test_sandboxes_made_ahead(
+    settings: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    zygote: bool,
+    reason: str,
+    verdict: str,
+    says: str,
+) -> None:
+    monkeypatch.setattr("sandbox.confine.launcher.unready", lambda watched: reason)
+    (result,) = doctor._prepared(dataclasses.replace(settings, zygote=zygote))
+    assert result.verdict == verdict
+    assert says in result.found
+    assert reason in result.found

@@ -14,6 +14,7 @@ from sandbox.functiontoml import (
     parse,
     read,
 )
+from sandbox.schedules import parse as parse_schedule
 
 
 def problems(text: str) -> tuple[str, ...]:
@@ -38,7 +39,9 @@ def test_every_key_is_taken() -> None:
         memory_size = 10240
         ephemeral_storage = 10240
         idle_timeout = 0.5
-        reserved_concurrency = 0
+        reserved_concurrency = 4
+        provisioned_concurrency = 3
+        warm = "rate(5 minutes)"
         layers = ["../layers/a", "/srv/b.zip"]
         network = "host"
         freeze = false
@@ -53,7 +56,9 @@ def test_every_key_is_taken() -> None:
         memory_size=10240,
         ephemeral_storage=10240,
         idle_timeout=0.5,
-        reserved_concurrency=0,
+        reserved_concurrency=4,
+        provisioned_concurrency=3,
+        warm=(parse_schedule("rate(5 minutes)"),),
         layers=("../layers/a", "/srv/b.zip"),
         network="host",
         freeze=False,
@@ -82,6 +87,15 @@ def test_server_wide_defaults_stand_behind_the_file() -> None:
         ("idle_timeout = -1", "must be a number of seconds from 0 to 86400"),
         ("idle_timeout = nan", "must be a number of seconds"),
         ("reserved_concurrency = -1", "must be a whole number of 0 or more"),
+        ("provisioned_concurrency = -1", "must be a whole number of 0 or more"),
+        ("provisioned_concurrency = true", "must be a whole number of 0 or more"),
+        ('warm = "rate(5 minute)"', 'warm = "rate(5 minute)": must be "rate(5 minutes)"'),
+        ("warm = 5", 'warm = 5: must be text or a list of text, such as "rate(5 minutes)"'),
+        ("warm = true", "must be text or a list of text"),
+        ("warm = [5]", "must be text or a list of text"),
+        ('warm = "cron(* * * * *)"', "has 5 fields"),
+        ('warm = ["rate(1 day)", "often"]', '"often": must be "rate(5 minutes)" or "cron('),
+        ('warm = ["rate(1 day)", "rate( 1 day )"]', "names rate(1 day) twice"),
         ('network = "nat"', 'network = "nat": must be one of "none", "host"'),
         ("network = []", 'must be one of "none", "host"'),
         ('freeze = "no"', "must be true or false (without quotes)"),
@@ -125,6 +139,35 @@ def test_several_mistakes_are_told_at_once() -> None:
     assert [problem.split(": ")[0] for problem in found] == [
         f"f/function.toml:{line}" for line in (1, 2, 3, 5)
     ]
+
+
+def test_provisioned_is_part_of_the_reservation() -> None:
+    text = "reserved_concurrency = 2\nprovisioned_concurrency = {}"
+    assert parse(text.format(2)).provisioned_concurrency == 2
+    (problem,) = problems(text.format(3))
+    assert problem == (
+        "f/function.toml:2: provisioned_concurrency = 3: must not be more than "
+        "reserved_concurrency, which is 2. Hint: lower the one or raise the other"
+    )
+    defaults = FunctionDefaults(reserved_concurrency=1)
+    with pytest.raises(FunctionTomlError, match="which is 1"):
+        parse("provisioned_concurrency = 2", defaults=defaults)
+    assert parse("provisioned_concurrency = 0\nreserved_concurrency = 0") == Description(
+        reserved_concurrency=0
+    )
+
+
+def test_idle_environments_wait_for_pings_unless_idle_timeout_is_given() -> None:
+    ping = 'warm = ["rate(5 minutes)", "cron(0 8 ? * MON-FRI *)"]'
+    found = parse(ping, defaults=FunctionDefaults(idle_timeout=60))
+    assert [schedule.expression for schedule in found.warm] == [
+        "rate(5 minutes)",
+        "cron(0 8 ? * MON-FRI *)",
+    ]
+    assert (found.waits_for_ping, found.idle_timeout) == (True, 60)
+    assert not parse(f"{ping}\nidle_timeout = 30").waits_for_ping
+    assert not parse("warm = []").waits_for_ping
+    assert not parse("").waits_for_ping
 
 
 def test_invalid_toml_tells_where() -> None:

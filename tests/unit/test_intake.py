@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtimeapi.intake import check_json, read_client_context, read_request_id, read_trace_id
+from runtimeapi.intake import (
+    check_json,
+    check_json_aside,
+    read_client_context,
+    read_request_id,
+    read_trace_id,
+)
 from sandbox.errors import CallerError
 
 ROOT = "1-65f0f0f0-0123456789abcdef01234567"
@@ -58,15 +65,44 @@ JSON = st.recursive(
 )
 
 
-@given(JSON)
-def test_all_json_is_taken(value: object) -> None:
-    check_json(json.dumps(value).encode())
-    check_json(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+CHECKS = [check_json, check_json_aside]
+"""In the event loop, and for a thread."""
 
 
-def test_numbers_of_any_length_are_json() -> None:
-    check_json(b"1" * 10_000)
-    check_json(b"-0.5e+9999999")
+@pytest.mark.parametrize("check", CHECKS)
+@given(value=JSON)
+def test_all_json_is_taken(check: Callable[[bytes], None], value: object) -> None:
+    check(json.dumps(value).encode())
+    check(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def _says(check: Callable[[bytes], None], payload: bytes) -> str:
+    try:
+        check(payload)
+    except CallerError as exc:
+        return exc.message
+    return "good"
+
+
+PIECES = st.sampled_from(
+    [
+        b'"', b"\\", b"\\u00", b"a", b"1", b"0", b"-", b"+", b".", b"e", b"E", b",", b":", b"[", b"]", b"{", b"}",
+        b" ", b"\t", b"\r\n", b"\x0b", b"\x00", b"\x01", b"\x7f", b"\xc3\xa4", b"\xc2\xa0", b"\xef\xbb\xbf",
+        b"\xff", b"\xed\xa0\x80", b"true", b"null", b"NaN", b"Infinity", b"//", b"/**/", b"'", b"0x1", b'"a":1',
+    ]
+)  # fmt: skip
+
+
+@settings(max_examples=500)
+@given(st.lists(PIECES, max_size=8).map(b"".join) | JSON.map(json.dumps).map(str.encode))
+def test_both_checks_say_the_same(payload: bytes) -> None:
+    assert _says(check_json_aside, payload) == _says(check_json, payload)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_numbers_of_any_length_are_json(check: Callable[[bytes], None]) -> None:
+    check(b"1" * 10_000)
+    check(b"-0.5e+9999999")
 
 
 @pytest.mark.parametrize(
@@ -80,12 +116,16 @@ def test_numbers_of_any_length_are_json() -> None:
         (b"1 2", "Unexpected character ('2' (code 50)): ", "column: 3]"),
         (b"[NaN]", "Unexpected character ('N' (code 78)): ", "column: 1]"),
         (b"-Infinity", "Unexpected character ('-' (code 45)): ", "column: 1]"),
+        (b"[" * 200_000 + b"]" * 200_000, "Document nesting", "column: 1]"),
         (b"[" * 200_000, "Document nesting depth exceeds the maximum allowed", "column: 1]"),
     ],
 )
-def test_what_is_not_json(payload: bytes, diagnosis: str, place: str) -> None:
+@pytest.mark.parametrize("check", CHECKS)
+def test_what_is_not_json(
+    check: Callable[[bytes], None], payload: bytes, diagnosis: str, place: str
+) -> None:
     with pytest.raises(CallerError) as caught:
-        check_json(payload)
+        check(payload)
     error = caught.value
     assert (error.status, error.code) == (400, "InvalidRequestContentException")
     assert error.message.startswith(

@@ -169,6 +169,7 @@ def test_a_python_environment_is_awss() -> None:
 
 def test_provided_has_no_lang_and_no_execution_env() -> None:
     env = function_environment(PROVIDED, name="f", handler="bootstrap", memory_mb=128)
+    assert env["AWS_LAMBDA_INITIALIZATION_TYPE"] == "on-demand"
     assert env["PATH"] == "/usr/local/bin:/usr/bin/:/bin:/opt/bin"
     assert env["LD_LIBRARY_PATH"].startswith("/lib64:")
     assert not {"AWS_EXECUTION_ENV", "_LAMBDA_TELEMETRY_LOG_FD", "PYTHONPATH"} & env.keys()

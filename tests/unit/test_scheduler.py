@@ -354,3 +354,26 @@ async def test_closing_ends_what_waits_and_what_runs(autojump_clock: Clock) -> N
         await trio.testing.wait_all_tasks_blocked()
         scheduler.close()
     assert results.count("Sandbox.Failure") + results.count("lambox is stopping") == 4
+
+
+async def test_submit_tells_the_end_at_once_and_withdraw_takes_back(autojump_clock: Clock) -> None:
+    world = World(sleepy)
+    limits = Limits(max_starts=1)
+    async with scheduling(world, limits) as scheduler:
+        function = make_function()
+        ended: list[float] = []
+        first = scheduler.submit(
+            make_invocation(function, b"1"), lambda: ended.append(trio.current_time())
+        )
+        second = scheduler.submit(make_invocation(function, b"1"), lambda: ended.append(-1))
+        scheduler.withdraw(second)
+        await first.wait()
+        assert ended == [pytest.approx(1.0)]
+        scheduler.withdraw(first)  # ended: nothing happens
+        await scheduler.settle()
+        begun = scheduler.submit(make_invocation(function, b"1"))
+        await trio.testing.wait_all_tasks_blocked()
+        scheduler.withdraw(begun)  # an environment has it: it runs to its end
+        await scheduler.settle()
+        assert begun.done
+    assert not second.done

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 TASK_ROOT = os.environ.get("LAMBDA_TASK_ROOT", "/var/task")
 RUNTIME_DIR = os.environ.get("LAMBDA_RUNTIME_DIR", "/var/runtime")
+ZYGOTE_DIR = "/run/lambox/zygote"  # not there inside a sandbox
 CO_VARARGS = 0x04  # inspect.CO_VARARGS; importing inspect costs 6 ms
 
 
@@ -64,11 +65,24 @@ def adapting(load: Callable[[str], Any]) -> Callable[[str], Any]:
     return load_adapted
 
 
+def become_zygote() -> None:
+    """Returns only in forks that have their function (`zygote.py`), as if freshly started."""
+    command = [sys.executable, "-S", sys.argv[0]]
+    sys.path.insert(0, ZYGOTE_DIR)
+    import zygote  # type: ignore[import-not-found]
+
+    del sys.path[0], sys.modules["zygote"]
+    arguments, sys.argv[1:] = sys.argv[2:], []
+    zygote.main(arguments, command)
+
+
 def main() -> None:
     # Imported before the function's folder is searched: no file of it can stand in for them.
     from awslambdaric import __main__ as client  # type: ignore[import-untyped]
     from awslambdaric import bootstrap
 
+    if sys.argv[1:2] == ["--zygote"]:
+        become_zygote()
     sys.path[:] = search_path(sys.path, sys.version_info[1])
     import site
 

@@ -1,0 +1,249 @@
+"""Owns the two faces on the fast lane: what a caller's and a runtime's plain requests do (`wire.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import cast
+
+import trio
+
+from runtimeapi.connection import FaceConfig
+from runtimeapi.gate import Head, caller_head, runtime_head
+from runtimeapi.intake import (
+    CHECKED_INLINE,
+    Ask,
+    check_json,
+    check_json_aside,
+    find_function,
+    read_ask,
+)
+from runtimeapi.ports import Functions, Invoker, RuntimeFace
+from runtimeapi.rapi import ACCEPTED, fault, for_the_caller, next_reply, refusal
+from runtimeapi.replies import (
+    Reply,
+    aws_error,
+    aws_success,
+    blame,
+    friendly_error,
+    friendly_success,
+    with_ids,
+)
+from runtimeapi.wire import FastConnection, Lane, OddHeader, write_head
+from sandbox.errors import PlatformFault
+from sandbox.function import FunctionVersion
+from sandbox.lifecycle import NextEvent, Refused
+from sandbox.ticket import Ticket
+
+_ACCEPTED = write_head(ACCEPTED, dated=False)
+
+
+def caller_lane(functions: Functions, invoker: Invoker, *, region: str, account: str) -> Lane:
+    """For `running_app` of `make_invoke_app`, with the same arguments."""
+
+    def connect(
+        stream: trio.SocketStream, config: FaceConfig, state: Mapping[str, object]
+    ) -> FastConnection:
+        return CallerConnection(stream, config, functions, invoker, region, account)
+
+    return connect
+
+
+def runtime_lane(
+    stream: trio.SocketStream, config: FaceConfig, state: Mapping[str, object]
+) -> FastConnection:
+    """For `running_app` of `make_rapi_app`: the environment is the socket's."""
+    return RuntimeConnection(stream, config, cast(RuntimeFace, state["environment"]))
+
+
+class CallerConnection(FastConnection):
+    """Buffered invocations, AWS's way and the friendly one."""
+
+    def __init__(
+        self,
+        stream: trio.SocketStream,
+        config: FaceConfig,
+        functions: Functions,
+        invoker: Invoker,
+        region: str,
+        account: str,
+    ) -> None:
+        super().__init__(stream, config, caller_head)
+        self._functions = functions
+        self._invoker = invoker
+        self._region = region
+        self._account = account
+        self._ask: Ask
+        self._function: FunctionVersion
+        self._payload = b""
+        self._friendly = False
+        self._path = ""
+        self._ticket: Ticket | None = None
+
+    def _accepts(self, head: Head) -> bool:
+        """As the app does, before the body is here. What is refused here the app refuses again."""
+        try:
+            self._ask = read_ask(
+                head.name, None, head.fields, region=self._region, account=self._account
+            )
+            self._function = find_function(self._functions, self._ask.ref)
+        except Exception:
+            return False
+        self._friendly = head.kind == "friendly"
+        return True
+
+    def _serve(self, head: Head, body: bytes) -> None:
+        self._payload = body or b"{}"
+        if len(self._payload) > CHECKED_INLINE:
+            self._job = partial(check_json_aside, self._payload)
+            return
+        try:
+            check_json(self._payload)
+        except Exception as exc:
+            self._refuse(exc)
+        else:
+            self._submit()
+
+    def _worked(self, error: Exception | None) -> None:
+        if error is None:
+            self._submit()
+        else:
+            self._refuse(error)
+
+    def _submit(self) -> None:
+        payload, self._payload = self._payload, b""
+        invocation = self._ask.invocation(self._function, payload, memory=self._friendly)
+        self._asked = True
+        try:
+            ticket = self._invoker.submit(invocation, self._ended)
+        except Exception as exc:
+            self._asked = False
+            self._refuse(exc)
+            return
+        self._ticket = ticket
+        if ticket.done:
+            self._ended()
+
+    def _ended(self) -> None:
+        """Called by whoever ended the invocation, in the middle of his work: nothing is raised."""
+        ticket, self._ticket = self._ticket, None
+        if ticket is None:
+            return  # withdrawn, or ended before `submit` returned
+        try:
+            self._tell(ticket)
+        except Exception as exc:
+            self._fail(exc)
+        self._settle()
+
+    def _tell(self, ticket: Ticket) -> None:
+        try:
+            outcome = ticket.result()
+        except Exception as exc:
+            self._refuse(exc)
+            return
+        if self._friendly:
+            self._answer(friendly_success(outcome, self._ask.request_id))
+        else:
+            self._answer(self._with_ids(aws_success(outcome, tail=self._ask.tail)))
+
+    def _refuse(self, error: Exception) -> None:
+        words = self._raw.split(b" ", 2)
+        found = blame(error, words[0].decode(), words[1].decode())
+        if self._friendly:
+            self._answer(friendly_error(found, self._ask.request_id))
+        else:
+            self._answer(self._with_ids(aws_error(found)))
+
+    def _with_ids(self, reply: Reply) -> Reply:
+        return with_ids(reply, self._ask.request_id, self._ask.trace_id)
+
+    def _answer(self, reply: Reply) -> None:
+        try:
+            self._send(reply)
+        except OddHeader as exc:
+            # No header of a runtime's gets here with such a value: h11 and the gate refuse them.
+            self._refuse(PlatformFault(f"a header cannot be written: {exc}"))
+
+    def _forget(self) -> None:
+        ticket, self._ticket = self._ticket, None
+        if ticket is not None:
+            self._invoker.withdraw(ticket)
+
+
+class RuntimeConnection(FastConnection):
+    """`next`, `response` and `error` of one environment's runtime."""
+
+    def __init__(
+        self, stream: trio.SocketStream, config: FaceConfig, environment: RuntimeFace
+    ) -> None:
+        super().__init__(stream, config, runtime_head)
+        self._environment = environment
+
+    def _accepts(self, head: Head) -> bool:
+        return True
+
+    def _serve(self, head: Head, body: bytes) -> None:
+        try:
+            if head.kind == "next":
+                self._next()
+            elif head.kind == "response":
+                self._response(head, body)
+            else:
+                self._error(head, body)
+        except Refused as exc:
+            self._send(refusal(exc.status, exc.error_type, exc.message))
+        except Exception as exc:
+            words = self._raw.split(b" ", 2)
+            self._send(fault(exc, words[0].decode(), words[1].decode()))
+
+    def _next(self) -> None:
+        event = self._environment.ask_next(self._deliver)
+        if event is None:
+            self._asked = True
+        else:
+            self._tell(event)
+
+    def _deliver(self, event: NextEvent) -> None:
+        try:
+            self._tell(event)
+        except Exception as exc:
+            self._fail(exc)
+        self._settle()
+
+    def _tell(self, event: NextEvent) -> None:
+        try:
+            self._send(next_reply(event))
+        except OddHeader:
+            self._hand_over_again()  # the event stays out: whoever asks again gets it
+
+    def _response(self, head: Head, body: bytes) -> None:
+        try:
+            self._environment.take_response(
+                head.name,
+                invocation_id=head.fields.get("lambda-runtime-invocation-id"),
+                content_type=head.fields.get("content-type"),
+                body=body,
+            )
+            self._write(_ACCEPTED, ACCEPTED.body)
+        finally:
+            self._environment.finish_turn()
+
+    def _error(self, head: Head, body: bytes) -> None:
+        content_type, body = for_the_caller(head.fields.get("content-type"), body)
+        try:
+            self._environment.take_error(
+                head.name,
+                invocation_id=head.fields.get("lambda-runtime-invocation-id"),
+                error_type=head.fields.get("lambda-runtime-function-error-type"),
+                content_type=content_type,
+                body=body,
+            )
+            self._write(_ACCEPTED, ACCEPTED.body)
+        finally:
+            self._environment.finish_turn()
+
+    def _worked(self, error: Exception | None) -> None:
+        raise AssertionError("nothing of a runtime's is left to a thread")
+
+    def _forget(self) -> None:
+        self._environment.forget_next(self._deliver)

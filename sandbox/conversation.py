@@ -1,0 +1,388 @@
+"""Owns what an environment and its runtime say to each other: `next`, the event, its response.
+
+One invocation at a time. This is the environment's half of the Runtime API (`runtimeapi.ports.RuntimeFace`),
+without its life: `environment.py` adds launch, deadlines and death. It comes in two forms that do the same:
+coroutines that take a body as it arrives, and plain calls that take a body that is there already. The
+latter spare a warm invocation three turns of the event loop: a parked `next` is answered by the task that
+dispatches, and the caller by the task that took the response.
+
+The order at the end of an invocation: the caller has its answer, the runtime its 202, and only then
+the log is read, END and REPORT are written and memory is measured (`finish_turn`), unless the answer itself
+carries them. All of it happens before the next START.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import trio
+
+from sandbox import failures, logs, responses
+from sandbox.failures import Failure
+from sandbox.function import FunctionVersion
+from sandbox.invocation import MAX_PAYLOAD, BodyTruncated, ResponseBody, new_request_id
+from sandbox.lifecycle import Event, Lifecycle, NextEvent, Refused, State
+from sandbox.logpipes import LogPipes
+from sandbox.responses import TooLarge
+from sandbox.ticket import Ticket
+from sandbox.turn import Ending, Turn
+
+Deliver = Callable[[NextEvent], None]
+"""Called in the middle of a dispatch: quick, raises nothing, asks nothing of the environment."""
+
+
+class Conversation:
+    """The half of an `Environment` that speaks with the runtime."""
+
+    def __init__(
+        self, function: FunctionVersion, logbook: logs.LogBook, wall: Callable[[], float]
+    ) -> None:
+        self.function = function
+        self.provisioned = False
+        """Initialised ahead of any invocation; no idle time ends it."""
+        self.invocations = 0
+        self.lost = False
+        self._logbook = logbook
+        self._wall = wall
+        self._life = Lifecycle()
+        self._log: LogPipes | None = None
+        self._turn: Turn | None = None
+        self._unwritten: Turn | None = None
+        """Answered; END and REPORT are still to be written."""
+        self._parked: list[Deliver] = []
+        self._init_ms: float | None = None
+        self._first_deadline = math.inf
+        self._deadline = math.inf
+
+    # --- what the other half does
+
+    def _init_ended(self) -> None:
+        raise NotImplementedError
+
+    def _init_failed(self, failure: Failure, *, at_once: bool = True) -> None:
+        raise NotImplementedError
+
+    def _owner_decides(self) -> None:
+        """The runtime waits for an event."""
+        raise NotImplementedError
+
+    def _answered(self) -> None:
+        """The invocation is over for its caller; `next` should follow."""
+        raise NotImplementedError
+
+    def _arm(self, deadline: float) -> None:
+        raise NotImplementedError
+
+    def _peak_memory(self) -> int | None:
+        raise NotImplementedError
+
+    # --- next
+
+    async def next(self) -> NextEvent:
+        """Blocks until there is an event. Cancelled, it leaves the event to the next who asks."""
+        came = trio.Event()
+        found: list[NextEvent] = []
+
+        def deliver(event: NextEvent) -> None:
+            found.append(event)
+            came.set()
+
+        event = self.ask_next(deliver)
+        if event is not None:
+            return event
+        try:
+            await came.wait()
+        finally:
+            self.forget_next(deliver)
+        return found[0]
+
+    def ask_next(self, deliver: Deliver) -> NextEvent | None:
+        """`next` without waiting: the event that is out, or None, and `deliver` is called with it.
+
+        The first call ends the init phase. Raises Refused.
+        """
+        before = self._life.state
+        self._life.step(Event.NEXT)
+        if before is State.STARTED:
+            self._init_ended()
+        elif before is State.RESPONSE_SENT:
+            self._owner_decides()
+        if self._life.event is None:
+            self._parked.append(deliver)
+        return self._life.event
+
+    def forget_next(self, deliver: Deliver) -> None:
+        """Who asked has gone away."""
+        if deliver in self._parked:
+            self._parked.remove(deliver)
+
+    def _give(self, ticket: Ticket, *, now: float, deadline: float) -> None:
+        """Begin a turn: the event goes to the runtime, which waits in `next`."""
+        self.finish_turn()
+        # What was written since the last invocation is not this one's.
+        self._drain()
+        self.invocations += 1
+        init_ms, self._init_ms = self._init_ms, None
+        invocation = ticket.invocation
+        self._turn = Turn(
+            ticket,
+            self.function,
+            began_at=now,
+            cold=self.invocations == 1 and not self.provisioned,
+            init_ms=init_ms,
+        )
+        event = NextEvent(
+            request_id=invocation.request_id,
+            invocation_id=new_request_id(),
+            deadline_ms=int((self._wall() + deadline - now) * 1000),
+            invoked_arn=invocation.invoked_arn,
+            trace_id=invocation.trace_id,
+            client_context=invocation.client_context,
+            cognito_identity=invocation.cognito_identity,
+            content_type=invocation.content_type,
+            payload=invocation.payload,
+        )
+        self._life.invoke(event)
+        self._deadline = deadline
+        self._arm(deadline)
+        parked, self._parked = self._parked, []
+        for deliver in parked:
+            deliver(event)
+        self._write(logs.start_line(invocation.request_id, self.function.version))
+
+    @property
+    def _request_id(self) -> str:
+        return self._life.event.request_id if self._life.event else ""
+
+    # --- response
+
+    async def respond(
+        self,
+        request_id: str,
+        *,
+        invocation_id: str | None,
+        response_mode: str | None,
+        content_type: str | None,
+        body: ResponseBody,
+    ) -> None:
+        turn = self._begin_response(request_id, invocation_id, response_mode)
+        try:
+            if response_mode == "streaming" and turn.ticket.invocation.sink is not None:
+                await self._forward(turn, body)
+            else:
+                await self._collect(turn, content_type, body)
+        except BodyTruncated:
+            self._truncated(turn)
+            raise Refused(
+                400, "TruncatedHTTPRequest", "HTTP request detected as truncated"
+            ) from None
+        finally:
+            # Left by cancellation: the connection broke in the middle of the body.
+            self._truncated(turn)
+            self.finish_turn()
+
+    def take_response(
+        self,
+        request_id: str,
+        *,
+        invocation_id: str | None,
+        content_type: str | None,
+        body: bytes,
+    ) -> None:
+        """`respond` with a body of no mode that is complete, at most MAX_PAYLOAD long, without trailers.
+
+        Call `finish_turn` once the runtime has been told. Raises Refused.
+        """
+        assert len(body) <= MAX_PAYLOAD
+        turn = self._begin_response(request_id, invocation_id, None)
+        self._collected(turn, content_type, body, None)
+
+    def _begin_response(
+        self, request_id: str, invocation_id: str | None, response_mode: str | None
+    ) -> Turn:
+        self._life.check_id(request_id, invocation_id)
+        if response_mode and response_mode != "streaming":
+            self._life.step(Event.ERROR)
+            self._fail_invocation(
+                Failure(
+                    "error", "Runtime.InvalidResponseModeHeader", "Invalid response mode header"
+                )
+            )
+            raise Refused(400, "InvalidFunctionResponseMode", "Invalid function response mode")
+        self._life.step(Event.RESPONSE)
+        assert self._turn is not None
+        return self._turn
+
+    async def _collect(self, turn: Turn, content_type: str | None, body: ResponseBody) -> None:
+        try:
+            payload = await responses.collect(body)
+        except TooLarge as exc:
+            if self._turn is turn:
+                self._life.step(Event.SENT)
+                self._finish(
+                    Ending(
+                        "error",
+                        failures.too_large(exc.limit),
+                        error_type=failures.RESPONSE_TOO_LARGE,
+                    )
+                )
+            raise Refused(413, "RequestEntityTooLarge", str(exc)) from exc
+        self._collected(turn, content_type, payload, responses.midstream_error(body))
+
+    def _collected(
+        self,
+        turn: Turn,
+        content_type: str | None,
+        payload: bytes,
+        midstream: tuple[str, bytes] | None,
+    ) -> None:
+        if self._turn is not turn:
+            return
+        self._life.step(Event.SENT)
+        if midstream is None:
+            self._finish(Ending("success", payload, content_type or "application/octet-stream"))
+        else:
+            self._finish(Ending("error", midstream[1], error_type=midstream[0]))
+
+    async def _forward(self, turn: Turn, body: ResponseBody) -> None:
+        sink = turn.ticket.invocation.sink
+        assert sink is not None
+        try:
+            await responses.forward(body, sink)
+        except TooLarge as exc:
+            self._stream_ended(turn, (failures.RESPONSE_TOO_LARGE, str(exc)))
+            raise Refused(413, "RequestEntityTooLarge", str(exc)) from exc
+        midstream = responses.midstream_error(body)
+        self._stream_ended(
+            turn, midstream and (midstream[0], midstream[1].decode("utf-8", "replace"))
+        )
+
+    def _stream_ended(self, turn: Turn, error: tuple[str, str] | None) -> None:
+        if self._turn is not turn:
+            return
+        self._life.step(Event.SENT)
+        self._finish(
+            Ending(
+                "error" if error else "success",
+                b"",
+                error_type=error[0] if error else "",
+                streamed=True,
+                stream_error=error,
+            )
+        )
+
+    def _truncated(self, turn: Turn) -> None:
+        if self._turn is turn and self._life.state is State.RESPONDING:
+            self._life.step(Event.SENT)
+            self._fail_invocation(Failure("error", failures.TRUNCATED, "Response was truncated"))
+
+    # --- error
+
+    async def error(
+        self,
+        request_id: str,
+        *,
+        invocation_id: str | None,
+        error_type: str | None,
+        content_type: str | None,
+        body: bytes,
+    ) -> None:
+        try:
+            self.take_error(
+                request_id,
+                invocation_id=invocation_id,
+                error_type=error_type,
+                content_type=content_type,
+                body=body,
+            )
+        finally:
+            self.finish_turn()
+
+    def take_error(
+        self,
+        request_id: str,
+        *,
+        invocation_id: str | None,
+        error_type: str | None,
+        content_type: str | None,
+        body: bytes,
+    ) -> None:
+        """`error` for a caller that calls `finish_turn` once the runtime has been told. Raises Refused."""
+        self._life.check_id(request_id, invocation_id)
+        self._life.step(Event.ERROR)
+        self._finish(
+            Ending(
+                "error",
+                body,
+                content_type or "application/json",
+                error_type=failures.normalise_type(error_type),
+            )
+        )
+
+    async def init_error(self, *, error_type: str | None, body: bytes) -> None:
+        self._life.step(Event.INIT_ERROR)
+        self._init_failed(
+            Failure("error", failures.normalise_type(error_type), payload=body), at_once=False
+        )
+
+    # --- the end of a turn
+
+    def _fail_invocation(self, failure: Failure) -> None:
+        body = failure.body(self._request_id)
+        self._finish(
+            Ending(
+                failure.status,
+                body,
+                error_type=failure.error_type,
+                logged_type=failure.report_type,
+                stream_error=(failure.error_type, body.decode("utf-8", "replace")),
+            )
+        )
+        self.finish_turn()
+
+    def _finish(self, ending: Ending) -> None:
+        """The caller is answered. Logs first where the answer has them, so that the tail has them all."""
+        turn = self._turn
+        assert turn is not None
+        invocation = turn.ticket.invocation
+        if invocation.wants_tail:
+            self._drain()
+        self._turn = None
+        turn.end(ending, now=trio.current_time())
+        if invocation.wants_memory or invocation.wants_tail:
+            turn.measured(self._peak_memory())
+        if invocation.wants_tail:
+            self._write_end(turn)
+        else:
+            self._unwritten = turn
+        turn.ticket.resolve(turn.outcome())
+        if self._life.state is State.RESPONSE_SENT and not self.lost:
+            self._answered()
+
+    def finish_turn(self) -> None:
+        """What could wait for the answer: the log is read to here, END and REPORT are written."""
+        turn, self._unwritten = self._unwritten, None
+        if turn is None:
+            return
+        self._drain()
+        if turn.memory_mb is None:
+            turn.measured(self._peak_memory())
+        self._write_end(turn)
+
+    def _write_end(self, turn: Turn) -> None:
+        for line in turn.last_lines():
+            if turn.tail is not None:
+                turn.tail.add(line)
+            self._logbook.write(self.function.name, line)
+
+    # --- logs
+
+    def _write(self, line: str) -> None:
+        if self._turn is not None and self._turn.tail is not None:
+            self._turn.tail.add(line)
+        self._logbook.write(self.function.name, line)
+
+    def _drain(self) -> None:
+        if self._log is not None:
+            self._log.drain()

@@ -1,0 +1,117 @@
+"""Owns one invocation's turn in an environment: when it began, its log, its REPORT, its outcome.
+
+How an invocation ended is computed once (`end`); END and REPORT are written out of it before the answer
+where the answer carries them, else after it (`conversation.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from sandbox import logs
+from sandbox.function import FunctionVersion
+from sandbox.invocation import Outcome
+from sandbox.ticket import Ticket
+
+Status = Literal["success", "error", "timeout", "failure"]
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What the runtime, or the platform in its place, said at the end."""
+
+    status: Status
+    payload: bytes
+    content_type: str = "application/json"
+    error_type: str = ""
+    logged_type: str = ""
+    """As REPORT prints it, where that differs."""
+    streamed: bool = False
+    stream_error: tuple[str, str] | None = None
+
+
+class Turn:
+    """One invocation that is out, from dispatch to the last line of its log."""
+
+    __slots__ = (
+        "_billed_ms",
+        "_cold",
+        "_duration_ms",
+        "_ending",
+        "_function",
+        "_init_ms",
+        "began_at",
+        "memory_mb",
+        "tail",
+        "ticket",
+    )
+
+    def __init__(
+        self,
+        ticket: Ticket,
+        function: FunctionVersion,
+        *,
+        began_at: float,
+        cold: bool,
+        init_ms: float | None,
+    ) -> None:
+        """`init_ms` is set for the first invocation after an init that counts."""
+        self.ticket = ticket
+        self.began_at = began_at
+        self.tail = logs.Tail() if ticket.invocation.wants_tail else None
+        self.memory_mb: int | None = None
+        self._function = function
+        self._cold = cold
+        self._init_ms = init_ms
+        self._duration_ms = 0.0
+        self._billed_ms = 0
+        self._ending: Ending | None = None
+
+    @property
+    def request_id(self) -> str:
+        return self.ticket.invocation.request_id
+
+    def end(self, ending: Ending, *, now: float) -> None:
+        self._ending = ending
+        self._duration_ms = (now - self.began_at) * 1000
+        self._billed_ms = max(1, math.ceil(self._duration_ms + (self._init_ms or 0.0)))
+
+    def measured(self, peak_bytes: int | None) -> None:
+        self.memory_mb = None if peak_bytes is None else math.ceil(peak_bytes / MIB)
+
+    def outcome(self) -> Outcome:
+        ending = self._ending
+        assert ending is not None
+        return Outcome(
+            status=ending.status,
+            payload=ending.payload,
+            content_type=ending.content_type,
+            error_type=ending.error_type,
+            streamed=ending.streamed,
+            stream_error=ending.stream_error,
+            log_tail=self.tail.read() if self.tail is not None else b"",
+            executed_version=self._function.version,
+            duration_ms=self._duration_ms,
+            billed_ms=self._billed_ms,
+            init_ms=self._init_ms,
+            max_memory_mb=self.memory_mb,
+            cold=self._cold,
+        )
+
+    def last_lines(self) -> tuple[str, str]:
+        """END and REPORT."""
+        ending = self._ending
+        assert ending is not None
+        return logs.end_line(self.request_id), logs.report_line(
+            self.request_id,
+            duration_ms=self._duration_ms,
+            billed_ms=self._billed_ms,
+            memory_size_mb=self._function.memory_mb,
+            max_memory_mb=self.memory_mb,
+            init_ms=self._init_ms,
+            status=ending.status,
+            error_type=ending.logged_type or ending.error_type,
+        )

@@ -1,0 +1,334 @@
+"""Forked runtimes: they share nothing they must not, and nothing depends on their zygote's health."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import json
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import trio
+
+from rootfs.layout import Bind
+from sandbox.confine.launcher import BwrapLauncher, open_launcher
+from sandbox.confine.pool import PoolLimits
+from sandbox.confine.process import BwrapSandbox
+from sandbox.confine.spec import Exit, Preparation, Program, SandboxSpec
+from tests.system.confine_fixtures import (
+    CLIENT,
+    PYTHON_FORKS,
+    ROOT,
+    made_ahead,
+    nothing_left,
+    proc,
+)
+from tests.system.conftest import LAMBOX, Functions, Server, Start
+
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(os.geteuid() != 0, reason="host: sandboxes made ahead need root"),
+]
+SPEC = SandboxSpec("forked", (*ROOT, *CLIENT), preparation=PYTHON_FORKS)
+ASK = """
+import json, os, random, secrets, ssl, sys, tempfile, uuid
+def handler(event, context):
+    return {
+        "random": random.random(), "secrets": secrets.token_hex(16), "uuid4": str(uuid.uuid4()),
+        "uuid1": str(uuid.uuid1()), "ssl": ssl.RAND_bytes(16).hex(), "urandom": os.urandom(16).hex(),
+        "mktemp": tempfile.mktemp(), "pid": os.getpid(), "modules": sorted(sys.modules),
+        "fds": sorted(os.listdir("/proc/self/fd")), "argv": sys.argv, "path": sys.path[:4],
+        "environ": dict(os.environ), "status": open("/proc/self/status").read(),
+    }
+"""
+
+
+@asynccontextmanager
+async def pooled(
+    spec: SandboxSpec = SPEC, least: int = 1
+) -> AsyncIterator[tuple[BwrapLauncher, SandboxSpec]]:
+    with trio.fail_after(30):
+        async with open_launcher(pool=PoolLimits(least, least)) as launcher:
+            await made_ahead(launcher, spec)
+            yield launcher, spec
+
+
+def zygote_pids() -> list[int]:
+    """The interpreters: children of bwraps of ours that hold the zygote's file."""
+
+    def is_one(child: psutil.Process) -> bool:
+        try:
+            return (
+                "--zygote" in child.cmdline() and child.uids().real == 0 and child.name() != "bwrap"
+            )
+        except psutil.Error:  # gone meanwhile
+            return False
+
+    return [child.pid for child in psutil.Process().children(recursive=True) if is_one(child)]
+
+
+async def run(sandbox: BwrapSandbox, code: str) -> None:
+    await sandbox.start(Program(("/var/lang/bin/python3", "-I", "-c", code), {}, "/"))
+
+
+async def ended(sandbox: BwrapSandbox) -> Exit:
+    with trio.fail_after(10):
+        exit_ = await sandbox.wait()
+        await sandbox.kill()
+    return exit_
+
+
+async def test_the_runtime_is_the_zygotes_child_and_nobodys_else() -> None:
+    async with pooled() as (launcher, spec):
+        sandbox = await launcher.launch(spec)
+        assert sandbox._child is not None
+        (zygote,) = zygote_pids()
+        assert psutil.Process(sandbox._child.pid).ppid() == zygote
+        await run(sandbox, "import os; os._exit(7)")
+        assert await ended(sandbox) == Exit(code=7, cpu_s=pytest.approx(0.0, abs=5))  # type: ignore[arg-type]
+        assert zygote_pids() == [zygote]
+
+
+async def test_a_killed_zygote_takes_nothing_along_and_another_takes_over() -> None:
+    with nothing_left():
+        async with pooled() as (launcher, spec):
+            runs = await launcher.launch(spec)
+            await run(runs, "import time; print('up', flush=True); time.sleep(60)")
+            await trio.lowlevel.wait_readable(runs.stdout)
+            exits = await launcher.launch(spec)
+            await run(exits, "import time; print('up', flush=True); time.sleep(60)")
+            await trio.lowlevel.wait_readable(exits.stdout)
+            old = zygote_pids()
+            for pid in old:
+                os.kill(pid, signal.SIGKILL)
+            while set(zygote_pids()) & set(old):  # noqa: ASYNC110
+                await trio.sleep(0.001)
+            # Its children are ours now: the exit status is still the true one.
+            assert exits._child is not None
+            os.kill(exits._child.pid, signal.SIGSEGV)
+            assert (await ended(exits)).signal == signal.SIGSEGV
+            assert runs._child is not None
+            assert proc(runs._child.pid, "comm")
+            await made_ahead(launcher, spec)
+            third = await launcher.launch(spec)
+            await run(third, "raise SystemExit(3)")
+            assert (await ended(third)).code == 3
+            assert (await runs.kill()).killed
+
+
+async def test_a_stopped_zygote_holds_up_no_kill() -> None:
+    with nothing_left():
+        async with pooled() as (launcher, spec):
+            sandbox = await launcher.launch(spec)
+            await run(sandbox, "import time; time.sleep(60)")
+            for pid in zygote_pids():
+                os.kill(pid, signal.SIGSTOP)
+            with trio.fail_after(5):
+                assert (await sandbox.kill()).killed
+
+
+async def test_a_zygote_that_cannot_start_leaves_bwrap_to_do_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broken = Preparation(("/nowhere/python",), (), forks=True)
+    spec = SandboxSpec("alone", (*ROOT, *CLIENT), preparation=broken)
+    with trio.fail_after(30):
+        async with open_launcher(pool=PoolLimits(1, 1)) as launcher:
+            launcher.keep([spec])
+            while not caplog.messages:  # noqa: ASYNC110
+                await trio.sleep(0.001)
+            sandbox = await launcher.launch(spec)
+            assert sandbox._child is None
+            await run(sandbox, "raise SystemExit(4)")
+            assert (await ended(sandbox)).code == 4
+    assert "no zygote for /nowhere/python" in caplog.messages[0]
+
+
+async def test_nonsense_on_the_channel_changes_nothing() -> None:
+    async with pooled() as (launcher, spec):
+        assert launcher._zygotes is not None
+        zygote = await launcher._zygotes.get(spec.root, PYTHON_FORKS)
+        for nonsense in (b"", b"F", b"X" * 13, b"F" * 13, os.urandom(64)):
+            if nonsense:
+                await zygote._channel.send(nonsense)
+        assert await launcher._zygotes.get(spec.root, PYTHON_FORKS) is zygote
+        sandbox = await launcher.launch(spec)
+        await run(sandbox, "raise SystemExit(5)")
+        assert (await ended(sandbox)).code == 5
+        assert zygote.alive
+
+
+async def test_code_is_mounted_late_read_only_and_nosuid(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    code = closed / "code"
+    code.mkdir(parents=True)
+    (code / "file").write_text("here")
+    closed.chmod(0o700)  # nobody but root may walk there
+    async with pooled() as (launcher, spec):
+        late = SandboxSpec(
+            "late", spec.root, late=(Bind(str(code), "/var/task"),), preparation=PYTHON_FORKS
+        )
+        sandbox = await launcher.launch(late)
+        assert sandbox._child is not None
+        await run(
+            sandbox,
+            "import os\n"
+            "assert open('/var/task/file').read() == 'here'\n"
+            "mounts = [line.split() for line in open('/proc/self/mountinfo')]\n"
+            "print(next(m[5] for m in mounts if m[4] == '/var/task'))\n"
+            "try:\n    open('/var/task/new', 'w')\n"
+            "except OSError as exc:\n    print(exc.errno)\n",
+        )
+        exit_ = await sandbox.wait()
+        said = os.read(sandbox.stdout, 1000).decode().split("\n")
+        await sandbox.kill()
+    assert exit_.code == 0
+    assert {"ro", "nosuid", "nodev"} <= set(said[0].split(","))
+    assert int(said[1]) == errno.EROFS
+
+
+def ask_twice(server: Server, forked: bool) -> list[dict[str, Any]]:
+    """What the same code says in two environments of its own."""
+    for name in ("asks", "asks-too"):
+        server.functions.add(name, ASK, "memory_size = 512")
+    if forked:
+        server.wait_prepared()
+    answers = [server.invoke(name)["Payload"] for name in ("asks", "asks-too")]
+    assert all(
+        ("zygote" in Path(f"/proc/{pid}/cmdline").read_text()) == forked for pid in own(server)
+    )
+    return answers
+
+
+def own(server: Server) -> list[int]:
+    """The runtimes' pids on the host."""
+    return [
+        child.pid
+        for child in psutil.Process(server.process.pid).children(recursive=True)
+        if child.name().startswith("python") and child.uids().real != 0
+    ]
+
+
+def test_two_forks_share_nothing_random(start: Start) -> None:
+    first, second = ask_twice(start(), forked=True)
+    for source in ("random", "secrets", "uuid4", "uuid1", "ssl", "urandom", "mktemp"):
+        assert first[source] != second[source], source
+
+
+def test_a_fork_is_what_a_fresh_interpreter_is(start: Start) -> None:
+    forked, _ = ask_twice(start(), forked=True)
+    fresh, _ = ask_twice(start(LAMBOX_ZYGOTE="false"), forked=False)
+
+    def status(answer: dict[str, Any]) -> dict[str, str]:
+        lines = (line.partition(":") for line in answer["status"].splitlines())
+        kept = (
+            "Uid",
+            "Gid",
+            "Groups",
+            "Umask",
+            "NoNewPrivs",
+            "Seccomp",
+            "Seccomp_filters",
+            "Threads",
+        )
+        return {
+            key: value.strip()
+            for key, _, value in lines
+            if key in kept or key.startswith(("Cap", "Sig", "Shd"))
+        }
+
+    for answer in (forked, fresh):
+        del answer["environ"]["AWS_LAMBDA_LOG_STREAM_NAME"], answer["environ"]["_X_AMZN_TRACE_ID"]
+    assert status(forked) == status(fresh)
+    assert forked["environ"] == fresh["environ"]
+    assert (forked["fds"], forked["argv"], forked["path"]) == (
+        fresh["fds"],
+        fresh["argv"],
+        fresh["path"],
+    )
+    assert set(fresh["modules"]) <= set(forked["modules"])
+
+
+@pytest.mark.parametrize(
+    ("variable", "expression", "expected"),
+    [
+        ('PYTHONOPTIMIZE = "1"', "__debug__", False),
+        ('PYTHONHASHSEED = "7"', "sys.flags.hash_randomization", 1),
+        ('TZ = "Asia/Tokyo"', "time.strftime('%Z')", "JST"),
+        (
+            'LD_LIBRARY_PATH = "/var/task/own"',
+            "os.environ['LD_LIBRARY_PATH'][:13]",
+            "/var/task/own",
+        ),
+        ('MINE = "é"', "os.environ['MINE']", "é"),
+    ],
+)
+def test_variables_count_as_in_a_fresh_interpreter(
+    start: Start, functions: Functions, variable: str, expression: str, expected: object
+) -> None:
+    code = f"import os, sys, time\ndef handler(event, context):\n    return {expression}\n"
+    functions.add("says", code, f"memory_size = 512\n[environment]\n{variable}\n")
+    server = start()
+    server.wait_prepared()
+    assert server.invoke("says")["Payload"] == expected
+
+
+def test_json_logs_are_asked_for_per_function(start: Start, functions: Functions) -> None:
+    """awslambdaric reads this when it is imported, which the zygote did long ago."""
+    code = "import logging\ndef handler(event, context):\n    logging.getLogger().error('told')\n"
+    functions.add(
+        "logs", code, 'memory_size = 512\n[environment]\nAWS_LAMBDA_LOG_FORMAT = "JSON"\n'
+    )
+    server = start()
+    server.wait_prepared()
+    text = base64.b64decode(server.invoke("logs", LogType="Tail")["LogResult"]).decode()
+    (line,) = [line for line in text.splitlines() if "told" in line]
+    assert json.loads(line)["message"] == "told"
+
+
+def test_a_functions_own_module_comes_before_a_preloaded_one(
+    start: Start, functions: Functions
+) -> None:
+    code = "import platform, boto3\ndef handler(event, context):\n    return [platform.WHOSE, boto3.WHOSE]\n"
+    folder = functions.add("owns", code, "memory_size = 512").parent
+    (folder / "platform.py").write_text("WHOSE = 'mine'\n")
+    (folder / "boto3").mkdir()
+    (folder / "boto3" / "__init__.py").write_text("WHOSE = 'mine too'\n")
+    functions.add(
+        "has-not",
+        "import sys\nthere = 'boto3' in sys.modules\n"
+        "def handler(event, context):\n    return there\n",
+        "memory_size = 512",
+    )
+    server = start(LAMBOX_PRELOAD="boto3, nowhere_at_all")
+    server.wait_prepared()
+    assert server.invoke("owns")["Payload"] == ["mine", "mine too"]
+    assert server.invoke("has-not")["Payload"] is True
+    assert "preload: cannot import nowhere_at_all" in server.log.read_text()
+
+
+def test_ps_shows_what_stands_ready(start: Start, functions: Functions) -> None:
+    functions.add("hello", "def handler(event, context):\n    return 1\n")
+    server = start(LAMBOX_POOL_MIN="2")
+    server.wait_prepared(2)
+    (row,) = server.get("/_lambox/prepared")
+    assert (row["program"][:6], row["ready"], row["wanted"]) == ("python", 2, 2)
+    assert row["memory_mb"] > 0
+    shown = subprocess.run(
+        [LAMBOX, "ps", "--endpoint", server.url], capture_output=True, text=True, check=True
+    ).stdout
+    assert "ready: 2 of 2 (python" in shown
+
+
+def test_without_the_pool_everything_works_too(start: Start, functions: Functions) -> None:
+    functions.add("hello", "def handler(event, context):\n    return event\n", "memory_size = 512")
+    server = start(LAMBOX_ZYGOTE="false")
+    assert server.get("/_lambox/prepared") == []
+    assert server.invoke("hello", 5)["Payload"] == 5
