@@ -10,9 +10,19 @@ BOTO3 = "import boto3\n\n\n" + PYTHON
 NODE = "export const handler = async (event) => ({ hello: event });\n"
 ECHO = "def handler(event, context):\n    return event\n"
 SLEEPER = "import time\n\n\ndef handler(event, context):\n    time.sleep(0.1)\n    return {'hello': event}\n"
-# A tree of four: a child and a grandchild that ignore SIGTERM, and a handler that does not return.
-HANG = """
-import os, signal, time
+# Calls its process by the function's name, so that it can be told from outside (`observe.trees`).
+CALL_IT = """
+import os
+
+with open("/proc/self/comm", "w") as comm:
+    comm.write(os.environ["AWS_LAMBDA_FUNCTION_NAME"])
+"""
+NAMED = CALL_IT + PYTHON
+# A tree: a child and a grandchild that ignore SIGTERM, and a handler that does not return.
+HANG = (
+    CALL_IT
+    + """
+import signal, time
 
 def stay():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -29,6 +39,7 @@ def handler(event, context):
         time.sleep(1000)
     return {"hello": event}
 """
+)
 NODE_HELLO = '{"hello":{"n":1}}'
 BASH_HELLO = '{"echo": {"n": 1}}'
 BASH = r"""#!/bin/bash
@@ -62,6 +73,7 @@ FILES = {
     "echo": ("handler.py", ECHO),
     "sleeper": ("handler.py", SLEEPER),
     "hang": ("handler.py", HANG),
+    "named": ("handler.py", NAMED),
 }
 
 

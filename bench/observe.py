@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -17,23 +18,39 @@ _libc = ctypes.CDLL(None, use_errno=True)
 PIDFD_SEND_SIGNAL = 424  # asm-generic/unistd.h; the same on x86_64
 
 
-def members(ids: Collection[str]) -> dict[str, list[int]]:
-    """Processes by environment: an environment's id is a folder in the path of its cgroup."""
-    found: dict[str, list[int]] = {id_: [] for id_ in ids}
+@dataclass(slots=True)
+class Tree:
+    """The processes of one sandbox, by what they call themselves."""
+
+    pids: list[int] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
+
+
+def trees(supervisor: int) -> list[Tree]:
+    """Every sandbox of a supervisor: each has a cgroup below `lambox-PID-...`.
+
+    Those of functions out of `examples` that call themselves by the function's name are told by it;
+    a sandbox made ahead of its function is one too, with names that are no function's.
+    """
+    found: dict[str, Tree] = {}
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
         with contextlib.suppress(OSError):
-            text = Path("/proc", entry, "cgroup").read_text()
-            folders = {folder for line in text.splitlines() for folder in line.split("/")}
-            for id_ in folders & found.keys():
-                found[id_].append(int(entry))
-    return found
+            group = re.search(
+                rf"/lambox-{supervisor}-[^/\n]*/([^/\n]+)",
+                Path("/proc", entry, "cgroup").read_text(),
+            )
+            if group:
+                tree = found.setdefault(group[1], Tree())
+                tree.pids.append(int(entry))
+                tree.names.add(Path("/proc", entry, "comm").read_text().strip())
+    return list(found.values())
 
 
-def helpers(supervisor: int, environments: Iterable[Iterable[int]]) -> list[int]:
-    """Descendants of the supervisor that belong to no environment: a zygote, a keeper."""
-    inside = {pid for pids in environments for pid in pids}
+def helpers(supervisor: int, sandboxes: Iterable[Tree]) -> list[int]:
+    """Descendants of the supervisor that belong to no sandbox: a zygote, a keeper."""
+    inside = {pid for tree in sandboxes for pid in tree.pids}
     try:
         below = psutil.Process(supervisor).children(recursive=True)
     except psutil.NoSuchProcess:

@@ -22,12 +22,14 @@ from bench.figures import Figure, Record
 from bench.reach import Reach
 
 ROOT = Path(__file__).resolve().parent.parent
-WIDTH = 150
+WIDTH = 160
 COLOURS = {reaching.MET: "green", reaching.BEYOND: "bold green", reaching.MISSED: "red"}
 
 
 def number(value: float) -> str:
-    """Three digits that count: 0.0123 -> 0.0123, 12.345 -> 12.3, 1234.5 -> 1234."""
+    """Three digits that count: 0.0123 -> 0.0123, 12.345 -> 12.3, 1234.5 -> 1234, 12345 -> 12.3k."""
+    if value >= 10_000:
+        return f"{value / 1000:.1f}k"
     if value >= 100 or value == 0:
         return f"{value:.0f}"
     return f"{value:.3g}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
@@ -39,12 +41,12 @@ def cell(figure: Figure | None) -> str:
     text = number(figure.value)
     if len(figure.rounds) > 1:
         text += f" ({number(figure.min)}–{number(figure.max)})"
-    return text + (f" {figure.errors} ERRORS" if figure.errors else "")
+    return text + (f" {figure.errors} failed" if figure.errors else "")
 
 
 def figures_table(record: Record) -> Table:
     table = Table(box=SIMPLE_HEAD, title="value over all rounds (lowest–highest round)")
-    table.add_column("measure")
+    table.add_column("measure", no_wrap=True)
     table.add_column("unit")
     contenders = record.contenders()
     for who in contenders:

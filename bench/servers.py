@@ -30,6 +30,7 @@ IDLE_S = 600
 """No environment is to end of old age while it is measured."""
 STOP_PATIENCE_S = 60
 EMULATOR = "emulator"
+ROOT = Path(__file__).resolve().parent.parent
 LAMBOX = [sys.executable, "-m", "lambox"]
 
 
@@ -82,6 +83,7 @@ def lambox(variant: Variant, functions: Path, temp: Path, **settings: str) -> It
     state, log = temp / f"state-{time.monotonic_ns()}", temp / "lambox.log"
     env = {
         **{name: text for name, text in os.environ.items() if not name.startswith("LAMBOX_")},
+        "PYTHONPATH": str(ROOT),  # this checkout's lambox, whichever is installed
         "LAMBOX_STATE": str(state),
         "LAMBOX_MEMORY_BUDGET_MB": str(MEMORY_BUDGET_MB),
         "LAMBOX_DEFAULT_MEMORY_SIZE": "1769",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from bench.servers import Server
 from bench.stage import Stage, pause
 
 START = "supervisor start"
+UNPAUSED = "cold Python hello, no pause between"
 STATS = ("p50", "p90")
+PAUSE_S = 0.1
+FOR_EMULATOR = ("python", "boto3")
 KINDS = {
     "python": ("Python hello", HELLO),
     "boto3": ("Python + boto3", HELLO),
@@ -33,41 +37,54 @@ def supervisor(stage: Stage) -> None:
 
 
 def first_invocations(stage: Stage) -> None:
-    """Each copy of a function is invoked once; for the emulator: process start to first answer."""
+    """Each copy of a function is invoked once; for the emulator: process start to first answer.
+
+    Contenders take turns, with a pause after each turn. Without a pause in between, lambox is measured on
+    its own: sandboxes that were made ahead run out.
+    """
     kinds = [kind for kind in KINDS if kind != "node" or examples.has_node()]
     if "node" not in kinds:
         stage.record.note("no Node.js on this host")
 
     def fill(folder: Path) -> None:
         for kind in kinds:
-            examples.write(folder, kind, _count(stage, kind) + 1)
+            examples.write(folder, kind, 1 + 2 * _count(stage, kind))
 
     functions = stage.functions("cold", fill)
-    for variant in stage.in_turn(stage.variants):
-        with stage.lambox(variant, functions) as server:
-            for kind in kinds:
-                _copies(stage, server, kind)
-    for kind in ("python", "boto3"):
-        for _ in range(_count(stage, kind)):
-            began = time.perf_counter()
-            with stage.emulator(kind) as emulator:
-                if emulator is None:
-                    return
-                servers.first_answer(emulator, f"{kind}-0")
-                took = time.perf_counter() - began
-            stage.add(measure_of(kind), emulator.who, [took * 1000], STATS)
+    with contextlib.ExitStack() as opened:
+        running = [
+            opened.enter_context(stage.lambox(variant, functions)) for variant in stage.variants
+        ]
+        for kind in kinds:
+            for server in running:
+                # Copy 0 is not counted: it may be the first to read a runtime from the disk.
+                stage.load(server, f"{kind}-0", count=1, expected=KINDS[kind][1])
+            for number in range(_count(stage, kind)):
+                pause(PAUSE_S)
+                for server in stage.in_turn(running):
+                    _invoke(stage, server, kind, 1 + number, 1, measure_of(kind))
+                if kind in FOR_EMULATOR:
+                    _emulator(stage, kind)
+        pause(1)
+        count = _count(stage, "python")
+        for server in stage.in_turn(running):
+            _invoke(stage, server, "python", 1 + count, count, UNPAUSED)
 
 
 def _count(stage: Stage, kind: str) -> int:
     return stage.sizes.cold if kind == "python" else stage.sizes.cold_slow
 
 
-def _copies(stage: Stage, server: Server, kind: str) -> None:
-    expected = KINDS[kind][1]
-    # Copy 0 is not counted: it may be the first to read a runtime from the disk.
-    stage.load(server, f"{kind}-0", count=1, expected=expected)
-    pause(0.2)
-    answers = stage.load(
-        server, f"{kind}-%d", count=_count(stage, kind), first=1, expected=expected
-    )
-    stage.add(measure_of(kind), server.who, answers.latencies, STATS, errors=answers.errors)
+def _invoke(stage: Stage, server: Server, kind: str, first: int, count: int, measure: str) -> None:
+    answers = stage.load(server, f"{kind}-%d", count=count, first=first, expected=KINDS[kind][1])
+    stage.add(measure, server.who, answers.latencies, STATS, errors=answers.errors)
+
+
+def _emulator(stage: Stage, kind: str) -> None:
+    began = time.perf_counter()
+    with stage.emulator(kind) as emulator:
+        if emulator is None:
+            return
+        servers.first_answer(emulator, f"{kind}-0")
+        took = time.perf_counter() - began
+    stage.add(measure_of(kind), emulator.who, [took * 1000], STATS)

@@ -75,11 +75,12 @@ def _ahead() -> Iterator[None]:
 
 
 def _kill_all(stage: Stage, server: Server, when: str) -> None:
-    rows = [row for row in server.environments() if row["function"].startswith("hang-")]
-    trees = observe.members({row["id"] for row in rows})
+    trees = {name: tree for tree in observe.trees(server.process.pid) for name in tree.names}
     with contextlib.ExitStack() as stack:
         watched = [
-            stack.enter_context(Victim(server, row["function"], trees[row["id"]])) for row in rows
+            stack.enter_context(Victim(server, f"hang-{number}", tree.pids))
+            for number in range(stage.sizes.kills)
+            if (tree := trees.get(f"hang-{number}"))
         ]
         _watch(watched)
     told = [victim for victim in watched if victim.timed_out]
