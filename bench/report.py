@@ -22,17 +22,25 @@ from bench.figures import Figure, Record
 from bench.reach import Reach
 
 ROOT = Path(__file__).resolve().parent.parent
-WIDTH = 160
+WIDTH = 180
 COLOURS = {reaching.MET: "green", reaching.BEYOND: "bold green", reaching.MISSED: "red"}
 
 
 def number(value: float) -> str:
-    """Three digits that count: 0.0123 -> 0.0123, 12.345 -> 12.3, 1234.5 -> 1234, 12345 -> 12.3k."""
+    """Three digits that count: 0.01234 -> 0.012, 12.345 -> 12.3, 1234.5 -> 1234, 12345 -> 12.3k."""
     if value >= 10_000:
         return f"{value / 1000:.1f}k"
     if value >= 100 or value == 0:
         return f"{value:.0f}"
-    return f"{value:.3g}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
+    return (
+        f"{value:.2g}"
+        if value < 0.1
+        else f"{value:.3g}"
+        if value < 1
+        else f"{value:.2f}"
+        if value < 10
+        else f"{value:.1f}"
+    )
 
 
 def cell(figure: Figure | None) -> str:

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,7 +41,7 @@ class Sizes:
     grown_warm: int
 
 
-QUICK = Sizes(12, 4, 20, 300, 0.7, (40, 30, 15, 4), 5, 8, 10, (50,), 200)
+QUICK = Sizes(12, 4, 20, 300, 0.7, (40, 30, 15, 4), 5, 8, 10, (50,), 300)
 FULL = Sizes(30, 12, 60, 2000, 3.0, (300, 200, 100, 20), 20, 20, 30, (50, 500), 600)
 
 
@@ -96,6 +97,8 @@ class Stage:
             ]
             if emulator := stack.enter_context(self.emulator()):
                 running.append(emulator)
+            parser = "httptools" if find_spec("httptools") else "a few lines of Python"
+            self.record.note(f"trio echo: parsed by {parser}")
             echo = [sys.executable, str(Path(__file__).with_name("echo.py"))]
             running.append(stack.enter_context(servers.floor("trio echo", echo)))
             running.append(

@@ -12,7 +12,7 @@ from bench import examples, observe
 from bench.servers import Server
 from bench.stage import Stage, pause
 
-PARTS = 3
+PARTS = 5
 MAKERS = 4
 """Clients that make idle environments."""
 
