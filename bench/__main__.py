@@ -83,7 +83,7 @@ def main() -> int:
             return 130
     _progress("")
     _tell(stage, chosen, about, time.monotonic() - began)
-    return 1 if stage.record.failures() else 0
+    return 1 if stage.record.failures() or stage.record.given_up else 0
 
 
 def _emulator(chosen: argparse.Namespace, stage: Stage) -> Path | None:
@@ -99,13 +99,12 @@ def _emulator(chosen: argparse.Namespace, stage: Stage) -> Path | None:
 
 
 def _measure(stage: Stage, name: str) -> None:
-    """A measure that cannot be taken is a remark and a failure, and does not end the others."""
+    """A measure that cannot be taken does not end the others."""
     began = time.monotonic()
     try:
         MEASURES[name](stage)
     except (OSError, RuntimeError) as exc:
-        stage.record.note(f"{name}, round {stage.round + 1}, gave up: {exc}")
-        stage.record.add(name, "gave up", [], round_=stage.round, errors=1)
+        stage.record.given_up.append(f"{name}, round {stage.round + 1}: {exc}")
     stage.seconds[name] = stage.seconds.get(name, 0) + time.monotonic() - began
 
 

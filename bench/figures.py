@@ -84,6 +84,8 @@ class Record:
         """Remarks, each once, in the order they were first made."""
         self.absent: dict[str, str] = {}
         """Contender -> why it is not available."""
+        self.given_up: list[str] = []
+        """Measures that could not be taken, with the reason."""
 
     def add(
         self,

@@ -67,10 +67,10 @@ class Held:
 
 
 def memory(pids: Iterable[int]) -> Held:
-    """Sum over processes; those that have ended meanwhile hold nothing."""
+    """Sum over processes; those that have ended meanwhile hold nothing. Raises PermissionError."""
     pss = private = 0
     for pid in pids:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
                 name, _, rest = line.partition(":")
                 if name == "Pss":

@@ -119,6 +119,7 @@ def as_json(
         "seconds": round(seconds, 1),
         "absent": record.absent,
         "notes": list(record.notes),
+        "given_up": record.given_up,
         "figures": record.as_json(),
         "reach": reaching.as_json(reach),
     }
@@ -157,5 +158,7 @@ def show(record: Record, reaches: dict[str, list[Reach]], about: dict[str, Any])
         console.print(f"{who}: not available: {why}", markup=False)
     for note in record.notes:
         console.print(f"- {note}", markup=False)
+    for text in record.given_up:
+        console.print(f"GIVEN UP: {text}", markup=False)
     for series in record.failures():
         console.print(f"ERRORS: {series.measure}, {series.who}: {series.errors}", markup=False)
