@@ -8,10 +8,10 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 PACKAGES := lambox runtimeapi sandbox rootfs
 
-.PHONY: help setup dev demo test unit lint lock clean
+.PHONY: help setup dev demo test unit lint bench bench-full lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: ## install what is missing; leaves .venv/bin/lambox
 	@tools/setup
@@ -31,10 +31,16 @@ unit: dev ## the tests that need no sandbox
 lint: dev ## ruff, mypy, flake8-async, import-linter
 	@$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy --strict $(PACKAGES)
+	$(BIN)/mypy --strict $(PACKAGES) bench
 	find $(PACKAGES) -name '*.py' ! -path lambox/cli.py -exec \
 		$(BIN)/flake8-async --enable=ASYNC101,ASYNC102,ASYNC103 {} + # cli.py: not async
 	$(BIN)/lint-imports --no-logo
+
+bench: setup ## how fast it is, beside AWS's emulator; under 3 minutes (ARGS="--help" tells more)
+	@$(BIN)/python -m bench $(ARGS)
+
+bench-full: setup ## the same with more of everything and 500 environments; some 20 minutes
+	@$(BIN)/python -m bench --full $(ARGS)
 
 # uv is needed for this alone.
 lock: setup ## pin the newest versions that pyproject.toml allows
@@ -54,5 +60,5 @@ lock: setup ## pin the newest versions that pyproject.toml allows
 	for new in requirements*.lock.new; do mv "$$new" "$${new%.new}"; done
 
 clean: ## remove everything that setup and the tests made in this folder
-	@rm -rf .venv *.egg-info build .*_cache .hypothesis rootfs/inside/init
+	@rm -rf .venv *.egg-info build .*_cache .cache bench/results .hypothesis rootfs/inside/init
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
