@@ -99,7 +99,7 @@ class Environment(Conversation):
         self.provisioned = provisioned
         self.suppressed_init = suppressed_init
         """A second try after a failed init: the function's own timeout is its limit (SPEC 3.6)."""
-        self.born_at = trio.current_time()
+        self.born_at = self.turn_began_at = trio.current_time()
         self.idle_since = math.inf
         self.frozen = False
         self.connections = 0

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+NEW_SHARE = 0.1
+SHORTEST_TURN_S = 0.0002
+SHORTEST_PATIENCE_S, LONGEST_PATIENCE_S = 0.02, 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -45,16 +49,63 @@ def throttle_reason(
     return None
 
 
+class Pace:
+    """How long the turns and the starts of one function's environments take: moving averages, in seconds."""
+
+    __slots__ = ("start_s", "turn_s")
+
+    def __init__(self) -> None:
+        self.turn_s: float | None = None
+        """From an event that is given out to the next one asked for."""
+        self.start_s: float | None = None
+
+    def took_turn(self, seconds: float) -> None:
+        self.turn_s = _average(self.turn_s, seconds)
+
+    def took_start(self, seconds: float) -> None:
+        self.start_s = _average(self.start_s, seconds)
+
+    @property
+    def patience_s(self) -> float:
+        """How long an invocation may wait for environments at work before one is started for it all the same."""
+        return min(max(self.start_s or 0.0, SHORTEST_PATIENCE_S), LONGEST_PATIENCE_S)
+
+    def reached_soon(self, at_work: int) -> int:
+        """How many waiting invocations environments at work get to before one that starts now could.
+
+        Quick functions under load are queued for a moment then, on environments whose memory is in the
+        caches, where one environment each would only make them wait for each other's processor time.
+        """
+        if self.turn_s is None or self.start_s is None:
+            return 0
+        return int(
+            at_work * min(self.start_s, LONGEST_PATIENCE_S) / max(self.turn_s, SHORTEST_TURN_S)
+        )
+
+
+def _average(before: float | None, now: float) -> float:
+    return now if before is None else before + (now - before) * NEW_SHARE
+
+
 def starts_wanted(
-    *, waiting: int, coming: int, room: int | None, starting_everywhere: int, limits: Limits
+    *,
+    waiting: int,
+    coming: int,
+    room: int | None,
+    starting_everywhere: int,
+    limits: Limits,
+    soon: int = 0,
+    overdue: int = 0,
 ) -> int:
     """How many environments of one function to start now.
 
-    One per waiting invocation that no environment is coming for (starting, or about to be idle), bounded by
+    One per waiting invocation that no environment is coming for (starting, or about to be idle) and none at
+    work gets to `soon`, but for those that have been waiting too long for that (`overdue`); bounded by
     the node's start slots and by a reservation's `room`. A start is not tied to the invocation it was made
     for: whichever environment is free first takes the head of the queue.
     """
-    wanted = min(waiting - coming, limits.max_starts - starting_everywhere)
+    wanted = max(waiting - soon, overdue) - coming
+    wanted = min(wanted, limits.max_starts - starting_everywhere)
     return max(0, wanted if room is None else min(wanted, room))
 
 

@@ -15,6 +15,7 @@ import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from itertools import takewhile
 from typing import Any
 
 import psutil
@@ -51,6 +52,15 @@ class Slots:
         self.lingering: set[Environment] = set()
         """Answered, but busy with something of their own."""
         self.in_flight = 0
+        self.pace = planner.Pace()
+        self.hurried = False
+        """A task looks after those that wait too long."""
+
+    @property
+    def overdue(self) -> int:
+        """How many wait for longer than environments at work are trusted with."""
+        since = trio.current_time() - self.pace.patience_s
+        return sum(1 for _ in takewhile(lambda ticket: ticket.queued_at <= since, self.waiting))
 
     @property
     def room(self) -> int | None:
@@ -210,8 +220,20 @@ class Scheduler:
             room=slots.room,
             starting_everywhere=len(self._starting),
             limits=self._limits,
+            soon=slots.pace.reached_soon(len(slots.busy)),
+            overdue=slots.overdue if slots.busy else 0,
         ):
             self._start(slots)
+        if slots.waiting and slots.busy and not slots.hurried:
+            slots.hurried = True
+            self._nursery.start_soon(self._hurry, slots)
+
+    async def _hurry(self, slots: Slots) -> None:
+        """Those who wait for environments at work do not wait for long."""
+        while slots.waiting and not self._closing:
+            await trio.sleep(slots.pace.patience_s)
+            self._pump(slots)
+        slots.hurried = False
 
     def _pump_all(self) -> None:
         for slots in self._functions.values():
@@ -220,6 +242,7 @@ class Scheduler:
 
     def _dispatch(self, slots: Slots, environment: Environment) -> None:
         slots.busy.add(environment)
+        environment.turn_began_at = trio.current_time()
         environment.dispatch(slots.waiting.popleft())
 
     def _start(
@@ -289,6 +312,11 @@ class Scheduler:
         was_starting = environment in slots.starting or (
             environment.provisioned and slots.provision.became_ready(environment)
         )
+        now = trio.current_time()
+        if was_starting:
+            slots.pace.took_start(now - environment.born_at)
+        else:
+            slots.pace.took_turn(now - environment.turn_began_at)
         slots.forget(environment)
         self._starting.discard(environment)
         if slots.outdated(environment):

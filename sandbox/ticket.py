@@ -16,10 +16,20 @@ class Ticket:
     raise nothing, and ask nothing of the scheduler. `wait` is for those who can wait a turn of the loop.
     """
 
-    __slots__ = ("_fault", "_on_end", "_outcome", "_woken", "dispatched", "done", "invocation")
+    __slots__ = (
+        "_fault",
+        "_on_end",
+        "_outcome",
+        "_woken",
+        "dispatched",
+        "done",
+        "invocation",
+        "queued_at",
+    )
 
     def __init__(self, invocation: Invocation, on_end: Callable[[], None] | None = None) -> None:
         self.invocation = invocation
+        self.queued_at = trio.current_time()
         self.dispatched = False
         self.done = False
         self._on_end = on_end

@@ -159,9 +159,10 @@ class FakeLauncher:
         self.sandboxes: list[FakeSandbox] = []
         self.faults: list[ConfineError] = []
         self.make: Callable[[SandboxSpec], FakeSandbox] = FakeSandbox
+        self.takes_s = 0.0
 
     async def launch(self, spec: SandboxSpec) -> FakeSandbox:
-        await trio.lowlevel.checkpoint()
+        await trio.sleep(self.takes_s)
         if self.faults:
             raise self.faults.pop(0)
         sandbox = self.make(spec)

@@ -1,6 +1,14 @@
 from __future__ import annotations
 
-from sandbox.planner import Limits, Load, starts_wanted, throttle_reason
+from sandbox.planner import (
+    LONGEST_PATIENCE_S,
+    SHORTEST_PATIENCE_S,
+    Limits,
+    Load,
+    Pace,
+    starts_wanted,
+    throttle_reason,
+)
 
 RESERVED = "ReservedFunctionConcurrentInvocationLimitExceeded"
 ACCOUNT = "ConcurrentInvocationLimitExceeded"
@@ -64,3 +72,46 @@ def test_starts_are_bounded_by_a_reservation() -> None:
     assert starts(3, 0, 0, room=1) == 1
     assert starts(3, 0, 0, room=0) == 0
     assert starts(3, 0, 0, room=-1) == 0
+
+
+def test_the_first_environments_are_started_without_further_thought() -> None:
+    pace = Pace()
+    assert pace.reached_soon(0) == pace.reached_soon(5) == 0
+    pace.took_start(0.01)
+    assert pace.reached_soon(5) == 0  # how long a turn takes is not known yet
+
+
+def test_quick_turns_are_waited_for_as_long_as_a_start_would_take() -> None:
+    pace = Pace()
+    pace.took_start(0.01)
+    pace.took_turn(0.001)
+    assert pace.reached_soon(2) == 20
+    assert pace.reached_soon(0) == 0
+    slow = Pace()
+    slow.took_start(0.01)
+    slow.took_turn(1.0)
+    assert slow.reached_soon(50) == 0
+
+
+def test_those_that_are_not_reached_soon_or_overdue_are_started_for() -> None:
+    def wanted(**how: int) -> int:
+        return starts_wanted(room=None, starting_everywhere=0, limits=Limits(max_starts=100), **how)
+
+    assert wanted(waiting=30, coming=0, soon=20) == 10
+    assert wanted(waiting=30, coming=10, soon=20) == 0
+    assert wanted(waiting=10, coming=0, soon=20) == 0
+    assert wanted(waiting=10, coming=0, soon=20, overdue=3) == 3
+    assert wanted(waiting=10, coming=2, soon=20, overdue=3) == 1
+
+
+def test_the_pace_follows_what_is_measured() -> None:
+    pace = Pace()
+    for _ in range(50):
+        pace.took_turn(1.0)
+    for _ in range(50):
+        pace.took_turn(2.0)
+    assert pace.turn_s is not None
+    assert 1.9 < pace.turn_s < 2.0
+    assert pace.patience_s == SHORTEST_PATIENCE_S
+    pace.took_start(30.0)
+    assert pace.patience_s == LONGEST_PATIENCE_S

@@ -377,3 +377,30 @@ async def test_submit_tells_the_end_at_once_and_withdraw_takes_back(autojump_clo
         await scheduler.settle()
         assert begun.done
     assert not second.done
+
+
+async def test_quick_invocations_queue_for_a_moment_rather_than_start_an_environment_each(
+    autojump_clock: Clock,
+) -> None:
+    world = World(sleepy)
+    world.launcher.takes_s = 0.01
+    async with scheduling(world) as scheduler:
+        await together(scheduler, make_function(), 2, 0.001)
+        there = len(world.launcher.sandboxes)
+        await together(scheduler, make_function(), 15, 0.001)
+        assert len(world.launcher.sandboxes) == there
+
+
+async def test_an_unusually_slow_turn_keeps_others_waiting_for_a_moment_only(
+    autojump_clock: Clock,
+) -> None:
+    """Turns were quick so far, so the queue is trusted; then it is not."""
+    world = World(sleepy)
+    world.launcher.takes_s = 0.01
+    async with scheduling(world) as scheduler:
+        for _ in range(20):
+            await run(scheduler, make_function(), 0.001)
+            await trio.testing.wait_all_tasks_blocked()
+        began = trio.current_time()
+        await together(scheduler, make_function(), 8, 10.0)
+        assert trio.current_time() - began < 10.0 + 0.1
