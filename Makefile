@@ -39,7 +39,7 @@ lint: dev ## ruff, mypy, flake8-async, import-linter
 bench: setup ## how fast it is, beside AWS's emulator; under 3 minutes (ARGS="--help" tells more)
 	@$(BIN)/python -m bench $(ARGS)
 
-bench-full: setup ## the same with more of everything and 500 environments; some 20 minutes
+bench-full: setup ## the same with more of everything and 500 environments; some 15 minutes
 	@$(BIN)/python -m bench --full $(ARGS)
 
 # uv is needed for this alone.
