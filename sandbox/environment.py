@@ -342,6 +342,7 @@ class Environment(Conversation):
         usage = self._sandbox.usage() if self._sandbox and not self._ending.is_set() else None
         return {
             "id": self.id,
+            "sandbox": self._sandbox.name if self._sandbox else None,
             "function": self.function.name,
             "version": self.function.version,
             "type": "provisioned" if self.provisioned else "on-demand",

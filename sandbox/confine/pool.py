@@ -19,8 +19,9 @@ import trio
 log = logging.getLogger(__name__)
 WINDOW_S = 10.0
 """How far back starts count for the size of a shelf."""
-CALM_S = 0.005
-"""Filling up waits this long after a start: the function that starts comes first."""
+CALM_S = 0.05
+"""Filling up waits this long after a start, while enough are left: the function that starts comes first."""
+SHORT_CALM_S = 0.005
 FORGET_S = 600.0
 """A shelf nobody took from for this long is emptied, unless it is to be kept."""
 LONGEST_RETRY_S = 60.0
@@ -228,7 +229,8 @@ class Pool(Generic[T]):
                 continue
             # Who waits has one made for him already; more at the same time would hold that up.
             if coming < target and shelf.making < self._makers and not shelf.waiting:
-                wake_at = max(shelf.last_take + CALM_S, shelf.retry_at)
+                calm_s = CALM_S if len(shelf.ready) > target / 4 else SHORT_CALM_S
+                wake_at = max(shelf.last_take + calm_s, shelf.retry_at)
                 if wake_at <= now:
                     self._begin(kind, shelf)
                     continue

@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from sandbox.confine.pool import CALM_S, FORGET_S, WINDOW_S, Pool, PoolLimits
+from sandbox.confine.pool import CALM_S, FORGET_S, SHORT_CALM_S, WINDOW_S, Pool, PoolLimits
 
 MAKING_S = 1.0
 
@@ -98,7 +98,7 @@ async def test_who_finds_it_empty_gets_the_next_one_made(autojump_clock: MockClo
     maker = Maker()
     async with pool_of(maker) as pool:
         pool.keep({"a"})
-        await trio.sleep(CALM_S + 0.5)
+        await trio.sleep(SHORT_CALM_S + 0.5)
         now = trio.current_time()
         taken = await pool.take("a")
         assert trio.current_time() - now == pytest.approx(0.5)
