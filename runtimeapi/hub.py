@@ -22,6 +22,8 @@ class Hub:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[], None]] = {}
+        self.turn = 0
+        """Counts what `run` was woken for; all it calls in one turn had something to read before that began."""
 
     def close(self) -> None:
         """Whoever watches must have stopped."""
@@ -41,7 +43,9 @@ class Hub:
         poll, callbacks = self._epoll.poll, self._callbacks
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
-            for fd, _ in poll(0, MOST_AT_ONCE):
+            readable = poll(0, MOST_AT_ONCE)
+            self.turn += 1
+            for fd, _ in readable:
                 # One that an earlier callback of this turn has forgotten is not there any more.
                 on_readable = callbacks.get(fd)
                 if on_readable is not None:

@@ -120,9 +120,15 @@ def read_ask(
     )
 
 
-def find_function(functions: Functions, ref: FunctionRef) -> FunctionVersion:
-    """Raises FunctionNotFound with AWS's text, or FunctionFailed."""
-    functions.refresh()
+def find_function(
+    functions: Functions, ref: FunctionRef, *, refresh: bool = True
+) -> FunctionVersion:
+    """Raises FunctionNotFound with AWS's text, or FunctionFailed.
+
+    `refresh` False: that was done since this request began to arrive.
+    """
+    if refresh:
+        functions.refresh()
     try:
         function = functions.get(ref.name)
     except FunctionNotFound as exc:

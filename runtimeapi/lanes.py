@@ -41,12 +41,23 @@ _ACCEPTED = write_head(ACCEPTED, dated=False)
 def caller_lane(functions: Functions, invoker: Invoker, *, region: str, account: str) -> Lane:
     """For `running_app` of `make_invoke_app`, with the same arguments."""
 
+    refreshed = Refreshed()
+
     def connect(
         stream: trio.SocketStream, config: FaceConfig, state: Mapping[str, object]
     ) -> FastConnection:
-        return CallerConnection(stream, config, functions, invoker, region, account)
+        return CallerConnection(stream, config, functions, refreshed, invoker, region, account)
 
     return connect
+
+
+class Refreshed:
+    """In which of the hub's turns the functions were last refreshed: one look at the disk serves them all."""
+
+    __slots__ = ("turn",)
+
+    def __init__(self) -> None:
+        self.turn = 0
 
 
 def runtime_lane(
@@ -64,12 +75,14 @@ class CallerConnection(FastConnection):
         stream: trio.SocketStream,
         config: FaceConfig,
         functions: Functions,
+        refreshed: Refreshed,
         invoker: Invoker,
         region: str,
         account: str,
     ) -> None:
         super().__init__(stream, config, caller_head)
         self._functions = functions
+        self._refreshed = refreshed
         self._invoker = invoker
         self._region = region
         self._account = account
@@ -86,7 +99,10 @@ class CallerConnection(FastConnection):
             self._ask = read_ask(
                 head.name, None, head.fields, region=self._region, account=self._account
             )
-            self._function = find_function(self._functions, self._ask.ref)
+            turn = self._turn
+            stale = turn == 0 or turn != self._refreshed.turn
+            self._function = find_function(self._functions, self._ask.ref, refresh=stale)
+            self._refreshed.turn = turn
         except Exception:
             return False
         self._friendly = head.kind == "friendly"

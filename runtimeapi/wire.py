@@ -79,6 +79,8 @@ class FastConnection:
         self._scope = trio.CancelScope()
         self._hub: Hub
         self._watched = False
+        self._turn = 0
+        """The hub's, while it is the hub that has us look at what it read; else 0."""
 
     def __repr__(self) -> str:
         state = "over" if self._over else "asked" if self._asked else "reading"
@@ -167,11 +169,14 @@ class FastConnection:
     def _on_readable(self) -> None:
         """Called by the hub. One request at most is served; what is unusual is left to our own task."""
         try:
+            # A request that began to arrive before this turn; what follows it may be younger.
+            self._turn = 0 if self._size else self._hub.turn
             self._read()
             if not (self._over or self._asked or self._size < self._need):
                 self._look()
         except Exception as exc:
             self._fail(exc)
+        self._turn = 0
         if self._stopped() or (self._size and (self._asked or self._size >= self._need)):
             self._nudge()
 

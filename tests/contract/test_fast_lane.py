@@ -437,3 +437,36 @@ async def test_a_mistake_in_an_answer_is_its_connections_alone(
         face.put.send_nowait(event())
         assert await wire_.stream.receive_some() == b""
     assert [record.name for record in caplog.records if record.exc_info] == ["lambox.http"]
+
+
+@pytest.mark.trio
+async def test_the_functions_are_looked_at_once_for_all_that_came_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And again for what came later, on whichever connection."""
+    functions, sock, invoker = FakeFunctions(function()), listening(), FakeInvoker()
+    lane = caller_lane(functions, invoker, region=REGION, account=ACCOUNT)
+    async with (
+        running_app(make_rapi_app(), caller_config(), lane) as served,
+        trio.open_nursery() as nursery,
+    ):
+        invoker.nursery = nursery
+        await nursery.start(served.serve, sock, {})
+        wires = [await connect(sock.getsockname()) for _ in range(5)]
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        for wire_ in wires:
+            # Straight to the socket: without a turn of the loop they are all there when the hub wakes.
+            wire_.stream.socket._sock.send(invoke())
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert functions.refreshed == 1
+        await wires[0].send(invoke())
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert functions.refreshed == 2
+        await wires[0].send(
+            invoke() * 3
+        )  # the later ones may have been sent later, for all we know
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert functions.refreshed == 5
+        for wire_ in wires:
+            await wire_.stream.aclose()
+        nursery.cancel_scope.cancel()
