@@ -62,6 +62,7 @@ class Child:
 
     def forked(self, pid: int) -> None:
         self.pid = pid
+        strays.waited_for.add(pid)
         if not self._released:
             try:
                 self.fd = os.pidfd_open(pid)
@@ -72,6 +73,7 @@ class Child:
     def ended(self, status: int | None, number: int = 0) -> None:
         if self._ended.is_set():
             return
+        strays.waited_for.discard(self.pid)
         self._status = status
         self._errno = self._errno or number
         self._forked.set()
@@ -180,6 +182,11 @@ class Zygote:
             for pid in self._interpreters:
                 with suppress(ChildProcessError):  # bwrap has reaped it, as is usual
                     os.waitpid(pid, 0)
+            if not all(child.pid for child in self._children.values()):
+                # Forked, but it died before it said so.
+                with trio.move_on_after(ORPHANS_LIMIT_S):
+                    while strays.reap():  # noqa: ASYNC110  no event tells
+                        await trio.sleep(HANDOVER_S)
             with self._orphanage:
                 async with trio.open_nursery() as nursery:
                     for child in self._children.values():

@@ -8,8 +8,10 @@ import json
 import os
 import signal
 import subprocess
+import textwrap
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,11 @@ import psutil
 import pytest
 import trio
 
-from rootfs.layout import Bind
+from rootfs.layout import Bind, Text
 from sandbox.confine.launcher import BwrapLauncher, open_launcher
 from sandbox.confine.pool import PoolLimits
 from sandbox.confine.process import BwrapSandbox
-from sandbox.confine.spec import Exit, Preparation, Program, SandboxSpec
+from sandbox.confine.spec import ConfineError, Exit, Preparation, Program, SandboxSpec
 from tests.system.confine_fixtures import (
     CLIENT,
     PYTHON_FORKS,
@@ -74,6 +76,18 @@ def zygote_pids() -> list[int]:
     return [child.pid for child in psutil.Process().children(recursive=True) if is_one(child)]
 
 
+def meddled_with(code: str) -> SandboxSpec:
+    """A spec whose zygote has run `code` before its first fork."""
+    text = "import os, signal\n" + textwrap.dedent(code)
+    python = replace(
+        PYTHON_FORKS,
+        env=(*PYTHON_FORKS.env, ("PYTHONPATH", "/meddling")),
+        preload=("meddling",),
+    )
+    root = (*ROOT, *CLIENT, Text(text, "/meddling/meddling.py"))
+    return SandboxSpec("meddled-with", root, preparation=python)
+
+
 async def run(sandbox: BwrapSandbox, code: str) -> None:
     await sandbox.start(Program(("/var/lang/bin/python3", "-I", "-c", code), {}, "/"))
 
@@ -121,6 +135,44 @@ async def test_a_killed_zygote_takes_nothing_along_and_another_takes_over() -> N
             await run(third, "raise SystemExit(3)")
             assert (await ended(third)).code == 3
             assert (await runs.kill()).killed
+
+
+async def test_an_orphaned_fork_is_no_stray() -> None:
+    """A sandbox that fails before its pid 1 is known takes along what nobody waits for, and only that."""
+    with nothing_left():
+        async with pooled() as (launcher, spec):
+            runs = await launcher.launch(spec)
+            await run(runs, "import time; print('up', flush=True); time.sleep(60)")
+            await trio.lowlevel.wait_readable(runs.stdout)
+            assert runs._child is not None
+            orphan = psutil.Process(runs._child.pid)
+            for pid in zygote_pids():
+                os.kill(pid, signal.SIGKILL)
+            while orphan.ppid() != os.getpid():  # noqa: ASYNC110
+                await trio.sleep(0.001)
+            broken = SandboxSpec("broken", (*spec.root, Bind("/nowhere", "/mnt")))
+            with pytest.raises(ConfineError, match="nowhere"):
+                await launcher.launch(broken)
+            os.kill(orphan.pid, signal.SIGUSR1)
+            assert (await ended(runs)).signal == signal.SIGUSR1
+
+
+async def test_a_zygote_that_dies_before_it_names_its_fork_leaves_none() -> None:
+    with nothing_left():
+        async with open_launcher(pool=PoolLimits(0, 0)) as launcher:
+            with pytest.raises(ConfineError):
+                await launcher._make(
+                    meddled_with(
+                        """
+                        fork = os.fork
+                        def fork_and_die():
+                            if pid := fork():
+                                os.kill(os.getpid(), signal.SIGKILL)
+                            return pid
+                        os.fork = fork_and_die
+                        """
+                    )
+                )
 
 
 async def test_a_stopped_zygote_holds_up_no_kill() -> None:
