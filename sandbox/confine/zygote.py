@@ -282,6 +282,9 @@ class Zygotes:
     async def get(self, root: tuple[Entry, ...], preparation: Preparation) -> Zygote:
         """One that is ready. Raises ConfineError with what it said, or OSError."""
         key = layout.zygote(root), preparation
+        zygote = self._living.get(key)
+        if zygote is not None and not zygote.worn_out:
+            return zygote  # whatever becomes of another that is just being started
         async with self._starting:
             zygote = self._living.get(key)
             if zygote is not None and not zygote.worn_out:
@@ -292,21 +295,22 @@ class Zygotes:
             return fresh
 
     async def _start(self, root: tuple[Entry, ...], preparation: Preparation) -> Zygote:
-        with ExitStack() as stack, Descriptors() as fds:
+        with ExitStack() as stack:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             stack.callback(theirs.close)
             ours.setblocking(False)
             complaint, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             stack.callback(os.close, complaint)
             stack.callback(os.close, write)
-            numbers = (
-                fds.take(os.dup(theirs.fileno())),
-                fds.take(os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)),
-                -1 if self._filter is None else fds.data(self._filter),
-            )
-            argv = bwrap.zygote_command(root, preparation, numbers, self._bwrap, fds)
             try:
-                started = await self._spawner.spawn(argv, fds.fds, write, write)
+                with Descriptors() as fds:  # closed before the wait: its end shows on the channel
+                    numbers = (
+                        fds.take(os.dup(theirs.fileno())),
+                        fds.take(os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)),
+                        -1 if self._filter is None else fds.data(self._filter),
+                    )
+                    argv = bwrap.zygote_command(root, preparation, numbers, self._bwrap, fds)
+                    started = await self._spawner.spawn(argv, fds.fds, write, write)
             except BaseException:
                 ours.close()
                 raise

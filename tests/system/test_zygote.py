@@ -191,7 +191,7 @@ async def test_a_zygote_that_cannot_start_leaves_bwrap_to_do_it(
 ) -> None:
     broken = Preparation(("/nowhere/python",), (), forks=True)
     spec = SandboxSpec("alone", (*ROOT, *CLIENT), preparation=broken)
-    with trio.fail_after(30):
+    with trio.fail_after(10):
         async with open_launcher(pool=PoolLimits(1, 1)) as launcher:
             launcher.keep([spec])
             while not caplog.messages:  # noqa: ASYNC110
@@ -201,6 +201,19 @@ async def test_a_zygote_that_cannot_start_leaves_bwrap_to_do_it(
             await run(sandbox, "raise SystemExit(4)")
             assert (await ended(sandbox)).code == 4
     assert "no zygote for /nowhere/python" in caplog.messages[0]
+
+
+async def test_a_zygote_slow_to_start_holds_up_no_other() -> None:
+    slow = meddled_with("signal.pause()").preparation
+    assert slow is not None
+    async with pooled() as (launcher, spec), trio.open_nursery() as nursery:
+        assert launcher._zygotes is not None
+        nursery.start_soon(launcher._zygotes.get, meddled_with("signal.pause()").root, slow)
+        while not launcher._zygotes._starting.locked():  # noqa: ASYNC110
+            await trio.lowlevel.checkpoint()
+        with trio.fail_after(5):
+            assert (await launcher._zygotes.get(spec.root, PYTHON_FORKS)).alive
+        nursery.cancel_scope.cancel()
 
 
 async def test_nonsense_on_the_channel_changes_nothing() -> None:
