@@ -47,7 +47,7 @@ class Child:
         self.pid = 0
         self.fd = -1
         self._zygote = zygote
-        self._ticket = ticket
+        self.ticket = ticket
         self._on_end = on_end
         self._forked = trio.Event()
         self._ended = trio.Event()
@@ -94,6 +94,10 @@ class Child:
             try:
                 result = os.waitid(os.P_PIDFD, self.fd, os.WEXITED | os.WNOHANG)
             except ChildProcessError:
+                try:
+                    signal.pidfd_send_signal(self.fd, 0)
+                except ProcessLookupError:
+                    break  # its zygote reaped it, and died before it told
                 await trio.sleep(HANDOVER_S)
             else:
                 self.ended(None if result is None else _wait_status(result))
@@ -230,9 +234,11 @@ class Zygote:
             self._children[self.forks] = child
             try:
                 await self._channel.sendmsg([packet], [rights])
-            except (OSError, trio.ClosedResourceError) as exc:
-                self._children.pop(self.forks, None)
-                raise ConfineError(f"the zygote is gone: {exc}") from exc
+            except BaseException as exc:  # a cancellation too: then it was not sent
+                self._children.pop(child.ticket, None)
+                if isinstance(exc, OSError | trio.ClosedResourceError):
+                    raise ConfineError(f"the zygote is gone: {exc}") from exc
+                raise
         try:
             with trio.fail_after(ANSWER_LIMIT_S):
                 await child.until_forked()

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -24,6 +24,7 @@ from sandbox.confine.launcher import BwrapLauncher, open_launcher
 from sandbox.confine.pool import PoolLimits
 from sandbox.confine.process import BwrapSandbox
 from sandbox.confine.spec import ConfineError, Exit, Preparation, Program, SandboxSpec
+from sandbox.confine.zygote import Child, Zygote
 from tests.system.confine_fixtures import (
     CLIENT,
     PYTHON_FORKS,
@@ -175,6 +176,28 @@ async def test_a_zygote_that_dies_before_it_names_its_fork_leaves_none() -> None
                 )
 
 
+async def test_nobody_waits_for_what_a_dying_zygote_has_reaped() -> None:
+    process = subprocess.Popen(["true"])  # noqa: ASYNC220
+    child = Child(cast("Zygote", None), 1, on_end=lambda: None)
+    child.forked(process.pid)
+    process.wait()
+    with trio.fail_after(5):
+        await child.reap()
+        assert await child.wait() is None
+    child.release()
+
+
+async def test_a_fork_that_was_never_asked_for_keeps_no_zygote() -> None:
+    async with pooled() as (launcher, spec):
+        assert launcher._zygotes is not None
+        zygote = await launcher._zygotes.get(spec.root, PYTHON_FORKS)
+        before = set(zygote._children)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await zygote.fork(os.getpid(), (), (), on_end=lambda: None)
+        assert set(zygote._children) == before
+
+
 async def test_a_stopped_zygote_holds_up_no_kill() -> None:
     with nothing_left():
         async with pooled() as (launcher, spec):
@@ -209,7 +232,7 @@ async def test_a_zygote_slow_to_start_holds_up_no_other() -> None:
     async with pooled() as (launcher, spec), trio.open_nursery() as nursery:
         assert launcher._zygotes is not None
         nursery.start_soon(launcher._zygotes.get, meddled_with("signal.pause()").root, slow)
-        while not launcher._zygotes._starting.locked():  # noqa: ASYNC110
+        while not launcher._zygotes._starting.locked():
             await trio.lowlevel.checkpoint()
         with trio.fail_after(5):
             assert (await launcher._zygotes.get(spec.root, PYTHON_FORKS)).alive
