@@ -198,6 +198,15 @@ async def test_a_fork_that_was_never_asked_for_keeps_no_zygote() -> None:
         assert set(zygote._children) == before
 
 
+async def test_a_zygote_without_descriptors_says_so() -> None:
+    """Some of a sandbox's cgroups could be among those that did not arrive."""
+    with nothing_left(), trio.fail_after(4):
+        async with open_launcher(pool=PoolLimits(0, 0)) as launcher:
+            few = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))"
+            with pytest.raises(ConfineError, match="Too many open files"):
+                await launcher._make(meddled_with(few))
+
+
 async def test_a_stopped_zygote_holds_up_no_kill() -> None:
     with nothing_left():
         async with pooled() as (launcher, spec):

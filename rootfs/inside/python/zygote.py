@@ -163,7 +163,7 @@ class Zygote:
     def _take_request(self) -> bool:
         """True in a fork."""
         room = socket.CMSG_SPACE(MOST_FDS * 4)
-        data, extras, _, _ = self._channel.recvmsg(64, room, socket.MSG_CMSG_CLOEXEC)
+        data, extras, flags, _ = self._channel.recvmsg(64, room, socket.MSG_CMSG_CLOEXEC)
         if not data:
             os._exit(0)
         fds = array.array("i")
@@ -172,7 +172,9 @@ class Zygote:
                 fds.frombytes(value[: len(value) - len(value) % 4])
         if len(data) == REQUEST.size and data[:1] == b"F":
             _, ticket, uid, gid = REQUEST.unpack(data)
-            if len(fds) >= len(FDS) and uid > 0 and gid > 0 and self._fork(ticket, list(fds)):
+            if flags & socket.MSG_CTRUNC:
+                self._failed(ticket, OSError(errno.EMFILE, ""))
+            elif len(fds) >= len(FDS) and uid > 0 and gid > 0 and self._fork(ticket, list(fds)):
                 # Closed now: their finalizers would close whatever has these numbers by then.
                 self._channel.close()
                 self._poll.close()
