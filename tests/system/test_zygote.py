@@ -41,14 +41,17 @@ pytestmark = [
 ]
 SPEC = SandboxSpec("forked", (*ROOT, *CLIENT), preparation=PYTHON_FORKS)
 ASK = """
-import json, os, random, secrets, ssl, sys, tempfile, uuid
+import json, logging, os, random, secrets, ssl, sys, tempfile, threading, uuid
+relative = logging.makeLogRecord({}).relativeCreated
 def handler(event, context):
     return {
         "random": random.random(), "secrets": secrets.token_hex(16), "uuid4": str(uuid.uuid4()),
         "uuid1": str(uuid.uuid1()), "ssl": ssl.RAND_bytes(16).hex(), "urandom": os.urandom(16).hex(),
         "mktemp": tempfile.mktemp(), "pid": os.getpid(), "modules": sorted(sys.modules),
         "fds": sorted(os.listdir("/proc/self/fd")), "argv": sys.argv, "path": sys.path[:4],
-        "environ": dict(os.environ), "status": open("/proc/self/status").read(),
+        "orig_argv": sys.orig_argv, "thread": threading.main_thread().native_id,
+        "finders": [path for path in sys.path_importer_cache if "lambox" in path],
+        "logging_ms": relative, "environ": dict(os.environ), "status": open("/proc/self/status").read(),
     }
 """
 
@@ -345,11 +348,8 @@ def test_a_fork_is_what_a_fresh_interpreter_is(start: Start) -> None:
         del answer["environ"]["AWS_LAMBDA_LOG_STREAM_NAME"], answer["environ"]["_X_AMZN_TRACE_ID"]
     assert status(forked) == status(fresh)
     assert forked["environ"] == fresh["environ"]
-    assert (forked["fds"], forked["argv"], forked["path"]) == (
-        fresh["fds"],
-        fresh["argv"],
-        fresh["path"],
-    )
+    for same in ("fds", "argv", "path", "orig_argv", "thread", "finders"):
+        assert forked[same] == fresh[same], same
     assert set(fresh["modules"]) <= set(forked["modules"])
 
 
@@ -393,9 +393,16 @@ def test_json_logs_are_asked_for_per_function(start: Start, functions: Functions
 def test_a_functions_own_module_comes_before_a_preloaded_one(
     start: Start, functions: Functions
 ) -> None:
-    code = "import platform, boto3\ndef handler(event, context):\n    return [platform.WHOSE, boto3.WHOSE]\n"
+    code = (
+        "import platform, resource, boto3\n"
+        "def handler(event, context):\n"
+        "    return [platform.WHOSE, resource.WHOSE, boto3.WHOSE]\n"
+    )
     folder = functions.add("owns", code, "memory_size = 512").parent
     (folder / "platform.py").write_text("WHOSE = 'mine'\n")
+    (folder / "resource.py").write_text(
+        "WHOSE = 'also mine'\n"
+    )  # the zygote's own business uses it
     (folder / "boto3").mkdir()
     (folder / "boto3" / "__init__.py").write_text("WHOSE = 'mine too'\n")
     functions.add(
@@ -406,9 +413,21 @@ def test_a_functions_own_module_comes_before_a_preloaded_one(
     )
     server = start(LAMBOX_PRELOAD="boto3, nowhere_at_all")
     server.wait_prepared()
-    assert server.invoke("owns")["Payload"] == ["mine", "mine too"]
+    assert server.invoke("owns")["Payload"] == ["mine", "also mine", "mine too"]
     assert server.invoke("has-not")["Payload"] is True
     assert "preload: cannot import nowhere_at_all" in server.log.read_text()
+
+
+def test_what_a_preloaded_module_prints_is_no_functions_output(
+    start: Start, functions: Functions
+) -> None:
+    functions.add("says", "def handler(event, context):\n    print('mine')\n", "memory_size = 512")
+    server = start(LAMBOX_PRELOAD="this")
+    server.wait_prepared()
+    text = base64.b64decode(server.invoke("says", LogType="Tail")["LogResult"]).decode()
+    assert "mine" in text
+    assert "Zen of Python" not in text
+    assert "Zen of Python" in server.log.read_text()
 
 
 def test_ps_shows_what_stands_ready(start: Start, functions: Functions) -> None:
