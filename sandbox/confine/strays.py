@@ -15,6 +15,9 @@ from pathlib import Path
 
 import psutil
 
+waited_for: set[int] = set()
+"""Forks of zygotes. Orphaned, they look like strays, and may be running functions."""
+
 
 def reap(known: Collection[int] = ()) -> int:
     """Kill the strays there are, reap the dead ones. Returns how many are still dying.
@@ -23,7 +26,7 @@ def reap(known: Collection[int] = ()) -> int:
     """
     dying = 0
     for pid in children(os.getpid()):
-        if pid not in known and _levels(pid) <= _levels("self"):
+        if pid in waited_for or (pid not in known and _levels(pid) <= _levels("self")):
             continue
         with suppress(ProcessLookupError, ChildProcessError):
             os.kill(pid, signal.SIGKILL)

@@ -47,7 +47,7 @@ class Child:
         self.pid = 0
         self.fd = -1
         self._zygote = zygote
-        self._ticket = ticket
+        self.ticket = ticket
         self._on_end = on_end
         self._forked = trio.Event()
         self._ended = trio.Event()
@@ -62,6 +62,7 @@ class Child:
 
     def forked(self, pid: int) -> None:
         self.pid = pid
+        strays.waited_for.add(pid)
         if not self._released:
             try:
                 self.fd = os.pidfd_open(pid)
@@ -72,6 +73,7 @@ class Child:
     def ended(self, status: int | None, number: int = 0) -> None:
         if self._ended.is_set():
             return
+        strays.waited_for.discard(self.pid)
         self._status = status
         self._errno = self._errno or number
         self._forked.set()
@@ -92,6 +94,10 @@ class Child:
             try:
                 result = os.waitid(os.P_PIDFD, self.fd, os.WEXITED | os.WNOHANG)
             except ChildProcessError:
+                try:
+                    signal.pidfd_send_signal(self.fd, 0)
+                except ProcessLookupError:
+                    break  # its zygote reaped it, and died before it told
                 await trio.sleep(HANDOVER_S)
             else:
                 self.ended(None if result is None else _wait_status(result))
@@ -180,6 +186,11 @@ class Zygote:
             for pid in self._interpreters:
                 with suppress(ChildProcessError):  # bwrap has reaped it, as is usual
                     os.waitpid(pid, 0)
+            if not all(child.pid for child in self._children.values()):
+                # Forked, but it died before it said so.
+                with trio.move_on_after(ORPHANS_LIMIT_S):
+                    while strays.reap():  # noqa: ASYNC110  no event tells
+                        await trio.sleep(HANDOVER_S)
             with self._orphanage:
                 async with trio.open_nursery() as nursery:
                     for child in self._children.values():
@@ -223,9 +234,11 @@ class Zygote:
             self._children[self.forks] = child
             try:
                 await self._channel.sendmsg([packet], [rights])
-            except (OSError, trio.ClosedResourceError) as exc:
-                self._children.pop(self.forks, None)
-                raise ConfineError(f"the zygote is gone: {exc}") from exc
+            except BaseException as exc:  # a cancellation too: then it was not sent
+                self._children.pop(child.ticket, None)
+                if isinstance(exc, OSError | trio.ClosedResourceError):
+                    raise ConfineError(f"the zygote is gone: {exc}") from exc
+                raise
         try:
             with trio.fail_after(ANSWER_LIMIT_S):
                 await child.until_forked()
@@ -275,6 +288,9 @@ class Zygotes:
     async def get(self, root: tuple[Entry, ...], preparation: Preparation) -> Zygote:
         """One that is ready. Raises ConfineError with what it said, or OSError."""
         key = layout.zygote(root), preparation
+        zygote = self._living.get(key)
+        if zygote is not None and not zygote.worn_out:
+            return zygote  # whatever becomes of another that is just being started
         async with self._starting:
             zygote = self._living.get(key)
             if zygote is not None and not zygote.worn_out:
@@ -285,21 +301,22 @@ class Zygotes:
             return fresh
 
     async def _start(self, root: tuple[Entry, ...], preparation: Preparation) -> Zygote:
-        with ExitStack() as stack, Descriptors() as fds:
+        with ExitStack() as stack:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             stack.callback(theirs.close)
             ours.setblocking(False)
             complaint, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             stack.callback(os.close, complaint)
             stack.callback(os.close, write)
-            numbers = (
-                fds.take(os.dup(theirs.fileno())),
-                fds.take(os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)),
-                -1 if self._filter is None else fds.data(self._filter),
-            )
-            argv = bwrap.zygote_command(root, preparation, numbers, self._bwrap, fds)
             try:
-                started = await self._spawner.spawn(argv, fds.fds, write, write)
+                with Descriptors() as fds:  # closed before the wait: its end shows on the channel
+                    numbers = (
+                        fds.take(os.dup(theirs.fileno())),
+                        fds.take(os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)),
+                        -1 if self._filter is None else fds.data(self._filter),
+                    )
+                    argv = bwrap.zygote_command(root, preparation, numbers, self._bwrap, fds)
+                    started = await self._spawner.spawn(argv, fds.fds, write, write)
             except BaseException:
                 ours.close()
                 raise

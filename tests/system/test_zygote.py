@@ -8,20 +8,23 @@ import json
 import os
 import signal
 import subprocess
+import textwrap
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
 import trio
 
-from rootfs.layout import Bind
+from rootfs.layout import Bind, Text
 from sandbox.confine.launcher import BwrapLauncher, open_launcher
 from sandbox.confine.pool import PoolLimits
 from sandbox.confine.process import BwrapSandbox
-from sandbox.confine.spec import Exit, Preparation, Program, SandboxSpec
+from sandbox.confine.spec import ConfineError, Exit, Preparation, Program, SandboxSpec
+from sandbox.confine.zygote import Child, Zygote
 from tests.system.confine_fixtures import (
     CLIENT,
     PYTHON_FORKS,
@@ -38,14 +41,17 @@ pytestmark = [
 ]
 SPEC = SandboxSpec("forked", (*ROOT, *CLIENT), preparation=PYTHON_FORKS)
 ASK = """
-import json, os, random, secrets, ssl, sys, tempfile, uuid
+import json, logging, os, random, secrets, ssl, sys, tempfile, threading, uuid
+relative = logging.makeLogRecord({}).relativeCreated
 def handler(event, context):
     return {
         "random": random.random(), "secrets": secrets.token_hex(16), "uuid4": str(uuid.uuid4()),
         "uuid1": str(uuid.uuid1()), "ssl": ssl.RAND_bytes(16).hex(), "urandom": os.urandom(16).hex(),
         "mktemp": tempfile.mktemp(), "pid": os.getpid(), "modules": sorted(sys.modules),
         "fds": sorted(os.listdir("/proc/self/fd")), "argv": sys.argv, "path": sys.path[:4],
-        "environ": dict(os.environ), "status": open("/proc/self/status").read(),
+        "orig_argv": sys.orig_argv, "thread": threading.main_thread().native_id,
+        "finders": [path for path in sys.path_importer_cache if "lambox" in path],
+        "logging_ms": relative, "environ": dict(os.environ), "status": open("/proc/self/status").read(),
     }
 """
 
@@ -72,6 +78,18 @@ def zygote_pids() -> list[int]:
             return False
 
     return [child.pid for child in psutil.Process().children(recursive=True) if is_one(child)]
+
+
+def meddled_with(code: str) -> SandboxSpec:
+    """A spec whose zygote has run `code` before its first fork."""
+    text = "import os, signal\n" + textwrap.dedent(code)
+    python = replace(
+        PYTHON_FORKS,
+        env=(*PYTHON_FORKS.env, ("PYTHONPATH", "/meddling")),
+        preload=("meddling",),
+    )
+    root = (*ROOT, *CLIENT, Text(text, "/meddling/meddling.py"))
+    return SandboxSpec("meddled-with", root, preparation=python)
 
 
 async def run(sandbox: BwrapSandbox, code: str) -> None:
@@ -123,6 +141,75 @@ async def test_a_killed_zygote_takes_nothing_along_and_another_takes_over() -> N
             assert (await runs.kill()).killed
 
 
+async def test_an_orphaned_fork_is_no_stray() -> None:
+    """A sandbox that fails before its pid 1 is known takes along what nobody waits for, and only that."""
+    with nothing_left():
+        async with pooled() as (launcher, spec):
+            runs = await launcher.launch(spec)
+            await run(runs, "import time; print('up', flush=True); time.sleep(60)")
+            await trio.lowlevel.wait_readable(runs.stdout)
+            assert runs._child is not None
+            orphan = psutil.Process(runs._child.pid)
+            for pid in zygote_pids():
+                os.kill(pid, signal.SIGKILL)
+            while orphan.ppid() != os.getpid():  # noqa: ASYNC110
+                await trio.sleep(0.001)
+            broken = SandboxSpec("broken", (*spec.root, Bind("/nowhere", "/mnt")))
+            with pytest.raises(ConfineError, match="nowhere"):
+                await launcher.launch(broken)
+            os.kill(orphan.pid, signal.SIGUSR1)
+            assert (await ended(runs)).signal == signal.SIGUSR1
+
+
+async def test_a_zygote_that_dies_before_it_names_its_fork_leaves_none() -> None:
+    with nothing_left():
+        async with open_launcher(pool=PoolLimits(0, 0)) as launcher:
+            with pytest.raises(ConfineError):
+                await launcher._make(
+                    meddled_with(
+                        """
+                        fork = os.fork
+                        def fork_and_die():
+                            if pid := fork():
+                                os.kill(os.getpid(), signal.SIGKILL)
+                            return pid
+                        os.fork = fork_and_die
+                        """
+                    )
+                )
+
+
+async def test_nobody_waits_for_what_a_dying_zygote_has_reaped() -> None:
+    process = subprocess.Popen(["true"])  # noqa: ASYNC220
+    child = Child(cast("Zygote", None), 1, on_end=lambda: None)
+    child.forked(process.pid)
+    process.wait()
+    with trio.fail_after(5):
+        await child.reap()
+        assert await child.wait() is None
+    child.release()
+
+
+async def test_a_fork_that_was_never_asked_for_keeps_no_zygote() -> None:
+    async with pooled() as (launcher, spec):
+        assert launcher._zygotes is not None
+        zygote = await launcher._zygotes.get(spec.root, PYTHON_FORKS)
+        before = set(zygote._children)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await zygote.fork(os.getpid(), (), (), on_end=lambda: None)
+        assert set(zygote._children) == before
+
+
+async def test_a_zygote_without_descriptors_says_so() -> None:
+    """Some of a sandbox's cgroups could be among those that did not arrive."""
+    with nothing_left(), trio.fail_after(4):
+        async with open_launcher(pool=PoolLimits(0, 0)) as launcher:
+            few = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))"
+            with pytest.raises(ConfineError, match="Too many open files"):
+                await launcher._make(meddled_with(few))
+
+
 async def test_a_stopped_zygote_holds_up_no_kill() -> None:
     with nothing_left():
         async with pooled() as (launcher, spec):
@@ -139,7 +226,7 @@ async def test_a_zygote_that_cannot_start_leaves_bwrap_to_do_it(
 ) -> None:
     broken = Preparation(("/nowhere/python",), (), forks=True)
     spec = SandboxSpec("alone", (*ROOT, *CLIENT), preparation=broken)
-    with trio.fail_after(30):
+    with trio.fail_after(10):
         async with open_launcher(pool=PoolLimits(1, 1)) as launcher:
             launcher.keep([spec])
             while not caplog.messages:  # noqa: ASYNC110
@@ -149,6 +236,19 @@ async def test_a_zygote_that_cannot_start_leaves_bwrap_to_do_it(
             await run(sandbox, "raise SystemExit(4)")
             assert (await ended(sandbox)).code == 4
     assert "no zygote for /nowhere/python" in caplog.messages[0]
+
+
+async def test_a_zygote_slow_to_start_holds_up_no_other() -> None:
+    slow = meddled_with("signal.pause()").preparation
+    assert slow is not None
+    async with pooled() as (launcher, spec), trio.open_nursery() as nursery:
+        assert launcher._zygotes is not None
+        nursery.start_soon(launcher._zygotes.get, meddled_with("signal.pause()").root, slow)
+        while not launcher._zygotes._starting.locked():
+            await trio.lowlevel.checkpoint()
+        with trio.fail_after(5):
+            assert (await launcher._zygotes.get(spec.root, PYTHON_FORKS)).alive
+        nursery.cancel_scope.cancel()
 
 
 async def test_nonsense_on_the_channel_changes_nothing() -> None:
@@ -248,11 +348,8 @@ def test_a_fork_is_what_a_fresh_interpreter_is(start: Start) -> None:
         del answer["environ"]["AWS_LAMBDA_LOG_STREAM_NAME"], answer["environ"]["_X_AMZN_TRACE_ID"]
     assert status(forked) == status(fresh)
     assert forked["environ"] == fresh["environ"]
-    assert (forked["fds"], forked["argv"], forked["path"]) == (
-        fresh["fds"],
-        fresh["argv"],
-        fresh["path"],
-    )
+    for same in ("fds", "argv", "path", "orig_argv", "thread", "finders"):
+        assert forked[same] == fresh[same], same
     assert set(fresh["modules"]) <= set(forked["modules"])
 
 
@@ -296,9 +393,16 @@ def test_json_logs_are_asked_for_per_function(start: Start, functions: Functions
 def test_a_functions_own_module_comes_before_a_preloaded_one(
     start: Start, functions: Functions
 ) -> None:
-    code = "import platform, boto3\ndef handler(event, context):\n    return [platform.WHOSE, boto3.WHOSE]\n"
+    code = (
+        "import platform, resource, boto3\n"
+        "def handler(event, context):\n"
+        "    return [platform.WHOSE, resource.WHOSE, boto3.WHOSE]\n"
+    )
     folder = functions.add("owns", code, "memory_size = 512").parent
     (folder / "platform.py").write_text("WHOSE = 'mine'\n")
+    (folder / "resource.py").write_text(
+        "WHOSE = 'also mine'\n"
+    )  # the zygote's own business uses it
     (folder / "boto3").mkdir()
     (folder / "boto3" / "__init__.py").write_text("WHOSE = 'mine too'\n")
     functions.add(
@@ -309,9 +413,21 @@ def test_a_functions_own_module_comes_before_a_preloaded_one(
     )
     server = start(LAMBOX_PRELOAD="boto3, nowhere_at_all")
     server.wait_prepared()
-    assert server.invoke("owns")["Payload"] == ["mine", "mine too"]
+    assert server.invoke("owns")["Payload"] == ["mine", "also mine", "mine too"]
     assert server.invoke("has-not")["Payload"] is True
     assert "preload: cannot import nowhere_at_all" in server.log.read_text()
+
+
+def test_what_a_preloaded_module_prints_is_no_functions_output(
+    start: Start, functions: Functions
+) -> None:
+    functions.add("says", "def handler(event, context):\n    print('mine')\n", "memory_size = 512")
+    server = start(LAMBOX_PRELOAD="this")
+    server.wait_prepared()
+    text = base64.b64decode(server.invoke("says", LogType="Tail")["LogResult"]).decode()
+    assert "mine" in text
+    assert "Zen of Python" not in text
+    assert "Zen of Python" in server.log.read_text()
 
 
 def test_ps_shows_what_stands_ready(start: Start, functions: Functions) -> None:

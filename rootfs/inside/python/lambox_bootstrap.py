@@ -68,12 +68,14 @@ def adapting(load: Callable[[str], Any]) -> Callable[[str], Any]:
 def become_zygote() -> None:
     """Returns only in forks that have their function (`zygote.py`), as if freshly started."""
     command = [sys.executable, "-S", sys.argv[0]]
+    fresh = set(sys.modules)
     sys.path.insert(0, ZYGOTE_DIR)
     import zygote  # type: ignore[import-not-found]
 
-    del sys.path[0], sys.modules["zygote"]
+    del sys.path[0], sys.modules["zygote"], sys.path_importer_cache[ZYGOTE_DIR]
     arguments, sys.argv[1:] = sys.argv[2:], []
-    zygote.main(arguments, command)
+    sys.orig_argv[:] = command
+    zygote.main(arguments, command, fresh)
 
 
 def main() -> None:

@@ -163,7 +163,7 @@ class Zygote:
     def _take_request(self) -> bool:
         """True in a fork."""
         room = socket.CMSG_SPACE(MOST_FDS * 4)
-        data, extras, _, _ = self._channel.recvmsg(64, room, socket.MSG_CMSG_CLOEXEC)
+        data, extras, flags, _ = self._channel.recvmsg(64, room, socket.MSG_CMSG_CLOEXEC)
         if not data:
             os._exit(0)
         fds = array.array("i")
@@ -172,7 +172,9 @@ class Zygote:
                 fds.frombytes(value[: len(value) - len(value) % 4])
         if len(data) == REQUEST.size and data[:1] == b"F":
             _, ticket, uid, gid = REQUEST.unpack(data)
-            if len(fds) >= len(FDS) and uid > 0 and gid > 0 and self._fork(ticket, list(fds)):
+            if flags & socket.MSG_CTRUNC:
+                self._failed(ticket, OSError(errno.EMFILE, ""))
+            elif len(fds) >= len(FDS) and uid > 0 and gid > 0 and self._fork(ticket, list(fds)):
                 # Closed now: their finalizers would close whatever has these numbers by then.
                 self._channel.close()
                 self._poll.close()
@@ -315,6 +317,9 @@ def reseed() -> None:
         vars(modules["uuid"]).update(_node=None, _last_timestamp=None)
     if "numpy.random" in modules:
         modules["numpy.random"].seed()
+    if "threading" in modules:
+        # A fork's main thread keeps the id it had, of the host's.
+        modules["threading"].main_thread()._set_native_id()
 
 
 def read_all(fd: int, size: int) -> bytes:
@@ -346,6 +351,11 @@ def wait_for_function(control: int) -> None:
         os._exit(126)
     os.write(control, struct.pack("=cI", b"S", 0))
     os.close(control)
+    if "logging" in sys.modules:
+        # What a record's relativeCreated counts from; in nanoseconds since Python 3.13.
+        logging = sys.modules["logging"]
+        whole = isinstance(logging._startTime, int)
+        logging._startTime = time.time_ns() if whole else time.time()
     if before.get("TZ") != env.get("TZ"):
         time.tzset()
 
@@ -366,8 +376,11 @@ ARGV: list[str] = []
 """The command that a fork stands for: this interpreter on bootstrap.py, without our own arguments."""
 
 
-def main(arguments: list[str], argv: list[str]) -> None:
-    """Load everything, then fork as told. Returns in each fork, in place of a fresh start of `argv`."""
+def main(arguments: list[str], argv: list[str], fresh: set[str]) -> None:
+    """Load everything, then fork as told. Returns in each fork, in place of a fresh start of `argv`.
+
+    `fresh`: the modules that such a start has loaded by then.
+    """
     channel, own, filter_, *preload = arguments
     for number in range(1, signal.NSIG):
         # Ignored by whoever started lambox (nohup); Python itself ignores two.
@@ -380,17 +393,21 @@ def main(arguments: list[str], argv: list[str]) -> None:
     ARGV[:] = argv
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))  # one for every child
-    ours = set(sys.modules)
     for name in (*OFTEN, *preload):
         try:
             __import__(name)
         except Exception as exc:
             if name in preload:
                 os.write(2, f"preload: cannot import {name}: {exc!r}\n".encode())
-    loaded = set(sys.modules) - ours
+    loaded = set(sys.modules) - fresh
     if "ssl" in sys.modules:
         # Once: setting up OpenSSL's generators takes 2 ms. Each fork adds its own seed (`reseed`).
         sys.modules["ssl"].RAND_bytes(1)
+    for stream in (sys.stdout, sys.stderr):
+        try:  # noqa: SIM105  contextlib is not loaded
+            stream.flush()  # or every fork would say again what a preloaded module has printed
+        except OSError:
+            pass
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)
     os.dup2(null, 2)
