@@ -30,6 +30,7 @@ from sandbox.confine.process import BwrapSandbox, Pipes, discard
 from sandbox.confine.spawner import Spawner
 from sandbox.confine.spec import ConfineError, IsolationUnavailable, Limits, SandboxSpec
 from sandbox.confine.staging import Bridge, OutOfOrder
+from sandbox.confine.strays import Strays
 from sandbox.confine.zygote import Zygote, Zygotes
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class BwrapLauncher:
         self._filter = filter_
         self._spawner = spawner
         self._live: set[BwrapSandbox] = set()
+        self._strays = Strays()
         self._composed: dict[tuple[Entry, ...], str | None] = {}
         self._zygotes: Zygotes | None = None
         self._pool: Pool[BwrapSandbox] | None = None
@@ -83,7 +85,7 @@ class BwrapLauncher:
 
         Tasks of `makers` may be cancelled at any time, those of `zygotes` end with `close`.
         """
-        self._zygotes = Zygotes(self._spawner, self._bwrap, self._filter, zygotes)
+        self._zygotes = Zygotes(self._spawner, self._bwrap, self._filter, self._strays, zygotes)
 
         def of(kind: SandboxSpec) -> PoolLimits:
             # A prepared process of its own costs tens of MB, a fork or nothing but namespaces a few.
@@ -205,7 +207,9 @@ class BwrapLauncher:
                 self._live.discard(sandbox)
                 self._identities.give_back(uid)
 
-            sandbox = BwrapSandbox(spec, group, started, control, pipes, parked, uid, gone)
+            sandbox = BwrapSandbox(
+                spec, group, started, control, pipes, parked, uid, self._strays, gone
+            )
             self._live.add(sandbox)
             undo.pop_all()
         return sandbox

@@ -17,12 +17,13 @@ from dataclasses import replace
 
 import trio
 
-from sandbox.confine import peers, strays
+from sandbox.confine import peers
 from sandbox.confine.cgroup import Cgroup
 from sandbox.confine.control import Control
 from sandbox.confine.parked import Parked
 from sandbox.confine.spawner import Spawner, Started
 from sandbox.confine.spec import ConfineError, Exit, Program, SandboxSpec, Usage
+from sandbox.confine.strays import Strays
 from sandbox.confine.zygote import Child, Zygote
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class BwrapSandbox:
         pipes: Pipes,
         parked: Parked | None,
         uid: int | None,
+        strays: Strays,
         on_gone: Callable[[BwrapSandbox], None],
     ) -> None:
         """`started` is bwrap, `uid` its own on the host. `on_gone`: nothing of the sandbox is left.
@@ -100,6 +102,7 @@ class BwrapSandbox:
         self._child: Child | None = None
         """The zygote's fork, where the runtime is one."""
         self._uid = uid
+        self._strays = strays
         self._on_gone = on_gone
         self._unknown: set[int] = set()
         """What was inside when it was killed before we knew its pid 1."""
@@ -308,7 +311,7 @@ class BwrapSandbox:
     async def _reap_orphan(self) -> None:
         if self._pid1_fd is None:
             for _ in range(REMOVE_TRIES):
-                if not strays.reap(self._unknown):
+                if not self._strays.reap(self._unknown):
                     return
                 await trio.sleep(REMOVE_WAIT_S)
             raise ConfineError(f"what bubblewrap left of {self.name} will not die")

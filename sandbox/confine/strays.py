@@ -15,24 +15,28 @@ from pathlib import Path
 
 import psutil
 
-waited_for: set[int] = set()
-"""Forks of zygotes. Orphaned, they look like strays, and may be running functions."""
 
+class Strays:
+    """What one launcher may reap."""
 
-def reap(known: Collection[int] = ()) -> int:
-    """Kill the strays there are, reap the dead ones. Returns how many are still dying.
+    def __init__(self) -> None:
+        self.waited_for: set[int] = set()
+        """Forks of zygotes. Orphaned, they look like strays, and may be running functions."""
 
-    `known`: pids that are strays if they are our children, wherever they live.
-    """
-    dying = 0
-    for pid in children(os.getpid()):
-        if pid in waited_for or (pid not in known and _levels(pid) <= _levels("self")):
-            continue
-        with suppress(ProcessLookupError, ChildProcessError):
-            os.kill(pid, signal.SIGKILL)
-            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is None:
-                dying += 1
-    return dying
+    def reap(self, known: Collection[int] = ()) -> int:
+        """Kill the strays there are, reap the dead ones. Returns how many are still dying.
+
+        `known`: pids that are strays if they are our children, wherever they live.
+        """
+        dying = 0
+        for pid in children(os.getpid()):
+            if pid in self.waited_for or (pid not in known and _levels(pid) <= _levels("self")):
+                continue
+            with suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is None:
+                    dying += 1
+        return dying
 
 
 def descendants(pid: int) -> list[int]:

@@ -20,10 +20,11 @@ import trio
 
 from rootfs import layout
 from rootfs.layout import Entry
-from sandbox.confine import bwrap, strays
+from sandbox.confine import bwrap
 from sandbox.confine.bwrap import Bwrap, Descriptors
 from sandbox.confine.spawner import Spawner, Started
 from sandbox.confine.spec import ConfineError, Preparation
+from sandbox.confine.strays import Strays, children
 
 log = logging.getLogger(__name__)
 REQUEST = struct.Struct("=cIII")
@@ -62,7 +63,7 @@ class Child:
 
     def forked(self, pid: int) -> None:
         self.pid = pid
-        strays.waited_for.add(pid)
+        self._zygote.strays.waited_for.add(pid)
         if not self._released:
             try:
                 self.fd = os.pidfd_open(pid)
@@ -73,7 +74,7 @@ class Child:
     def ended(self, status: int | None, number: int = 0) -> None:
         if self._ended.is_set():
             return
-        strays.waited_for.discard(self.pid)
+        self._zygote.strays.waited_for.discard(self.pid)
         self._status = status
         self._errno = self._errno or number
         self._forked.set()
@@ -125,7 +126,8 @@ def _wait_status(result: os.waitid_result) -> int:
 class Zygote:
     """One living zygote. `run` is its whole life."""
 
-    def __init__(self, started: Started, channel: socket.socket) -> None:
+    def __init__(self, started: Started, channel: socket.socket, strays: Strays) -> None:
+        self.strays = strays
         self._started = started
         self._channel = trio.socket.from_stdlib_socket(channel)
         self._children: dict[int, Child] = {}
@@ -148,9 +150,9 @@ class Zygote:
 
     def kill(self) -> None:
         """SIGKILL to the interpreter; bwrap reaps it and ends. (Killed itself, it would leave that to us.)"""
-        for pid in strays.children(self.pid):
+        for pid in children(self.pid):
             with suppress(OSError), _pidfd(pid) as fd:
-                if pid in strays.children(self.pid):
+                if pid in children(self.pid):
                     self._interpreters.add(pid)
                     signal.pidfd_send_signal(fd, signal.SIGKILL)
         if not self._interpreters:
@@ -186,17 +188,20 @@ class Zygote:
             for pid in self._interpreters:
                 with suppress(ChildProcessError):  # bwrap has reaped it, as is usual
                     os.waitpid(pid, 0)
-            if not all(child.pid for child in self._children.values()):
-                # Forked, but it died before it said so.
-                with trio.move_on_after(ORPHANS_LIMIT_S):
-                    while strays.reap():  # noqa: ASYNC110  no event tells
-                        await trio.sleep(HANDOVER_S)
             with self._orphanage:
                 async with trio.open_nursery() as nursery:
                     for child in self._children.values():
                         nursery.start_soon(child.reap)
+                    if not all(child.pid for child in self._children.values()):
+                        nursery.start_soon(self._reap_untold)
             for child in self._children.values():
                 child.ended(None)
+
+    async def _reap_untold(self) -> None:
+        """A fork whose zygote died before it said so. Beside the others: some strays only die after them."""
+        with trio.move_on_after(ORPHANS_LIMIT_S):
+            while self.strays.reap():  # noqa: ASYNC110  no event tells
+                await trio.sleep(HANDOVER_S)
 
     def _take(self, data: bytes) -> None:
         if data == b"R":
@@ -271,11 +276,17 @@ class Zygotes:
     """The zygotes of one launcher, one per file system and preparation. Its nursery holds their tasks."""
 
     def __init__(
-        self, spawner: Spawner, tool: Bwrap, filter_: bytes | None, nursery: trio.Nursery
+        self,
+        spawner: Spawner,
+        tool: Bwrap,
+        filter_: bytes | None,
+        strays: Strays,
+        nursery: trio.Nursery,
     ) -> None:
         self._spawner = spawner
         self._bwrap = tool
         self._filter = filter_
+        self._strays = strays
         self._nursery = nursery
         self._living: dict[tuple[tuple[Entry, ...], Preparation], Zygote] = {}
         self._all: list[Zygote] = []
@@ -320,7 +331,7 @@ class Zygotes:
             except BaseException:
                 ours.close()
                 raise
-            zygote = Zygote(started, ours)
+            zygote = Zygote(started, ours, self._strays)
             self._nursery.start_soon(self._run, zygote)
             theirs.close()
             try:

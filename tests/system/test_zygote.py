@@ -7,13 +7,14 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import textwrap
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import psutil
 import pytest
@@ -23,7 +24,9 @@ from rootfs.layout import Bind, Text
 from sandbox.confine.launcher import BwrapLauncher, open_launcher
 from sandbox.confine.pool import PoolLimits
 from sandbox.confine.process import BwrapSandbox
+from sandbox.confine.spawner import Started
 from sandbox.confine.spec import ConfineError, Exit, Preparation, Program, SandboxSpec
+from sandbox.confine.strays import Strays
 from sandbox.confine.zygote import Child, Zygote
 from tests.system.confine_fixtures import (
     CLIENT,
@@ -181,13 +184,17 @@ async def test_a_zygote_that_dies_before_it_names_its_fork_leaves_none() -> None
 
 async def test_nobody_waits_for_what_a_dying_zygote_has_reaped() -> None:
     process = subprocess.Popen(["true"])  # noqa: ASYNC220
-    child = Child(cast("Zygote", None), 1, on_end=lambda: None)
+    ours, theirs = socket.socketpair()
+    zygote = Zygote(Started(process, -1), ours, Strays())
+    child = Child(zygote, 1, on_end=lambda: None)
     child.forked(process.pid)
     process.wait()
     with trio.fail_after(5):
         await child.reap()
         assert await child.wait() is None
     child.release()
+    zygote._channel.close()
+    theirs.close()
 
 
 async def test_a_fork_that_was_never_asked_for_keeps_no_zygote() -> None:

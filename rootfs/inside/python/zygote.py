@@ -233,7 +233,7 @@ class Fork:
             self._join()
             control = self._take_descriptors()
             self._drop(filter_)
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: ASYNC103  nothing here is async, and the process ends
             number = exc.errno or 0 if isinstance(exc, OSError) else 0
             os.write(control, struct.pack("=cI", b"E", number) + str(exc).encode()[:500])
             os._exit(125)
@@ -353,9 +353,9 @@ def wait_for_function(control: int) -> None:
     os.close(control)
     if "logging" in sys.modules:
         # What a record's relativeCreated counts from; in nanoseconds since Python 3.13.
-        logging = sys.modules["logging"]
-        whole = isinstance(logging._startTime, int)
-        logging._startTime = time.time_ns() if whole else time.time()
+        logging = vars(sys.modules["logging"])
+        whole = isinstance(logging["_startTime"], int)
+        logging["_startTime"] = time.time_ns() if whole else time.time()
     if before.get("TZ") != env.get("TZ"):
         time.tzset()
 
