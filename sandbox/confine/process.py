@@ -238,7 +238,9 @@ class BwrapSandbox:
             return self._exit
 
     def _describe_exit(self, status: int | None) -> Exit:
-        oom_kills, cpu_s = self.oom_kills(), self.usage().cpu_s or 0.0
+        oom_kills, cpu_s = self.oom_kills(), self.usage().cpu_s
+        if cpu_s is None:  # no account of the whole group is kept here
+            cpu_s = (self._child and self._child.cpu_s) or 0.0
         if status is None:
             return Exit(oom_kills=oom_kills, killed=self._killing, cpu_s=cpu_s)
         if os.WIFSIGNALED(status):

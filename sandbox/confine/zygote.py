@@ -29,6 +29,7 @@ from sandbox.confine.strays import Strays, children
 log = logging.getLogger(__name__)
 REQUEST = struct.Struct("=cIII")
 REPLY = struct.Struct("=cII")
+ENDED = struct.Struct("=cIIQQ")
 NAMESPACES = ("pid", "mnt", "net", "ipc", "uts", "cgroup", "user")
 """Of a sandbox's pid 1, in the order of the zygote's FDS. "user" is the inner of bwrap's two."""
 MOST_FORKS = 1000
@@ -47,6 +48,8 @@ class Child:
     def __init__(self, zygote: Zygote, ticket: int, on_end: Callable[[], None]) -> None:
         self.pid = 0
         self.fd = -1
+        self.cpu_s: float | None = None
+        """What the process used, without its children that it did not wait for; told at its end."""
         self._zygote = zygote
         self.ticket = ticket
         self._on_end = on_end
@@ -216,6 +219,9 @@ class Zygote:
             child.forked(value)
             return
         del self._children[ticket]
+        if len(data) == ENDED.size:
+            user_us, system_us = ENDED.unpack(data)[3:]
+            child.cpu_s = (user_us + system_us) / 1e6
         child.ended(value if what == b"X" else None, 0 if what == b"X" else value or errno.EAGAIN)
         if self._retired and not self._children:
             self.kill()
