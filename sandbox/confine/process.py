@@ -99,6 +99,8 @@ class BwrapSandbox:
         self._parked = parked
         self._child: Child | None = None
         """The zygote's fork, where the runtime is one."""
+        self._zygote: Zygote | None = None
+        """Whose fork is in here, or was about to be."""
         self._uid = uid
         self._on_gone = on_gone
         self._unknown: set[int] = set()
@@ -140,6 +142,7 @@ class BwrapSandbox:
         assert self.spec.preparation is not None
         assert self._pid1 is not None
         if zygote is not None:
+            self._zygote = zygote
             fds = [self._parked.theirs.fileno(), *self._pipes.writes]
             # Pid 1 goes when it hears no more of us: the program's end is the sandbox's.
             self._child = await zygote.fork(
@@ -276,8 +279,8 @@ class BwrapSandbox:
             if patience.cancelled_caught:
                 self._process.kill()
                 self._cgroup.kill()
-                if self._child is not None:
-                    self._child.stuck()
+                if self._zygote is not None:
+                    self._zygote.kill()  # it does not reap what is dead in here
                 await trio.lowlevel.wait_readable(self._process_fd)
             self._process.wait()
             await self._reap_orphan()

@@ -43,10 +43,9 @@ HANDOVER_S = 0.002
 class Child:
     """One fork. `wait` for its raw wait status; `release` lets go of the descriptor."""
 
-    def __init__(self, zygote: Zygote, ticket: int, on_end: Callable[[], None]) -> None:
+    def __init__(self, ticket: int, on_end: Callable[[], None]) -> None:
         self.pid = 0
         self.fd = -1
-        self._zygote = zygote
         self.ticket = ticket
         self._on_end = on_end
         self._forked = trio.Event()
@@ -62,8 +61,8 @@ class Child:
 
     def forked(self, pid: int) -> None:
         self.pid = pid
-        strays.waited_for.add(pid)
         if not self._released:
+            strays.waited_for.add(pid)
             try:
                 self.fd = os.pidfd_open(pid)
             except OSError as exc:
@@ -103,12 +102,9 @@ class Child:
                 self.ended(None if result is None else _wait_status(result))
         self.ended(self._status)
 
-    def stuck(self) -> None:
-        """It is dead and its zygote does not reap it: the zygote has to go."""
-        self._zygote.kill()
-
     def release(self) -> None:
         self._released = True
+        strays.waited_for.discard(self.pid)
         if self.fd >= 0:
             trio.lowlevel.notify_closing(self.fd)
             os.close(self.fd)
@@ -186,13 +182,10 @@ class Zygote:
             for pid in self._interpreters:
                 with suppress(ChildProcessError):  # bwrap has reaped it, as is usual
                     os.waitpid(pid, 0)
-            if not all(child.pid for child in self._children.values()):
-                # Forked, but it died before it said so.
-                with trio.move_on_after(ORPHANS_LIMIT_S):
-                    while strays.reap():  # noqa: ASYNC110  no event tells
-                        await trio.sleep(HANDOVER_S)
             with self._orphanage:
                 async with trio.open_nursery() as nursery:
+                    if any(child.fd < 0 for child in self._children.values()):
+                        nursery.start_soon(_reap_strays)
                     for child in self._children.values():
                         nursery.start_soon(child.reap)
             for child in self._children.values():
@@ -223,7 +216,7 @@ class Zygote:
         Raises ConfineError or OSError. The child's end is told by `Child.wait`, whatever becomes of us.
         """
         self.forks += 1
-        child = Child(self, self.forks, on_end)
+        child = Child(self.forks, on_end)
         with ExitStack() as opened:
             given = list(fds)
             spaces = [f"/proc/{pid1}/ns/{name}" for name in NAMESPACES]
@@ -250,6 +243,13 @@ class Zygote:
             child.release()
             raise
         return child
+
+
+async def _reap_strays() -> None:
+    """A zygote died before it said that it had forked, or nobody wanted the fork any more."""
+    with trio.move_on_after(ORPHANS_LIMIT_S):
+        while strays.reap():  # noqa: ASYNC110  no event tells
+            await trio.sleep(HANDOVER_S)
 
 
 @contextmanager

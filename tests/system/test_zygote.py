@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import psutil
 import pytest
@@ -24,7 +24,7 @@ from sandbox.confine.launcher import BwrapLauncher, open_launcher
 from sandbox.confine.pool import PoolLimits
 from sandbox.confine.process import BwrapSandbox
 from sandbox.confine.spec import ConfineError, Exit, Preparation, Program, SandboxSpec
-from sandbox.confine.zygote import Child, Zygote
+from sandbox.confine.zygote import Child
 from tests.system.confine_fixtures import (
     CLIENT,
     PYTHON_FORKS,
@@ -181,7 +181,7 @@ async def test_a_zygote_that_dies_before_it_names_its_fork_leaves_none() -> None
 
 async def test_nobody_waits_for_what_a_dying_zygote_has_reaped() -> None:
     process = subprocess.Popen(["true"])  # noqa: ASYNC220
-    child = Child(cast("Zygote", None), 1, on_end=lambda: None)
+    child = Child(1, on_end=lambda: None)
     child.forked(process.pid)
     process.wait()
     with trio.fail_after(5):
@@ -199,6 +199,25 @@ async def test_a_fork_that_was_never_asked_for_keeps_no_zygote() -> None:
             scope.cancel()
             await zygote.fork(os.getpid(), (), (), on_end=lambda: None)
         assert set(zygote._children) == before
+
+
+async def test_a_zygote_that_stops_while_it_forks_holds_up_no_end() -> None:
+    stops = """
+        fork = os.fork
+        def fork_and_stop():
+            if pid := fork():
+                os.kill(os.getpid(), signal.SIGSTOP)
+            return pid
+        os.fork = fork_and_stop
+    """
+    with nothing_left(), trio.fail_after(10):
+        async with open_launcher(pool=PoolLimits(0, 0)) as launcher, trio.open_nursery() as nursery:
+            nursery.start_soon(launcher._make, meddled_with(stops))
+            while not any(  # noqa: ASYNC110
+                psutil.Process(pid).status() == psutil.STATUS_STOPPED for pid in zygote_pids()
+            ):
+                await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_zygote_without_descriptors_says_so() -> None:
