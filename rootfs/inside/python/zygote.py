@@ -353,9 +353,9 @@ def wait_for_function(control: int) -> None:
     os.close(control)
     if "logging" in sys.modules:
         # What a record's relativeCreated counts from; in nanoseconds since Python 3.13.
-        logging = sys.modules["logging"]
-        whole = isinstance(logging._startTime, int)
-        logging._startTime = time.time_ns() if whole else time.time()
+        logging = vars(sys.modules["logging"])
+        whole = isinstance(logging["_startTime"], int)
+        logging["_startTime"] = time.time_ns() if whole else time.time()
     if before.get("TZ") != env.get("TZ"):
         time.tzset()
 
