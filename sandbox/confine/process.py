@@ -154,6 +154,9 @@ class BwrapSandbox:
             await self._control.start(program, self.spec.limits.nofile)
         self._pipes.close_writes()
         await self._parked.ready()
+        # Not reaped yet: so its number was its own when the namespaces were opened by it.
+        assert self._pid1_fd is not None
+        signal.pidfd_send_signal(self._pid1_fd, 0)
         if self._child is not None and self._child.pid not in self._cgroup.pids():
             raise ConfineError("the runtime died while it was prepared")
 
@@ -163,12 +166,9 @@ class BwrapSandbox:
             self._cgroup.limit(spec.limits)
         self.spec = spec
         if spec.late:
-            assert self._pid1 is not None
-            namespace = os.open(f"/proc/{self._pid1}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                await spawner.attach(namespace, spec.late)
-            finally:
-                os.close(namespace)
+            # By descriptor: it stood on a shelf, and its number may be another's by now.
+            assert self._pid1_fd is not None
+            await spawner.attach(self._pid1_fd, spec.late)
 
     def _complaint(self) -> str:
         with suppress(BlockingIOError):
