@@ -114,6 +114,18 @@ async def test_the_runtime_is_the_zygotes_child_and_nobodys_else() -> None:
         assert zygote_pids() == [zygote]
 
 
+async def test_what_is_made_ahead_leaves_uids_for_what_is_not() -> None:
+    host = SandboxSpec("host", ROOT, network="host")
+    with trio.fail_after(30):
+        async with open_launcher(uid_base=1_900_000_000, uid_count=4, pool=PoolLimits(8, 8)) as few:
+            await made_ahead(few, SPEC)
+            while few.prepared()[0].ready < 2:  # noqa: ASYNC110
+                await trio.sleep(0.001)
+            sandboxes = [await few.launch(replace(host, name=f"host-{n}")) for n in range(2)]
+            for sandbox in sandboxes:
+                await sandbox.kill()
+
+
 async def test_a_killed_zygote_takes_nothing_along_and_another_takes_over() -> None:
     with nothing_left():
         async with pooled() as (launcher, spec):
