@@ -28,6 +28,7 @@ class Identities:
         """`held` is closed by `close`."""
         self._free = deque(uids or ())
         self._root = uids is not None
+        self.count = len(uids or ())
         self._held = held
 
     def close(self) -> None:

@@ -35,6 +35,8 @@ from sandbox.confine.zygote import Zygote, Zygotes
 
 log = logging.getLogger(__name__)
 LAUNCH_LIMIT_S = 10.0
+MOST_READY = 64
+"""Of all kinds together: functions that differ in memory or storage are a kind each. Half of the uids at most."""
 NAME = re.compile(r"[a-z0-9-]{1,64}")
 
 
@@ -92,7 +94,8 @@ class BwrapLauncher:
             own = kind.preparation is not None and not kind.preparation.forks
             return PoolLimits(min(limits.least, 1), min(limits.most, 4)) if own else limits
 
-        self._pool = Pool(self._make_ahead, of, makers)
+        most = min(max(MOST_READY, limits.most), self._identities.count / 2)
+        self._pool = Pool(self._make_ahead, of, makers, most_held=most)
 
     def unready(self) -> str:
         """Why sandboxes cannot be made ahead here; empty if they can."""

@@ -100,8 +100,8 @@ def probe() -> str:
     return ""
 
 
-def attach(namespace: int, binds: Sequence[Bind]) -> None:
-    """Put each bind's source, read-only, at its target in the mount namespace `namespace` (a descriptor).
+def attach(pidfd: int, binds: Sequence[Bind]) -> None:
+    """Put each bind's source, read-only, at its target in the mount namespace of the process `pidfd`.
 
     For a thread that has called `unshare`. Raises OSError naming the path; nothing is attached by halves
     that matters: the caller gives the sandbox up.
@@ -112,7 +112,7 @@ def attach(namespace: int, binds: Sequence[Bind]) -> None:
             trees += [copy_read_only(bind.source)]
         own = os.open(f"/proc/self/task/{threading.get_native_id()}/ns/mnt", os.O_RDONLY)
         try:
-            _checked(_libc.setns(namespace, CLONE_NEWNS), "setns")
+            _checked(_libc.setns(pidfd, CLONE_NEWNS), "setns")
             try:
                 for tree, bind in zip(trees, binds, strict=True):
                     move(tree, bind.target)

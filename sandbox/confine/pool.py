@@ -105,12 +105,17 @@ class Pool(Generic[T]):
         nursery: trio.Nursery,
         *,
         makers: int = 1,
+        most_held: float = math.inf,
     ) -> None:
-        """`make(kind)` makes one; `makers` of a kind at most are made at once in the background."""
+        """`make(kind)` makes one; `makers` of a kind at most are made at once in the background.
+
+        No more than `most_held` of all kinds together are made for nobody.
+        """
         self._make = make
         self._limits = limits
         self._nursery = nursery
         self._makers = makers
+        self._most_held = most_held
         self._shelves: dict[Hashable, Shelf[T]] = {}
 
     def keep(self, kinds: Collection[Hashable]) -> None:
@@ -164,6 +169,9 @@ class Pool(Generic[T]):
             raise waiter.fault
         assert waiter.made is not None
         return waiter.made
+
+    def _holds(self) -> int:
+        return sum(len(shelf.ready) + shelf.making for shelf in self._shelves.values())
 
     def _shelf(self, kind: Hashable) -> Shelf[T]:
         shelf = self._shelves.get(kind)
@@ -229,6 +237,10 @@ class Pool(Generic[T]):
                 continue
             # Who waits has one made for him already; more at the same time would hold that up.
             if coming < target and shelf.making < self._makers and not shelf.waiting:
+                if self._holds() >= self._most_held:
+                    with trio.move_on_after(WINDOW_S):
+                        await shelf.changed.wait()
+                    continue
                 calm_s = CALM_S if len(shelf.ready) > target / 4 else SHORT_CALM_S
                 wake_at = max(shelf.last_take + calm_s, shelf.retry_at)
                 if wake_at <= now:

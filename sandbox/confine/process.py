@@ -101,6 +101,8 @@ class BwrapSandbox:
         self._parked = parked
         self._child: Child | None = None
         """The zygote's fork, where the runtime is one."""
+        self._zygote: Zygote | None = None
+        """Whose fork is in here, or was about to be."""
         self._uid = uid
         self._strays = strays
         self._on_gone = on_gone
@@ -143,6 +145,7 @@ class BwrapSandbox:
         assert self.spec.preparation is not None
         assert self._pid1 is not None
         if zygote is not None:
+            self._zygote = zygote
             fds = [self._parked.theirs.fileno(), *self._pipes.writes]
             # Pid 1 goes when it hears no more of us: the program's end is the sandbox's.
             self._child = await zygote.fork(
@@ -154,6 +157,9 @@ class BwrapSandbox:
             await self._control.start(program, self.spec.limits.nofile)
         self._pipes.close_writes()
         await self._parked.ready()
+        # Not reaped yet: so its number was its own when the namespaces were opened by it.
+        assert self._pid1_fd is not None
+        signal.pidfd_send_signal(self._pid1_fd, 0)
         if self._child is not None and self._child.pid not in self._cgroup.pids():
             raise ConfineError("the runtime died while it was prepared")
 
@@ -163,12 +169,9 @@ class BwrapSandbox:
             self._cgroup.limit(spec.limits)
         self.spec = spec
         if spec.late:
-            assert self._pid1 is not None
-            namespace = os.open(f"/proc/{self._pid1}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                await spawner.attach(namespace, spec.late)
-            finally:
-                os.close(namespace)
+            # By descriptor: it stood on a shelf, and its number may be another's by now.
+            assert self._pid1_fd is not None
+            await spawner.attach(self._pid1_fd, spec.late)
 
     def _complaint(self) -> str:
         with suppress(BlockingIOError):
@@ -281,8 +284,8 @@ class BwrapSandbox:
             if patience.cancelled_caught:
                 self._process.kill()
                 self._cgroup.kill()
-                if self._child is not None:
-                    self._child.stuck()
+                if self._zygote is not None:
+                    self._zygote.kill()  # it does not reap what is dead in here
                 await trio.lowlevel.wait_readable(self._process_fd)
             self._process.wait()
             await self._reap_orphan()

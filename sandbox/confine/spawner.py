@@ -74,13 +74,13 @@ class Spawner:
         started: Started = await self._order(action)
         return started
 
-    async def attach(self, namespace: int, binds: Sequence[Bind]) -> None:
+    async def attach(self, pidfd: int, binds: Sequence[Bind]) -> None:
         """`mounts.attach`. Raises OSError, also where this host gives us no mount namespace."""
 
         def action() -> None:
             if self._stage is None:
                 raise self._refused or OSError(errno.EPERM, "not started by root")
-            mounts.attach(namespace, binds)
+            mounts.attach(pidfd, binds)
 
         await self._order(action)
 

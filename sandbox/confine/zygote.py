@@ -45,13 +45,13 @@ HANDOVER_S = 0.002
 class Child:
     """One fork. `wait` for its raw wait status; `release` lets go of the descriptor."""
 
-    def __init__(self, zygote: Zygote, ticket: int, on_end: Callable[[], None]) -> None:
+    def __init__(self, strays: Strays, ticket: int, on_end: Callable[[], None]) -> None:
         self.pid = 0
         self.fd = -1
         self.cpu_s: float | None = None
         """What the process used, without its children that it did not wait for; told at its end."""
-        self._zygote = zygote
         self.ticket = ticket
+        self._strays = strays
         self._on_end = on_end
         self._forked = trio.Event()
         self._ended = trio.Event()
@@ -66,8 +66,8 @@ class Child:
 
     def forked(self, pid: int) -> None:
         self.pid = pid
-        self._zygote.strays.waited_for.add(pid)
         if not self._released:
+            self._strays.waited_for.add(pid)
             try:
                 self.fd = os.pidfd_open(pid)
             except OSError as exc:
@@ -77,7 +77,7 @@ class Child:
     def ended(self, status: int | None, number: int = 0) -> None:
         if self._ended.is_set():
             return
-        self._zygote.strays.waited_for.discard(self.pid)
+        self._strays.waited_for.discard(self.pid)
         self._status = status
         self._errno = self._errno or number
         self._forked.set()
@@ -107,12 +107,9 @@ class Child:
                 self.ended(None if result is None else _wait_status(result))
         self.ended(self._status)
 
-    def stuck(self) -> None:
-        """It is dead and its zygote does not reap it: the zygote has to go."""
-        self._zygote.kill()
-
     def release(self) -> None:
         self._released = True
+        self._strays.waited_for.discard(self.pid)
         if self.fd >= 0:
             trio.lowlevel.notify_closing(self.fd)
             os.close(self.fd)
@@ -130,7 +127,7 @@ class Zygote:
     """One living zygote. `run` is its whole life."""
 
     def __init__(self, started: Started, channel: socket.socket, strays: Strays) -> None:
-        self.strays = strays
+        self._strays = strays
         self._started = started
         self._channel = trio.socket.from_stdlib_socket(channel)
         self._children: dict[int, Child] = {}
@@ -193,17 +190,20 @@ class Zygote:
                     os.waitpid(pid, 0)
             with self._orphanage:
                 async with trio.open_nursery() as nursery:
+                    if any(child.fd < 0 for child in self._children.values()):
+                        nursery.start_soon(self._reap_untold)
                     for child in self._children.values():
                         nursery.start_soon(child.reap)
-                    if not all(child.pid for child in self._children.values()):
-                        nursery.start_soon(self._reap_untold)
             for child in self._children.values():
                 child.ended(None)
 
     async def _reap_untold(self) -> None:
-        """A fork whose zygote died before it said so. Beside the others: some strays only die after them."""
+        """It died before it said that it had forked, or nobody wanted the fork any more.
+
+        Beside the others: some strays only die after them.
+        """
         with trio.move_on_after(ORPHANS_LIMIT_S):
-            while self.strays.reap():  # noqa: ASYNC110  no event tells
+            while self._strays.reap():  # noqa: ASYNC110  no event tells
                 await trio.sleep(HANDOVER_S)
 
     def _take(self, data: bytes) -> None:
@@ -234,7 +234,7 @@ class Zygote:
         Raises ConfineError or OSError. The child's end is told by `Child.wait`, whatever becomes of us.
         """
         self.forks += 1
-        child = Child(self, self.forks, on_end)
+        child = Child(self._strays, self.forks, on_end)
         with ExitStack() as opened:
             given = list(fds)
             spaces = [f"/proc/{pid1}/ns/{name}" for name in NAMESPACES]

@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import signal
-import socket
 import subprocess
 import textwrap
 from collections.abc import AsyncIterator
@@ -24,10 +23,9 @@ from rootfs.layout import Bind, Text
 from sandbox.confine.launcher import BwrapLauncher, open_launcher
 from sandbox.confine.pool import PoolLimits
 from sandbox.confine.process import BwrapSandbox
-from sandbox.confine.spawner import Started
 from sandbox.confine.spec import ConfineError, Exit, Preparation, Program, SandboxSpec
 from sandbox.confine.strays import Strays
-from sandbox.confine.zygote import Child, Zygote
+from sandbox.confine.zygote import Child
 from tests.system.confine_fixtures import (
     CLIENT,
     PYTHON_FORKS,
@@ -121,6 +119,18 @@ async def test_the_runtime_is_the_zygotes_child_and_nobodys_else() -> None:
         assert psutil.pid_exists(zygote)
 
 
+async def test_what_is_made_ahead_leaves_uids_for_what_is_not() -> None:
+    host = SandboxSpec("host", ROOT, network="host")
+    with trio.fail_after(30):
+        async with open_launcher(uid_base=1_900_000_000, uid_count=4, pool=PoolLimits(8, 8)) as few:
+            await made_ahead(few, SPEC)
+            while few.prepared()[0].ready < 2:  # noqa: ASYNC110
+                await trio.sleep(0.001)
+            sandboxes = [await few.launch(replace(host, name=f"host-{n}")) for n in range(2)]
+            for sandbox in sandboxes:
+                await sandbox.kill()
+
+
 async def test_a_killed_zygote_takes_nothing_along_and_another_takes_over() -> None:
     with nothing_left():
         async with pooled() as (launcher, spec):
@@ -188,17 +198,13 @@ async def test_a_zygote_that_dies_before_it_names_its_fork_leaves_none() -> None
 
 async def test_nobody_waits_for_what_a_dying_zygote_has_reaped() -> None:
     process = subprocess.Popen(["true"])  # noqa: ASYNC220
-    ours, theirs = socket.socketpair()
-    zygote = Zygote(Started(process, -1), ours, Strays())
-    child = Child(zygote, 1, on_end=lambda: None)
+    child = Child(Strays(), 1, on_end=lambda: None)
     child.forked(process.pid)
     process.wait()
     with trio.fail_after(5):
         await child.reap()
         assert await child.wait() is None
     child.release()
-    zygote._channel.close()
-    theirs.close()
 
 
 async def test_a_fork_that_was_never_asked_for_keeps_no_zygote() -> None:
@@ -210,6 +216,25 @@ async def test_a_fork_that_was_never_asked_for_keeps_no_zygote() -> None:
             scope.cancel()
             await zygote.fork(os.getpid(), (), (), on_end=lambda: None)
         assert set(zygote._children) == before
+
+
+async def test_a_zygote_that_stops_while_it_forks_holds_up_no_end() -> None:
+    stops = """
+        fork = os.fork
+        def fork_and_stop():
+            if pid := fork():
+                os.kill(os.getpid(), signal.SIGSTOP)
+            return pid
+        os.fork = fork_and_stop
+    """
+    with nothing_left(), trio.fail_after(10):
+        async with open_launcher(pool=PoolLimits(0, 0)) as launcher, trio.open_nursery() as nursery:
+            nursery.start_soon(launcher._make, meddled_with(stops))
+            while not any(  # noqa: ASYNC110
+                psutil.Process(pid).status() == psutil.STATUS_STOPPED for pid in zygote_pids()
+            ):
+                await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_zygote_without_descriptors_says_so() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -58,11 +59,11 @@ class Maker:
 
 @asynccontextmanager
 async def pool_of(
-    maker: Maker, least: int = 2, most: int = 5, makers: int = 2
+    maker: Maker, least: int = 2, most: int = 5, makers: int = 2, most_held: float = math.inf
 ) -> AsyncIterator[Pool[Thing]]:
     async with trio.open_nursery() as nursery:
         limits = PoolLimits(least, most)
-        yield Pool(maker.make, lambda _: limits, nursery, makers=makers)
+        yield Pool(maker.make, lambda _: limits, nursery, makers=makers, most_held=most_held)
         nursery.cancel_scope.cancel()
 
 
@@ -202,3 +203,15 @@ async def test_a_new_kind_is_offered_once_one_could_be_made(autojump_clock: Mock
         assert not pool.offers("a")
         await trio.sleep(CALM_S + MAKING_S + 0.1)
         assert pool.offers("a")
+
+
+async def test_many_kinds_together_are_held_in_bounds(autojump_clock: MockClock) -> None:
+    maker = Maker()
+    async with pool_of(maker, least=3, most_held=7) as pool:
+        pool.keep(set(range(100)))
+        await trio.sleep(60)
+        assert ready(pool) == 7
+        assert (await pool.take(99)).kind == 99  # who waits has his made all the same
+        pool.keep({"late"})
+        await trio.sleep(2 * FORGET_S)
+        assert [len(things) for kind, things, _ in pool.held() if kind == "late"] == [3]
