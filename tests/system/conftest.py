@@ -168,8 +168,8 @@ def nothing_is_left() -> Iterator[None]:
     yield
     # A process that was killed a moment ago may still be on its way out.
     with contextlib.suppress(AssertionError):
-        until(lambda: leftovers() == before, 5)
-    assert leftovers() == before
+        until(lambda: leftovers() <= before, 5)
+    assert leftovers() <= before
 
 
 @pytest.fixture(params=MAKINGS)

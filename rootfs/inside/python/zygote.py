@@ -61,6 +61,8 @@ PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP = 4, 22, 24
 PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
 SECCOMP_MODE_FILTER = 2
 """linux/prctl.h, linux/seccomp.h"""
+RT_SIGACTION = {"x86_64": 13, "aarch64": 134}
+"""asm/unistd.h"""
 CAPABILITY_VERSION_3 = 0x20080522
 """linux/capability.h"""
 
@@ -389,6 +391,8 @@ def main(arguments: list[str], argv: list[str], fresh: set[str]) -> None:
             and signal.getsignal(number) == signal.SIG_IGN
         ):
             signal.signal(number, signal.SIG_DFL)
+    for number in (32, 33):  # glibc keeps them to itself, and so does Python
+        libc.syscall(RT_SIGACTION[os.uname().machine], number, bytes(32), None, 8)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     ARGV[:] = argv
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
