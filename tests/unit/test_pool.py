@@ -121,8 +121,9 @@ async def test_the_target_follows_recent_starts_between_its_bounds(
     maker = Maker()
     async with pool_of(maker, least=2, most=5) as pool:
         pool.keep({"a"})
-        for _ in range(9):
-            await pool.take("a")
+        async with trio.open_nursery() as takers:
+            for _ in range(9):
+                takers.start_soon(pool.take, "a")
         await trio.sleep(WINDOW_S / 2)
         assert ready(pool) == 5
         await trio.sleep(2 * WINDOW_S)
