@@ -211,4 +211,5 @@ def nothing_left() -> Iterator[None]:
     """Fails when the block leaves a descriptor, a process or a cgroup behind."""
     before = holdings()
     yield
-    assert holdings() == before
+    after = holdings()
+    assert after == before, {key: (before[key], after[key]) for key in before}
