@@ -88,6 +88,10 @@ class Server:
         rows = rows if isinstance(rows, list) else rows["environments"]
         return [row for row in rows if function in (None, row["function"])]
 
+    def wait_log(self, *texts: str) -> None:
+        """Until all of them stand in the server's log, which is written in batches, by a thread."""
+        until(lambda: all(text in self.log.read_text() for text in texts))
+
     def wait_prepared(self, count: int = 1) -> None:
         """Until `count` runtimes stand ready to be told their function."""
         until(

@@ -199,9 +199,9 @@ def test_init_errors(shared: Server) -> None:
     assert shared.invoke("empty")["Payload"]["errorType"] == "Runtime.HandlerNotFound"
     leaves = shared.invoke("leaves")
     assert leaves["Payload"]["errorMessage"].endswith("Runtime exited with error: exit status 4")
-    log = shared.log.read_text()
-    assert "Phase: init\tStatus: error\tError Type: Runtime.ExitError" in log
-    assert "Phase: invoke\tStatus: error" in log
+    shared.wait_log(
+        "Phase: init\tStatus: error\tError Type: Runtime.ExitError", "Phase: invoke\tStatus: error"
+    )
 
 
 def test_an_init_that_is_too_slow_is_tried_again_with_the_functions_timeout(start: Any) -> None:
@@ -210,9 +210,7 @@ def test_an_init_that_is_too_slow_is_tried_again_with_the_functions_timeout(star
     server.functions.add("never", "import time\ntime.sleep(60)\n" + ECHO, "timeout = 2")
     assert server.invoke("slow", 5)["Payload"] == 5
     assert server.invoke("never", 5)["Payload"]["errorType"] == "Sandbox.Timedout"
-    log = server.log.read_text()
-    assert "Phase: init\tStatus: timeout" in log
-    assert "Phase: invoke\tStatus: timeout" in log
+    server.wait_log("Phase: init\tStatus: timeout", "Phase: invoke\tStatus: timeout")
 
 
 def test_parallel_invocations_scale_out(shared: Server) -> None:

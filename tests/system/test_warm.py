@@ -99,7 +99,7 @@ def test_provisioned_environments_stand_before_the_first_invocation(
     assert call(server, "witness") == ("on-demand", "true")
     until(lambda: server.environments("witness") == [])
     assert ids(server) == before
-    assert server.log.read_text().count("Phase: init\tStatus: success") == 2
+    until(lambda: server.log.read_text().count("Phase: init\tStatus: success") == 2)
 
 
 def test_lost_ones_are_replaced_and_demand_spills_over(start: Start, functions: Functions) -> None:

@@ -451,7 +451,7 @@ def test_a_functions_own_module_comes_before_a_preloaded_one(
     server.wait_prepared()
     assert server.invoke("owns")["Payload"] == ["mine", "also mine", "mine too"]
     assert server.invoke("has-not")["Payload"] is True
-    assert "preload: cannot import nowhere_at_all" in server.log.read_text()
+    server.wait_log("preload: cannot import nowhere_at_all")
 
 
 def test_what_a_preloaded_module_prints_is_no_functions_output(
@@ -463,7 +463,7 @@ def test_what_a_preloaded_module_prints_is_no_functions_output(
     text = base64.b64decode(server.invoke("says", LogType="Tail")["LogResult"]).decode()
     assert "mine" in text
     assert "Zen of Python" not in text
-    assert "Zen of Python" in server.log.read_text()
+    server.wait_log("Zen of Python")
 
 
 def test_ps_shows_what_stands_ready(start: Start, functions: Functions) -> None:
