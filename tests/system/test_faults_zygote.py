@@ -63,8 +63,8 @@ async def stand_in() -> AsyncIterator[tuple[Zygote, socket.socket]]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     try:
-        with open(os.devnull, "r+b") as null, trio.fail_after(10):
-            started = await spawner.spawn(["sleep", "1000"], [], null.fileno(), null.fileno())
+        with trio.fail_after(10):
+            started = await spawner.spawn(["sleep", "1000"], [], 1, 2)
             zygote = Zygote(started, ours, Strays())
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(zygote.run)
@@ -87,9 +87,7 @@ LIES: dict[str, Lie] = {
     "pid 0": lambda ticket, pid: [REPLY.pack(b"C", ticket, 0)],
     "a pid beyond all pids": lambda ticket, pid: [REPLY.pack(b"C", ticket, 0xFFFFFFFF)],
     "a ticket nobody has": lambda ticket, pid: [REPLY.pack(b"C", ticket + 7, pid)],
-    "an end with no wait status": lambda ticket, pid: [
-        ENDED.pack(b"X", ticket, 0xFFFFFFFF, 0, 0)
-    ],
+    "an end with no wait status": lambda ticket, pid: [ENDED.pack(b"X", ticket, 0xFFFFFFFF, 0, 0)],
     "a stopped process as its end": lambda ticket, pid: [ENDED.pack(b"X", ticket, 0x137F, 0, 0)],
     "an errno beyond all errnos": lambda ticket, pid: [REPLY.pack(b"E", ticket, 0xFFFFFFFF)],
     "an unknown word": lambda ticket, pid: [REPLY.pack(b"?", ticket, pid)],
