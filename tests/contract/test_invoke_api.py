@@ -494,6 +494,15 @@ async def test_console_lists(callers: Callers) -> None:
 
 
 @pytest.mark.trio
+async def test_console_counts_what_the_supervisor_holds(callers: Callers) -> None:
+    held = (await ask(callers.address, "GET", "/_lambox/supervisor")).json
+    assert held["pid"] == os.getpid()
+    assert held["threads"] >= 1
+    assert sum(held["tasks"].values()) > 3
+    assert all(isinstance(name, str) for name in held["tasks"])
+
+
+@pytest.mark.trio
 async def test_console_logs(callers: Callers) -> None:
     text = "START RequestId: 1\nhello\nEND RequestId: 1\n"
     for path in ("/_lambox/logs", "/_lambox/logs/hello", "/_lambox/logs/hello?follow=0"):
