@@ -32,8 +32,6 @@ class Host:
     folders: tuple[str, ...]
     links: tuple[tuple[str, str], ...]
     etc: tuple[str, ...]
-    resolv_conf: str = ""
-    """Content of the host's /etc/resolv.conf, for network = "host"."""
 
 
 def scan(root: str = "/") -> Host:
@@ -50,10 +48,11 @@ def scan(root: str = "/") -> Host:
     base = root.rstrip("/")
     folders += [f"/usr/share/{name}" for name in SHARE if os.path.isdir(f"{base}/usr/share/{name}")]
     etc = tuple(f"/etc/{name}" for name in ETC if os.path.exists(f"{base}/etc/{name}"))
-    return Host(tuple(folders), tuple(links), etc, _read(f"{base}/etc/resolv.conf"))
+    return Host(tuple(folders), tuple(links), etc)
 
 
-def _read(path: str) -> str:
+def resolv_conf(path: str = "/etc/resolv.conf") -> str:
+    """Its content at the moment, for network = "host"; empty if it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()
