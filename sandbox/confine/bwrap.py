@@ -29,13 +29,8 @@ OLDEST = (0, 8, 0)
 ZYGOTE_CAPABILITIES = (
     "CAP_SYS_ADMIN",  # setns(2)
     "CAP_SYS_CHROOT",  # setns(2) into a mount namespace
-    "CAP_SYS_PTRACE",  # /proc/PID/ns of what is not dumpable: not needed for descriptors, see zygote.py
     "CAP_SETUID",
     "CAP_SETGID",
-    "CAP_SETPCAP",
-    "CAP_DAC_OVERRIDE",  # /proc/self/oom_score_adj in a namespace where root is nobody
-    "CAP_SYS_RESOURCE",
-    "CAP_KILL",
 )
 
 
