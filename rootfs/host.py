@@ -57,8 +57,6 @@ class Host:
     folders: tuple[str, ...]
     links: tuple[tuple[str, str], ...]
     etc: tuple[str, ...]
-    resolv_conf: str = ""
-    """Content of the host's /etc/resolv.conf, for network = "host"."""
     hidden_files: tuple[str, ...] = ()
     hidden_folders: tuple[str, ...] = ()
     """What this kernel has of HIDDEN_FILES and HIDDEN_FOLDERS, as paths."""
@@ -78,9 +76,7 @@ def scan(root: str = "/") -> Host:
     base = root.rstrip("/")
     folders += [f"/usr/share/{name}" for name in SHARE if os.path.isdir(f"{base}/usr/share/{name}")]
     etc = tuple(f"/etc/{name}" for name in ETC if os.path.exists(f"{base}/etc/{name}"))
-    return Host(
-        tuple(folders), tuple(links), etc, _read(f"{base}/etc/resolv.conf"), *hidden(base)
-    )
+    return Host(tuple(folders), tuple(links), etc, *hidden(base))
 
 
 def hidden(base: str = "") -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -93,7 +89,8 @@ def hidden(base: str = "") -> tuple[tuple[str, ...], tuple[str, ...]]:
     )
 
 
-def _read(path: str) -> str:
+def resolv_conf(path: str = "/etc/resolv.conf") -> str:
+    """Its content at the moment, for network = "host"; empty if it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()

@@ -116,7 +116,7 @@ def command(
         "--unshare-pid",
         "--unshare-uts",
         "--unshare-cgroup",
-        *(["--unshare-net"] if spec.network == "none" else []),
+        *([] if spec.network == "host" else ["--unshare-net"]),
         "--die-with-parent",
         "--new-session",
         "--as-pid-1",
@@ -148,7 +148,7 @@ def command(
     if seccomp is not None:
         argv += ["--seccomp", str(fds.data(seccomp))]
     # A host-network sandbox shares 127.0.0.1 with everybody: the kernel picks its port.
-    port = "9001" if spec.network == "none" else "0"
+    port = "0" if spec.network == "host" else "9001"
     argv += ["--remount-ro", "/", "--chdir", "/", "--"]
     argv += [INIT_INSIDE, "run", str(control), "127.0.0.1", port]
     return argv if parked is None else [*argv, str(parked)]
