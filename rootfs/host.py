@@ -44,7 +44,17 @@ HIDDEN_FILES = (
     "cmdline",
     "config.gz",
 )
-HIDDEN_FOLDERS = ("acpi", "asound", "bus", "driver", "dynamic_debug", "fs", "irq", "pressure", "scsi")
+HIDDEN_FOLDERS = (
+    "acpi",
+    "asound",
+    "bus",
+    "driver",
+    "dynamic_debug",
+    "fs",
+    "irq",
+    "pressure",
+    "scsi",
+)
 """Of /proc: what runc hides or makes read-only, and what tells about this machine and its other tenants. Most
 is root's alone anyway. What libraries size themselves by (meminfo, cpuinfo, stat, loadavg, uptime...) stays,
 as on AWS; each hidden one costs a sandbox 0.1 ms."""
