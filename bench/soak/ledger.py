@@ -195,6 +195,4 @@ def spooled_ids(folder: Path) -> set[str]:
         with closing(sqlite3.connect(path)) as database:
             for (event,) in database.execute("SELECT event FROM events"):
                 found.add(json.loads(event)["request_id"])
-    for path in folder.glob("*.jsonl"):
-        found |= {json.loads(line)["request_id"] for line in path.read_text().splitlines()}
     return found
