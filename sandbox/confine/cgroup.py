@@ -91,6 +91,19 @@ def make_own(bases: Sequence[Path]) -> str:
     return name
 
 
+def restore(folders: Sequence[Path]) -> bool:
+    """Make our own folders again where somebody has removed them (they are empty before the first sandbox).
+
+    Returns whether one was missing. Raises nothing: whoever makes a group below says what is wrong.
+    """
+    missing = [folder for folder in folders if not folder.is_dir()]
+    for folder in missing:
+        with contextlib.suppress(OSError):
+            folder.mkdir()
+            log.warning("%s was removed by somebody, it is made again", folder)
+    return bool(missing)
+
+
 def _remove(folders: list[Path]) -> None:
     for folder in folders:
         folder.rmdir()

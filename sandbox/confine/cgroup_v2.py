@@ -130,6 +130,8 @@ class V2Tree:
 
     def create(self, name: str, limits: Limits) -> V2Cgroup:
         try:
+            if cgroup.restore([self._folder]):
+                cgroup.write(f"{self._folder}/cgroup.subtree_control", _signed("+"))
             return V2Cgroup(self._folder / name, limits)
         except OSError as exc:
             raise ConfineError(

@@ -17,7 +17,7 @@ import prctl
 import trio
 
 import rootfs.inside
-from rootfs.layout import Bind, Entry
+from rootfs.layout import Bind
 from sandbox.confine import bwrap, cgroup, identity, mounts, seccomp, staging
 from sandbox.confine.bwrap import Bwrap, Descriptors
 from sandbox.confine.cgroup import Cgroup, CgroupTree
@@ -29,9 +29,10 @@ from sandbox.confine.network.router import Router
 from sandbox.confine.parked import Parked
 from sandbox.confine.pool import Pool, PoolLimits
 from sandbox.confine.process import BwrapSandbox, Pipes, discard
+from sandbox.confine.roots import Roots
 from sandbox.confine.spawner import Spawner
 from sandbox.confine.spec import ConfineError, IsolationUnavailable, Limits, SandboxSpec
-from sandbox.confine.staging import Bridge, OutOfOrder
+from sandbox.confine.staging import Bridge
 from sandbox.confine.strays import Strays
 from sandbox.confine.zygote import Zygote, Zygotes
 
@@ -85,7 +86,7 @@ class BwrapLauncher:
         self._live: set[BwrapSandbox] = set()
         self._strays = Strays()
         self._folders = Folders()
-        self._composed: dict[tuple[Entry, ...], str | None] = {}
+        self._roots = Roots(spawner)
         self._zygotes: Zygotes | None = None
         self._pool: Pool[BwrapSandbox] | None = None
 
@@ -164,7 +165,16 @@ class BwrapLauncher:
         zygote = None
         if spec.preparation and spec.preparation.forks and self._zygotes:
             zygote = await self._zygotes.get(spec.root, spec.preparation)
-        composed = await self._compose(spec.root)
+        async with AsyncExitStack() as stack:
+            composed = None
+            if self._identities.any:
+                init = Bind(self._init, bwrap.INIT_INSIDE)
+                composed = await stack.enter_async_context(self._roots.use((*spec.root, init)))
+            return await self._make_on(spec, composed, zygote)
+
+    async def _make_on(
+        self, spec: SandboxSpec, composed: str | None, zygote: Zygote | None
+    ) -> BwrapSandbox:
         bridges = await self._bridges(spec, composed)
         try:
             sandbox = await self._spawn(spec, bridges, composed)
@@ -177,22 +187,6 @@ class BwrapLauncher:
         finally:
             self._spawner.take_down(bridges.values())
         return sandbox
-
-    async def _compose(self, root: tuple[Entry, ...]) -> str | None:
-        """Where this root stands, put together once; None where that cannot be, and bwrap does it each time."""
-        if not self._identities.any:
-            return None
-        if root not in self._composed:
-            init = Bind(self._init, bwrap.INIT_INSIDE)
-            try:
-                self._composed[root] = await self._spawner.compose((*root, init))
-            except OutOfOrder:
-                self._composed[root] = None
-            except OSError:
-                return (
-                    None  # bwrap says what is wrong with it, and it may be mended by the next time
-                )
-        return self._composed[root]
 
     async def _spawn(
         self, spec: SandboxSpec, bridges: dict[str, Bridge], composed: str | None
@@ -365,7 +359,7 @@ async def open_launcher(
     uids = identity.choose(uid_base, uid_count)
     _raise_descriptor_limit()
     if tree is None:
-        tree = _tree(weaker)
+        tree = await trio.to_thread.run_sync(_tree, weaker)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(_close, tree)
         await trio.to_thread.run_sync(tree.sweep)

@@ -45,7 +45,9 @@ class Spawner:
 
     def __init__(self, *, stage: bool) -> None:
         """`stage`: bridge sources that bwrap's unprivileged uid may not walk to (needs CAP_SYS_ADMIN)."""
-        self._orders: queue.SimpleQueue[_Order | Collection[Bridge] | None] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[_Order | Callable[[Stage], None] | None] = (
+            queue.SimpleQueue()
+        )
         self._stage_wanted = stage
         self._stage: Stage | None = None
         self._refused: OSError | None = None
@@ -98,7 +100,11 @@ class Spawner:
     def take_down(self, bridges: Collection[Bridge]) -> None:
         """The launch is over, the sandbox has mounts of its own."""
         if bridges:
-            self._orders.put(bridges)
+            self._orders.put(lambda stage: stage.remove(bridges))
+
+    def dismantle(self, place: str) -> None:
+        """What `compose` has made is not used any more; who has mounted it keeps it."""
+        self._orders.put(lambda stage: stage.dismantle(place))
 
     async def _order(self, action: Callable[[], Any]) -> Any:
         order = _Order(action, trio.lowlevel.current_trio_token())
@@ -118,9 +124,8 @@ class Spawner:
                 self._refused = exc
         while (order := self._orders.get()) is not None:
             if not isinstance(order, _Order):
-                for bridge in order:
-                    if self._stage is not None:
-                        self._stage.remove(bridge)
+                if self._stage is not None:
+                    order(self._stage)
                 continue
             try:
                 order.result = order.action()
