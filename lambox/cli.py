@@ -101,6 +101,7 @@ def serve(config: Path | None, **flags: str | None) -> None:
             f"Hint: lambox new hello --functions {checked.functions}",
             USAGE,
         )
+    become_root_of_our_own()
     writer = loglines.LineWriter()
     logging.basicConfig(level=logging.INFO, handlers=[loglines.LineHandler(writer)])
     logging.getLogger("hypercorn").setLevel(logging.WARNING)
@@ -125,6 +126,20 @@ def serve(config: Path | None, **flags: str | None) -> None:
         explain(exc, f"cannot serve at {checked.host}:{checked.port}")
     writer.close()
     sys.exit(code)
+
+
+def become_root_of_our_own() -> None:
+    """For an ordinary user: a user namespace in which sandboxes can be made ahead. Before any thread.
+
+    Where the host refuses, lambox goes on without; `lambox doctor` says what that costs.
+    """
+    from sandbox.confine import userns
+    from sandbox.confine.spec import IsolationUnavailable
+
+    try:
+        userns.enter()
+    except IsolationUnavailable as exc:
+        fail(f"cannot isolate functions here: {exc}", PLATFORM)
 
 
 def explain(exc: BaseException, doing: str) -> NoReturn:
@@ -265,6 +280,7 @@ def invoke_here(checked: Config, name: str, event: bytes) -> None:
     from lambox import doctor, loglines, running
     from sandbox.errors import CallerError, FunctionNotFound
 
+    become_root_of_our_own()
     writer = loglines.LineWriter()
     logging.basicConfig(level=logging.WARNING, handlers=[loglines.LineHandler(writer)])
     try:
@@ -478,6 +494,7 @@ def doctor_(config: Path | None) -> None:
     from lambox import doctor
 
     checked = load(config)
+    become_root_of_our_own()
     results = doctor.examine(checked)
     table = plain_table("", "check", "found")
     for result in results:

@@ -23,6 +23,7 @@ from typing import Any
 from lambox import capacity
 from sandbox import functiontoml
 from sandbox.checks import Check, Wrong, seconds, show, whole
+from sandbox.confine import privilege
 from sandbox.functiontoml import FunctionDefaults, FunctionTomlError
 
 FILE = "lambox.toml"
@@ -121,7 +122,7 @@ def _modules(value: Any) -> tuple[str, ...]:
 
 
 def _state(environ: Mapping[str, str]) -> Path:
-    if os.geteuid() == 0:
+    if privilege.owns_files():
         return Path("/var/lib/lambox")
     base = environ.get("XDG_STATE_HOME", "")
     home = environ.get("HOME") or os.path.expanduser("~")

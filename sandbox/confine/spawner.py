@@ -46,7 +46,8 @@ class Spawner:
     def __init__(self, *, stage: bool) -> None:
         """`stage`: bridge sources that bwrap's unprivileged uid may not walk to (needs CAP_SYS_ADMIN)."""
         self._orders: queue.SimpleQueue[_Order | Collection[Bridge] | None] = queue.SimpleQueue()
-        self._stage_wanted = stage
+        self.staged = stage
+        """Whether there may be a stage; what asks for one that is not to be had gets an OSError."""
         self._stage: Stage | None = None
         self._refused: OSError | None = None
         self._thread = threading.Thread(target=self._work, name="lambox-spawner", daemon=True)
@@ -79,7 +80,7 @@ class Spawner:
 
         def action() -> None:
             if self._stage is None:
-                raise self._refused or OSError(errno.EPERM, "not started by root")
+                raise self._refused or OSError(errno.EPERM, "no mount namespace of our own")
             mounts.attach(pidfd, binds)
 
         await self._order(action)
@@ -89,7 +90,7 @@ class Spawner:
 
         def action() -> str:
             if self._stage is None:
-                raise self._refused or OSError(errno.EPERM, "not started by root")
+                raise self._refused or OSError(errno.EPERM, "no mount namespace of our own")
             return self._stage.compose(entries)
 
         place: str = await self._order(action)
@@ -111,7 +112,7 @@ class Spawner:
         return order.result
 
     def _work(self) -> None:
-        if self._stage_wanted:
+        if self.staged:
             try:
                 self._stage = Stage()
             except OSError as exc:

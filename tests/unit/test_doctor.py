@@ -11,7 +11,7 @@ import pytest
 
 from lambox import config, doctor
 from lambox.config import Config
-from sandbox.confine import bwrap, cgroup, identity, launcher, seccomp
+from sandbox.confine import bwrap, cgroup, hosts, identity, launcher, seccomp
 from sandbox.confine.spec import ConfineError, IsolationUnavailable
 
 BWRAP = bwrap.Bwrap("/usr/bin/bwrap", (0, 8, 0))
@@ -141,7 +141,7 @@ def test_serve_refuses_with_doctors_words(
 
 def test_a_good_host_is_not_refused(settings: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     bwrap_ends(monkeypatch, 0)
-    monkeypatch.setattr(doctor, "SWITCHES", ())
+    monkeypatch.setattr(hosts, "SWITCHES", ())
     doctor.require_sandbox(settings)
 
 
@@ -227,7 +227,7 @@ def test_sandboxes_made_ahead(
     verdict: str,
     says: str,
 ) -> None:
-    monkeypatch.setattr("sandbox.confine.launcher.unready", lambda watched: reason)
+    monkeypatch.setattr("sandbox.confine.launcher.unready", lambda: reason)
     (result,) = doctor._prepared(dataclasses.replace(settings, zygote=zygote))
     assert result.verdict == verdict
     assert says in result.found
