@@ -15,19 +15,22 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lambox import capacity
+from lambox.setting import PREFIX, Setting
+from lambox.setting import matching as _matching
+from lambox.setting import path as _path
+from lambox.setting import switch as _switch
 from sandbox import functiontoml
-from sandbox.checks import Check, Wrong, seconds, show, whole
+from sandbox.checks import Wrong, seconds, show, whole
 from sandbox.confine import privilege
 from sandbox.functiontoml import FunctionDefaults, FunctionTomlError
 
 FILE = "lambox.toml"
-PREFIX = "LAMBOX_"
 DEFAULT_PREFIX = "LAMBOX_DEFAULT_"
 OTHER_VARIABLES = {"LAMBOX_CI", "LAMBOX_CONFIG", "LAMBOX_ENDPOINT"}
 """Ours, but no settings of a server."""
@@ -73,15 +76,6 @@ class Config:
     defaults: FunctionDefaults
 
 
-Default = Callable[[Mapping[str, str]], Any]
-
-
-def _path(value: Any) -> Path:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise Wrong("must be the path of a folder")
-    return Path(os.path.expanduser(value))
-
-
 def _host(value: Any) -> str:
     if value == "localhost":
         return "127.0.0.1"
@@ -91,26 +85,11 @@ def _host(value: Any) -> str:
         raise Wrong('must be an IP address, such as "127.0.0.1", or "localhost"') from exc
 
 
-def _matching(pattern: str, must: str) -> Check:
-    def check(value: Any) -> str:
-        if not isinstance(value, str) or not re.fullmatch(pattern, value):
-            raise Wrong(must)
-        return value
-
-    return check
-
-
 def _weaker(value: Any) -> tuple[str, ...]:
     items = value.replace(",", " ").split() if isinstance(value, str) else value
     if not isinstance(items, list) or any(item not in WEAKER for item in items):
         raise Wrong(f"must be a list out of {', '.join(map(json.dumps, WEAKER))}")
     return tuple(dict.fromkeys(items))
-
-
-def _switch(value: Any) -> bool:
-    if type(value) is not bool:
-        raise Wrong("must be true or false")
-    return value
 
 
 def _modules(value: Any) -> tuple[str, ...]:
@@ -127,44 +106,6 @@ def _state(environ: Mapping[str, str]) -> Path:
     base = environ.get("XDG_STATE_HOME", "")
     home = environ.get("HOME") or os.path.expanduser("~")
     return (Path(base) if base.startswith("/") else Path(home, ".local/state")) / "lambox"
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One setting; file key, variable and flag have its name."""
-
-    name: str
-    check: Check
-    default: Default
-    allowed: str
-    doc: str
-    shown: str = ""
-    """The default in words, where it depends on the host."""
-    is_text: bool = False
-    """A variable's or flag's characters are the value; else they are a number or a list."""
-
-    @property
-    def variable(self) -> str:
-        return PREFIX + self.name.upper()
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def is_switch(self) -> bool:
-        """Its flag has no value: --NAME or --no-NAME."""
-        return self.check is _switch
-
-    @property
-    def metavar(self) -> str:
-        if self.check is _path:
-            return "DIR"
-        return "TEXT" if self.is_text or self.check in (_weaker, _modules) else "N"
-
-    @property
-    def default_text(self) -> str:
-        return self.shown or str(self.default({}))
 
 
 SETTINGS: tuple[Setting, ...] = (
@@ -313,6 +254,7 @@ SETTINGS: tuple[Setting, ...] = (
         "names of modules",
         "Python modules of the runtime (not of functions) that are loaded before a function is known",
         "nothing",
+        is_list=True,
     ),
     Setting(
         "allow_weaker",
@@ -321,6 +263,7 @@ SETTINGS: tuple[Setting, ...] = (
         "cgroups, seccomp",
         "isolation to go without where this host lacks it",
         "nothing",
+        is_list=True,
     ),
     Setting(
         "fast_lane",

@@ -55,7 +55,7 @@ def test_the_configured_range_is_taken_if_it_is_there(monkeypatch: pytest.Monkey
     assert choose(monkeypatch, "0 0 4294967295", base=5000) == range(5000, 5010)
     assert identity.choose(5000) == range(5000, 5000 + len(PREFERRED))
     assert choose(monkeypatch, "0 1000 1", base=5000) is None
-    with pytest.raises(IsolationUnavailable, match="uids 70000 to 70009 .* not mapped"):
+    with pytest.raises(IsolationUnavailable, match=r"uids 70000 to 70009 .* not mapped"):
         choose(monkeypatch, "0 1000 1\n1 100000 65536", base=70000)
 
 

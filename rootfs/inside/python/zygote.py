@@ -220,7 +220,7 @@ class Zygote:
 
         Nothing depends on it: where the next child goes is said before each fork (pid_namespaces(7)).
         """
-        try:
+        try:  # noqa: SIM105  contextlib is not loaded
             setns(self._own, "pid")
         except PermissionError:
             pass
