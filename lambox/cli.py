@@ -6,6 +6,7 @@ host or its configuration is in the way.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -95,7 +96,7 @@ def serve(config: Path | None, **flags: str | None) -> None:
     from lambox import doctor, loglines, running
 
     checked = load(config, **flags)
-    if not checked.functions.is_dir():
+    if not os.path.isdir(checked.functions):
         fail(
             f"{checked.functions} is not a folder of functions. "
             f"Hint: lambox new hello --functions {checked.functions}",
@@ -375,7 +376,7 @@ def local_functions(checked: Config) -> list[dict[str, Any]]:
     from runtimeapi.console import describe
     from sandbox.catalog import Catalog
 
-    if not checked.functions.is_dir():
+    if not os.path.isdir(checked.functions):
         fail(f"{checked.functions} is not a folder of functions. Hint: lambox new hello", USAGE)
     with tempfile.TemporaryDirectory(prefix="lambox-list-") as layers:
         store = LayerStore(Path(layers))

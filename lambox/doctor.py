@@ -129,6 +129,7 @@ def _sandbox(config: Config) -> Iterator[Result]:
     argv = [
         tool.path,
         *(f"--unshare-{kind}" for kind in kinds),
+        "--as-pid-1",  # else bwrap's process between us and pid 1 is left to whoever reaps orphans
         *("--disable-userns", "--uid", str(bwrap.UID), "--gid", str(bwrap.GID)),
         *("--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "--chdir", "/"),
         *("--cap-drop", "ALL", "--", "true"),
