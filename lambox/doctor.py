@@ -28,6 +28,7 @@ from sandbox.confine import (
     seccomp,
     userns,
 )
+from sandbox.confine.network import router
 from sandbox.confine.spec import ConfineError, IsolationUnavailable
 
 Verdict = Literal["ok", "note", "missing"]
@@ -63,6 +64,7 @@ def examine(config: Config) -> list[Result]:
         _seccomp,
         _uids,
         _prepared,
+        _network,
         _state,
         _loop,
         _inotify,
@@ -243,6 +245,22 @@ def _prepared(config: Config) -> Iterator[Result]:
 def _entry_mend() -> str:
     """What lets an ordinary user have a user namespace of his own."""
     return userns.enter().remedy or "sudo lambox serve"
+
+
+def _network(config: Config) -> Iterator[Result]:
+    """Made and taken away: what another firewall lets through shows only so."""
+    default = config.defaults.network
+    name = "way out (nat)"
+    try:
+        found = router.try_out(config.nat_range)
+    except IsolationUnavailable as exc:
+        refused = _refused(name, exc)
+        without = (
+            'functions have network = "none"' if default is None else "no function can have it"
+        )
+        yield Result(name, "note", f"{refused.found}: {without}", refused.remedy)
+    else:
+        yield Result(name, "ok", found + (f" (default: {default})" if default else ""))
 
 
 def _loop(_: Config) -> Iterator[Result]:

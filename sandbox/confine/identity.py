@@ -84,7 +84,7 @@ def claim(uids: range | None) -> Identities:
 def _unused(uids: Sequence[int], living: Collection[int]) -> list[int]:
     unused = [uid for uid in uids if uid not in living]
     if len(unused) < len(uids):
-        log.warning("%d uids are passed over: processes have them", len(uids) - len(unused))
+        log.info("%d uids are passed over: processes have them", len(uids) - len(unused))
     return unused
 
 
