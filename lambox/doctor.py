@@ -224,7 +224,7 @@ def _state(config: Config) -> Iterator[Result]:
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         yield Result("state folder", "ok", str(folder))
     else:
-        mend = f"install -d -o {os.getuid()} {folder}"
+        mend = f"install -d -o {privilege.host_uid()} {folder}"
         yield Result("state folder", "missing", f"{folder} cannot be written", mend)
 
 

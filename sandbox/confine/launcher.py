@@ -8,7 +8,7 @@ import re
 import resource
 import secrets
 import subprocess
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from sandbox.confine.cgroup import Cgroup, CgroupTree
 from sandbox.confine.cgroup_none import WatchedTree
 from sandbox.confine.control import Control
 from sandbox.confine.identity import Identities
+from sandbox.confine.latemounts import Folders
 from sandbox.confine.network.router import Router
 from sandbox.confine.parked import Parked
 from sandbox.confine.pool import Pool, PoolLimits
@@ -83,6 +84,7 @@ class BwrapLauncher:
         self._router = router
         self._live: set[BwrapSandbox] = set()
         self._strays = Strays()
+        self._folders = Folders()
         self._composed: dict[tuple[Entry, ...], str | None] = {}
         self._zygotes: Zygotes | None = None
         self._pool: Pool[BwrapSandbox] | None = None
@@ -128,15 +130,16 @@ class BwrapLauncher:
         return await self._make(replace(spec, preparation=None))
 
     async def _adopt(self, pool: Pool[BwrapSandbox], spec: SandboxSpec) -> BwrapSandbox:
-        try:
-            with trio.fail_after(READY_LIMIT_S):
-                sandbox = await pool.take(_kind(spec))
-        except trio.TooSlowError as exc:
-            raise ConfineError(f"there was none within {READY_LIMIT_S:.0f} s") from exc
-        async with AsyncExitStack() as undo:
-            undo.push_async_callback(sandbox.kill)
-            await sandbox.adopt(spec, self._spawner)
-            undo.pop_all()
+        async with self._folders.copied(spec.late) as trees:
+            try:
+                with trio.fail_after(READY_LIMIT_S):
+                    sandbox = await pool.take(_kind(spec))
+            except trio.TooSlowError as exc:
+                raise ConfineError(f"there was none within {READY_LIMIT_S:.0f} s") from exc
+            async with AsyncExitStack() as undo:
+                undo.push_async_callback(sandbox.kill)
+                await sandbox.adopt(spec, self._spawner, trees)
+                undo.pop_all()
         return sandbox
 
     def keep(self, specs: Iterable[SandboxSpec]) -> None:
@@ -164,7 +167,7 @@ class BwrapLauncher:
         if spec.preparation and spec.preparation.forks and self._zygotes:
             zygote = await self._zygotes.get(spec.root, spec.preparation)
         composed = await self._compose(spec.root)
-        bridges = self._bridges(spec, composed)
+        bridges = await self._bridges(spec, composed)
         try:
             sandbox = await self._spawn(spec, bridges, composed)
             async with AsyncExitStack() as undo:
@@ -280,12 +283,21 @@ class BwrapLauncher:
                 f"bubblewrap did not make a sandbox within {LAUNCH_LIMIT_S:.0f} s"
             ) from exc
 
-    def _bridges(self, spec: SandboxSpec, composed: str | None) -> dict[str, Bridge]:
-        if not self._identities.any:
+    async def _bridges(self, spec: SandboxSpec, composed: str | None) -> dict[str, Bridge]:
+        """Whoever walks these paths next (bwrap, the spawner's thread) finds that they answer."""
+        sources = bwrap.sources(spec, self._init, composed=composed is not None)
+        if not sources:
             return {}
+
+        def walk(sources: Sequence[str]) -> dict[str, Bridge]:
+            if self._identities.any:
+                return staging.bridges(sources, spec.name)
+            for source in sources:
+                os.path.isdir(source)
+            return {}
+
         try:
-            sources = bwrap.sources(spec, self._init, composed=composed is not None)
-            return staging.bridges(sources, spec.name)
+            return await self._folders.reach(sources, walk)
         except OSError as exc:
             raise ConfineError(f"cannot mount {exc.filename}: {exc.strerror}") from exc
 

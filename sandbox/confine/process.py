@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -174,15 +174,17 @@ class BwrapSandbox:
         if self._child is not None and self._child.pid not in self._cgroup.pids():
             raise ConfineError("the runtime died while it was prepared")
 
-    async def adopt(self, spec: SandboxSpec, spawner: Spawner) -> None:
-        """Become what `spec` describes: its limits and its own folders. Raises ConfineError or OSError."""
+    async def adopt(
+        self, spec: SandboxSpec, spawner: Spawner, trees: Sequence[tuple[int, str]]
+    ) -> None:
+        """Become what `spec` describes: its limits and its own folders, `trees`. Raises ConfineError or OSError."""
         if spec.limits != self.spec.limits:
             self._cgroup.limit(spec.limits)
         self.spec = spec
-        if spec.late:
+        if trees:
             # By descriptor: it stood on a shelf, and its number may be another's by now.
             assert self._pid1_fd is not None
-            await spawner.attach(self._pid1_fd, spec.late)
+            await spawner.attach(self._pid1_fd, trees)
 
     def _complaint(self) -> str:
         with suppress(BlockingIOError):
