@@ -33,7 +33,7 @@ class Cgroup(Protocol):
         """The cgroup.procs files that a process writes "0" into to be inside."""
 
     def joined(self, pid: int) -> None:
-        """The process that wrote itself into `procs`; all that is to be inside descends from it."""
+        """A process that wrote itself into `procs`; all that is to be inside descends from such a one."""
 
     def limit(self, limits: Limits) -> None:
         """Other limits of memory and processes than it was made with."""

@@ -9,7 +9,7 @@ import resource
 import secrets
 import subprocess
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import trio
 
 import rootfs.inside
 from rootfs.layout import Bind
-from sandbox.confine import bwrap, cgroup, identity, mounts, seccomp, staging
+from sandbox.confine import bwrap, cgroup, identity, mounts, privilege, seccomp, staging
 from sandbox.confine.bwrap import Bwrap, Descriptors
 from sandbox.confine.cgroup import Cgroup, CgroupTree
 from sandbox.confine.cgroup_none import WatchedTree
@@ -102,16 +102,18 @@ class BwrapLauncher:
             own = kind.preparation is not None and not kind.preparation.forks
             return PoolLimits(min(limits.least, 1), min(limits.most, 4)) if own else limits
 
-        most = min(max(MOST_READY, limits.most), self._identities.count / 2)
+        most: float = max(MOST_READY, limits.most)
+        if self._identities.any:
+            most = min(most, self._identities.count / 2)
         self._pool = Pool(self._make_ahead, of, makers, most_held=most)
 
     def unready(self) -> str:
         """Why sandboxes cannot be made ahead here; empty if they can."""
-        return unready(watched=isinstance(self._tree, WatchedTree))
+        return unready()
 
     def describe(self) -> str:
         version = ".".join(map(str, self._bwrap.version))
-        users = "own uid each" if self._identities.any else f"uid {os.getuid()}"
+        users = "own uid each" if self._identities.any else f"uid {privilege.host_uid()}"
         calls = "seccomp" if self._filter else "no seccomp"
         return f"bubblewrap {version}, {self._tree.describe()}, {users}, {calls}"
 
@@ -167,7 +169,7 @@ class BwrapLauncher:
             zygote = await self._zygotes.get(spec.root, spec.preparation)
         async with AsyncExitStack() as stack:
             composed = None
-            if self._identities.any:
+            if self._spawner.staged:
                 init = Bind(self._init, bwrap.INIT_INSIDE)
                 composed = await stack.enter_async_context(self._roots.use((*spec.root, init)))
             return await self._make_on(spec, composed, zygote)
@@ -193,9 +195,10 @@ class BwrapLauncher:
     ) -> BwrapSandbox:
         async with AsyncExitStack() as undo:
             uid = self._identities.take()
-            undo.callback(self._identities.give_back, uid)
+            given = undo.enter_context(ExitStack())
+            given.callback(self._identities.give_back, uid)
             group = self._tree.create(spec.name, spec.limits)
-            undo.push_async_callback(_discard, group)
+            undo.push_async_callback(_discard, group, given)
             control = Control()
             undo.callback(control.close)
             pipes = Pipes(uid)
@@ -302,12 +305,10 @@ class BwrapLauncher:
                 self._zygotes.close()
 
 
-def unready(*, watched: bool = False) -> str:
-    """Why this host does not let sandboxes be made ahead; empty if it does. `watched`: without cgroups."""
-    if os.geteuid() != 0:
-        return "not started by root: nothing can be mounted into a sandbox that stands"
-    if watched:
-        return "without cgroups only bubblewrap's descendants are watched, and forks are not"
+def unready() -> str:
+    """Why this host does not let sandboxes be made ahead; empty if it does."""
+    if not privilege.may_mount():
+        return "no user namespace of our own: nothing can be mounted into a sandbox that stands"
     return mounts.probe()
 
 
@@ -329,9 +330,14 @@ async def _kill(sandbox: BwrapSandbox) -> None:
         log.error("%s", exc)
 
 
-async def _discard(group: Cgroup) -> None:
-    with trio.CancelScope(shield=True):
-        await discard(group)
+async def _discard(group: Cgroup, given: ExitStack) -> None:
+    """A group that cannot be emptied keeps the uid: something of it lives."""
+    with trio.CancelScope(shield=True), given.pop_all() as after:
+        try:
+            await discard(group)
+        except BaseException:
+            after.pop_all()
+            raise
 
 
 @asynccontextmanager
@@ -365,9 +371,9 @@ async def open_launcher(
         await trio.to_thread.run_sync(tree.sweep)
         stack.callback(prctl.set_child_subreaper, prctl.get_child_subreaper())
         prctl.set_child_subreaper(1)
-        spawner = Spawner(stage=uids is not None)
+        spawner = Spawner(stage=uids is not None or privilege.may_mount())
         stack.callback(spawner.close)
-        identities = identity.claim(uids)
+        identities = await trio.to_thread.run_sync(identity.claim, uids)
         stack.callback(identities.close)
         launcher = BwrapLauncher(tree, identities, tool, init, filter_, spawner, router)
         if isinstance(tree, WatchedTree):

@@ -48,7 +48,8 @@ class Spawner:
         self._orders: queue.SimpleQueue[_Order | Callable[[Stage], None] | None] = (
             queue.SimpleQueue()
         )
-        self._stage_wanted = stage
+        self.staged = stage
+        """Whether there may be a stage; what asks for one that is not to be had gets an OSError."""
         self._stage: Stage | None = None
         self._refused: OSError | None = None
         self._thread = threading.Thread(target=self._work, name="lambox-spawner", daemon=True)
@@ -81,7 +82,7 @@ class Spawner:
 
         def action() -> None:
             if self._stage is None:
-                raise self._refused or OSError(errno.EPERM, "not started by root")
+                raise self._refused or OSError(errno.EPERM, "no mount namespace of our own")
             mounts.attach(pidfd, trees)
 
         await self._order(action)
@@ -91,7 +92,7 @@ class Spawner:
 
         def action() -> str:
             if self._stage is None:
-                raise self._refused or OSError(errno.EPERM, "not started by root")
+                raise self._refused or OSError(errno.EPERM, "no mount namespace of our own")
             return self._stage.compose(entries)
 
         place: str = await self._order(action)
@@ -117,7 +118,7 @@ class Spawner:
         return order.result
 
     def _work(self) -> None:
-        if self._stage_wanted:
+        if self.staged:
             try:
                 self._stage = Stage()
             except OSError as exc:
