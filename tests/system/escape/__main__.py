@@ -63,7 +63,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make escape", description=__doc__)
     parser.add_argument("--only")
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--unfiltered", action="store_true", help="also without the system call filter")
+    parser.add_argument(
+        "--unfiltered", action="store_true", help="also without the system call filter"
+    )
     options = parser.parse_args()
     if options.only:
         return only(options.only, options.folder)

@@ -15,7 +15,9 @@ REFUSED = "EPERM | ENOSYS"
 
 USERLAND: Attempts = {
     "identity": (
-        ("be anybody but 993:990", "return [*os.getresuid(), *os.getresgid()] == [993] * 3 + [990] * 3", "True"),
+        ("be anybody but 993:990",
+            "return [*os.getresuid(), *os.getresgid()] == [993] * 3 + [990] * 3",
+            "True"),
         ("have a capability", """
             sets = re.findall(r"Cap\\w+:\\t(\\w+)", open("/proc/self/status").read())
             return len(sets) == 5 and not any(int(one, 16) for one in sets)""", "True"),
@@ -43,28 +45,33 @@ USERLAND: Attempts = {
             done = subprocess.run([path, "-p", "-c", "echo $EUID"], capture_output=True)
             os.unlink(path)
             return done.stdout.decode().strip()""", "993"),
-        ("give a file to root", "open('/tmp/own', 'w'); return attempt(os.chown, '/tmp/own', 0, 0)", "EINVAL | EPERM"),
-        ("run su", """
-            if not os.path.exists("/usr/bin/su"):
-                return "no su"
-            done = subprocess.run(["su", "-c", "true"], stdin=subprocess.DEVNULL, capture_output=True)
-            return done.returncode != 0""", "True | no su"),
+        ("give a file to root",
+            "open('/tmp/own', 'w'); return attempt(os.chown, '/tmp/own', 0, 0)",
+            "EINVAL | EPERM"),
     ),
     "files of the host": (
         ("read a file by its path", "return read(prey['secret'], prey)", NO_PATH),
         ("read it from where pid 1 is", "return read('/proc/1/root' + prey['secret'], prey)", NO_PATH),
         ("read it from pid 1's folder", "return read('/proc/1/cwd' + prey['secret'], prey)", NO_PATH),
-        ("read it from the supervisor's root", "return read(f\"/proc/{prey['process']}/root{prey['secret']}\", prey)", NO_PATH),
+        ("read it from the supervisor's root",
+            "return read(f\"/proc/{prey['process']}/root{prey['secret']}\", prey)",
+            NO_PATH),
         ("walk up from the root", "return read('/' + '../' * 40 + prey['secret'], prey)", NO_PATH),
-        ("walk up from /tmp", "os.chdir('/tmp'); return read('../' * 40 + prey['secret'].lstrip('/'), prey)", NO_PATH),
-        ("walk up from the code", "os.chdir(TASK); return read('../' * 40 + prey['secret'].lstrip('/'), prey)", NO_PATH),
-        ("walk up from the thread's root", "return read('/proc/thread-self/root/..' + prey['secret'], prey)", NO_PATH),
+        ("walk up from /tmp",
+            "os.chdir('/tmp'); return read('../' * 40 + prey['secret'].lstrip('/'), prey)",
+            NO_PATH),
+        ("walk up from the code",
+            "os.chdir(TASK); return read('../' * 40 + prey['secret'].lstrip('/'), prey)",
+            NO_PATH),
+        ("walk up from the thread's root",
+            "return read('/proc/thread-self/root/..' + prey['secret'], prey)",
+            NO_PATH),
         ("through an open descriptor", """
             found = [read(f"/proc/self/fd/{fd}/..{prey['secret']}", prey) for fd in os.listdir("/proc/self/fd")]
             return "read" if {"read", "opened"} & set(found) else "nothing" """, "nothing"),
         ("a folder among its descriptors", """
-            folders = [fd for fd in range(3, 4096) if attempt(os.fstat, fd) == "done" and os.path.isdir(f"/proc/self/fd/{fd}")]
-            return folders""", "[]"),
+            open_ = [f"/proc/self/fd/{fd}" for fd in range(3, 4096) if attempt(os.fstat, fd) == "done"]
+            return [path for path in open_ if os.path.isdir(path)]""", "[]"),
         ("through a file handle", """
             handle = ctypes.create_string_buffer(struct.pack("=Ii", 8, 1) + struct.pack("=II", 2, 0))
             return syscall("open_by_handle_at", os.open(TASK, os.O_RDONLY), ctypes.addressof(handle), 0)""", REFUSED),
@@ -73,21 +80,27 @@ USERLAND: Attempts = {
             places = ("/root", "/home", "/var/lib", "/var/log", "/run/systemd", "/srv", "/mnt", "/work", "/boot")
             return [place for place in places if os.path.isdir(place) and os.listdir(place)]""", "[]"),
         ("find the mark anywhere", """
-            for path, _, names in os.walk("/"):
-                if path.startswith(("/proc", "/usr", "/var/lang", "/var/runtime")):
-                    continue
+            for path, folders, names in os.walk("/"):
+                if path in ("/proc", "/usr", "/var/lang", "/var/runtime"):
+                    folders.clear()
                 for name in names:
                     if os.path.isfile(f"{path}/{name}") and read(f"{path}/{name}", prey) == "read":
                         return f"{path}/{name}"
             return "nothing" """, "nothing"),
-        ("write anywhere but /tmp", "return [place for place in writable('/') if attempt(os.mkdir, place + '/x') == 'done']", "[]"),
+        ("write anywhere but /tmp",
+            "return [place for place in places() if attempt(os.mkdir, place + '/x') == 'done']",
+            "[]"),
         ("write its code", "return attempt(open, TASK + '/handler.py', 'r+')", "EROFS | EACCES"),
         ("write pid 1's program", "return attempt(open, '/run/lambox/init', 'r+')", "EROFS | EACCES"),
-        ("write its interpreter", "return attempt(os.open, '/proc/self/exe', os.O_RDWR)", "EROFS | EACCES | ETXTBSY"),
+        ("write its interpreter",
+            "return attempt(os.open, '/proc/self/exe', os.O_RDWR)",
+            "EROFS | EACCES | ETXTBSY"),
         ("write it later, through /proc (CVE-2019-5736)", """
             fd = os.open("/proc/self/exe", os.O_PATH)
             return attempt(os.open, f"/proc/self/fd/{fd}", os.O_WRONLY)""", "EROFS | EACCES | ETXTBSY"),
-        ("link a shared file into /tmp", "return attempt(os.link, '/usr/bin/env', '/tmp/env')", "EXDEV | EPERM"),
+        ("link a shared file into /tmp",
+            "return attempt(os.link, '/usr/bin/env', '/tmp/env')",
+            "EXDEV | EPERM"),
         ("change modes and times of shared files", """
             return sorted({attempt(os.chmod, "/usr/bin/env", 0o777), attempt(os.utime, "/usr/bin/env"),
                            attempt(os.setxattr, "/usr/bin/env", "user.x", b"1")})""",
@@ -108,8 +121,12 @@ USERLAND: Attempts = {
         ("a link to itself", "return read(TASK + '/link loop', prey)", "ELOOP"),
         ("a hard link to a file of root's", "return read(TASK + '/hard link', prey)", "EACCES | ENOENT"),
         ("a device node", "return attempt(open, TASK + '/device', 'rb')", "EACCES | EPERM | ENOENT"),
-        ("a pipe, to be blocked by", "return attempt(os.open, TASK + '/fifo', os.O_WRONLY | os.O_NONBLOCK)", "ENXIO"),
-        ("a socket that somebody left there", "return unix(TASK + '/socket')", "ECONNREFUSED | ENOENT | done"),
+        ("a pipe, to be blocked by",
+            "return attempt(os.open, TASK + '/fifo', os.O_WRONLY | os.O_NONBLOCK)",
+            "ENXIO"),
+        ("a socket that somebody left there",
+            "return unix(TASK + '/socket')",
+            "ECONNREFUSED | ENOENT | done"),
     ),
     "devices": (
         ("any that is not harmless", """
@@ -119,7 +136,9 @@ USERLAND: Attempts = {
         ("make one", """
             import stat
             kinds = ((stat.S_IFCHR, 1, 1), (stat.S_IFBLK, 8, 0), (stat.S_IFBLK, 254, 0), (stat.S_IFCHR, 10, 229))
-            return sorted({attempt(os.mknod, "/tmp/d", kind | 0o666, os.makedev(*number)) for kind, *number in kinds})""",
+            return sorted({
+                attempt(os.mknod, "/tmp/d", kind | 0o666, os.makedev(*number)) for kind, *number in kinds
+            })""",
             "['EPERM']"),
         ("a terminal of the host", "return [n for n in os.listdir('/dev/pts') if n != 'ptmx']", "[]"),
         ("the controlling terminal", "return attempt(open, '/dev/tty')", "ENXIO"),
@@ -129,14 +148,17 @@ USERLAND: Attempts = {
         ("the same with high bits set (CVE-2019-10063)", """
             _, end = os.openpty()
             return syscall("ioctl", end, 0x100005412, b"x")""", "EPERM | EIO"),
-        ("add to the host's randomness", "return syscall('ioctl', os.open('/dev/urandom', os.O_RDONLY), 0x40085203, b'x' * 16)", "EPERM"),
+        ("add to the host's randomness",
+            "return syscall('ioctl', os.open('/dev/urandom', os.O_RDONLY), 0x40085203, b'x' * 16)",
+            "EPERM"),
     ),
     "/proc and /sys": (
         ("what is root's or tells about neighbours", """
-            names = ("kcore", "keys", "key-users", "kallsyms", "kmsg", "timer_list", "sched_debug", "interrupts", "iomem",
-                     "ioports", "modules", "locks", "partitions", "cmdline", "config.gz", "sysrq-trigger", "slabinfo",
-                     "vmallocinfo", "kpageflags", "kpagecount", "latency_stats", "timer_stats")
-            return [name for name in names if attempt(open, f"/proc/{name}", "rb") not in ("EACCES", "ENOENT", "EPERM")]""",
+            names = ("kcore", "keys", "key-users", "kallsyms", "kmsg", "timer_list", "sched_debug", "interrupts",
+                     "iomem", "ioports", "modules", "locks", "partitions", "cmdline", "config.gz", "sysrq-trigger",
+                     "slabinfo", "vmallocinfo", "kpageflags", "kpagecount", "latency_stats", "timer_stats")
+            said = {name: attempt(open, f"/proc/{name}", "rb") for name in names}
+            return [name for name in said if said[name] not in ("EACCES", "ENOENT", "EPERM")]""",
             "[]"),
         ("folders of drivers and file systems", """
             names = ("acpi", "asound", "bus", "driver", "dynamic_debug", "fs", "irq", "pressure", "scsi")
@@ -145,17 +167,27 @@ USERLAND: Attempts = {
         ("press sysrq", "return attempt(open, '/proc/sysrq-trigger', 'w')", "EACCES | ENOENT | EROFS"),
         ("sysctls that are the host's", """
             # Its namespaces' own (IPC, pid) may be open to it; they end with it.
-            own = re.compile(r"fs/mqueue/|kernel/(auto_msgmni|msgm|ns_last_pid|pid_max|sem$|sem_next_id|shm|msg_next_id)")
+            own = re.compile(r"/proc/sys/(fs/mqueue/|kernel/(auto_msgmni|msgm|ns_last_pid|pid_max|sem$|"
+                             r"sem_next_id|shm|msg_next_id))")
             paths = [os.path.join(path, name) for path, _, names in os.walk("/proc/sys") for name in names]
-            return [path for path in paths if os.access(path, os.W_OK) and not own.match(path[len("/proc/sys/"):])]""", "[]"),
-        ("core_pattern (runs a program as root)", "return attempt(open, '/proc/sys/kernel/core_pattern', 'w')", "EACCES | EROFS"),
-        ("modprobe's path", "return attempt(open, '/proc/sys/kernel/modprobe', 'w')", "EACCES | EROFS | ENOENT"),
-        ("binfmt_misc", "return attempt(open, '/proc/sys/fs/binfmt_misc/register', 'w')", "EACCES | EROFS | ENOENT | EPERM"),
+            return [path for path in paths if os.access(path, os.W_OK) and not own.match(path)]""", "[]"),
+        ("core_pattern (runs a program as root)",
+            "return attempt(open, '/proc/sys/kernel/core_pattern', 'w')",
+            "EACCES | EROFS"),
+        ("modprobe's path",
+            "return attempt(open, '/proc/sys/kernel/modprobe', 'w')",
+            "EACCES | EROFS | ENOENT"),
+        ("binfmt_misc",
+            "return attempt(open, '/proc/sys/fs/binfmt_misc/register', 'w')",
+            "EACCES | EROFS | ENOENT | EPERM"),
         ("/sys", "return os.path.exists('/sys') and os.listdir('/sys')", "False | []"),
-        ("the supervisor's folder, by its pid", "return read(f\"/proc/{prey['process']}/environ\", prey)", "ENOENT | EACCES | opened"),
+        ("the supervisor's folder, by its pid",
+            "return read(f\"/proc/{prey['process']}/environ\", prey)",
+            "ENOENT | EACCES | opened"),
         ("other mounts than its own", """
             tops = {line.split()[4].split("/")[1] for line in open("/proc/self/mountinfo")}
-            return sorted(tops - {"", "usr", "bin", "lib", "lib32", "lib64", "libx32", "sbin", "etc", "opt", "var", "tmp", "proc", "dev", "run"})""",
+            known = "usr bin lib lib32 lib64 libx32 sbin etc opt var tmp proc dev run"
+            return sorted(tops - {"", *known.split()})""",
             "[]"),
         ("be dumped by the host's crash handler", """
             # 1 where a program is told of crashes, which ignores 0 (core(5)).
@@ -182,7 +214,9 @@ USERLAND: Attempts = {
         ("signal one of the host's", "return attempt(os.kill, prey['process'], 0)", "ESRCH"),
         ("signal the supervisor", "return attempt(os.kill, prey['supervisor'], signal.SIGKILL)", "ESRCH"),
         ("a descriptor of it", "return attempt(os.pidfd_open, prey['supervisor'])", "ESRCH | EINVAL"),
-        ("signal its parent outside (pid 0 is its own group)", "return os.getppid() in (0, 1) or os.path.exists(f'/proc/{os.getppid()}')", "True"),
+        ("signal its parent outside (pid 0 is its own group)",
+            "return os.getppid() in (0, 1) or os.path.exists(f'/proc/{os.getppid()}')",
+            "True"),
         ("kill pid 1", "os.kill(1, signal.SIGKILL); return attempt(os.kill, 1, 0)", "done"),
         ("stop pid 1", """
             os.kill(1, signal.SIGSTOP)
@@ -196,10 +230,14 @@ USERLAND: Attempts = {
             return syscall("process_vm_readv", 1, vector, 1, vector, 1, 0)""", REFUSED),
         ("write into it", "return attempt(open, '/proc/1/mem', 'r+b')", "EACCES | EPERM"),
         ("pid 1's environment", "return attempt(open, '/proc/1/environ')", "EACCES | EPERM"),
-        ("pid 1's descriptors (the control socket)", "return attempt(os.listdir, '/proc/1/fd')", "EACCES | EPERM"),
+        ("pid 1's descriptors (the control socket)",
+            "return attempt(os.listdir, '/proc/1/fd')",
+            "EACCES | EPERM"),
         ("take one of them (pidfd_getfd)", "return syscall('pidfd_getfd', os.pidfd_open(1), 3, 0)", REFUSED),
         ("pid 1's namespaces", "return attempt(os.open, '/proc/1/ns/user', os.O_RDONLY)", "EACCES | EPERM"),
-        ("pid 1's program, to write it", "return attempt(os.open, '/proc/1/exe', os.O_RDONLY)", "EACCES | EPERM"),
+        ("pid 1's program, to write it",
+            "return attempt(os.open, '/proc/1/exe', os.O_RDONLY)",
+            "EACCES | EPERM"),
         ("a child of its parent (CLONE_PARENT)", """
             got = syscall("clone", 0x8000 | signal.SIGCHLD, 0, 0, 0, 0)
             return got""", "EPERM"),
@@ -207,29 +245,46 @@ USERLAND: Attempts = {
             ours, _ = socket.socketpair()
             return attempt(fcntl.fcntl, ours, fcntl.F_SETOWN, prey["supervisor"])""", "ESRCH"),
         ("slow all of its uid down", "return attempt(os.setpriority, os.PRIO_USER, 0, 19)", "done"),
-        ("real-time scheduling", "return attempt(os.sched_setscheduler, 0, os.SCHED_FIFO, os.sched_param(1))", "EPERM"),
-        ("be nicer to itself than others", "return attempt(os.setpriority, os.PRIO_PROCESS, 0, -5)", "EACCES | EPERM"),
-        ("live when the out-of-memory killer comes", "return attempt(os.write, os.open('/proc/self/oom_score_adj', os.O_WRONLY), b'-1000')", "EACCES | EPERM"),
+        ("real-time scheduling",
+            "return attempt(os.sched_setscheduler, 0, os.SCHED_FIFO, os.sched_param(1))",
+            "EPERM"),
+        ("be nicer to itself than others",
+            "return attempt(os.setpriority, os.PRIO_PROCESS, 0, -5)",
+            "EACCES | EPERM"),
+        ("live when the out-of-memory killer comes",
+            "return attempt(os.write, os.open('/proc/self/oom_score_adj', os.O_WRONLY), b'-1000')",
+            "EACCES | EPERM"),
     ),
     "IPC, sockets, keys": (
         ("System V memory by key", "return syscall('shmget', prey['ipc key'], 4096, 0)", "ENOENT | EPERM"),
-        ("System V memory by number", "return syscall('shmat', prey['shared memory'], 0, 0o10000)", "EINVAL | EPERM | EIDRM"),
+        ("System V memory by number",
+            "return syscall('shmat', prey['shared memory'], 0, 0o10000)",
+            "EINVAL | EPERM | EIDRM"),
         ("a System V queue", "return syscall('msgget', prey['ipc key'], 0)", "ENOENT | EPERM"),
         ("System V semaphores", "return syscall('semget', prey['ipc key'], 1, 0)", "ENOENT | EPERM"),
-        ("a POSIX queue", "return syscall('mq_open', prey['mq'][1:].encode(), 0, 0, 0)", "ENOENT | EPERM | ENOSYS"),
+        ("a POSIX queue",
+            "return syscall('mq_open', prey['mq'][1:].encode(), 0, 0, 0)",
+            "ENOENT | EPERM | ENOSYS"),
         ("/dev/shm of the host", "return read(prey['dev shm'], prey)", NO_PATH),
         ("what System V has of others", """
             tables = [open(f"/proc/sysvipc/{name}").read().count("\\n") for name in ("shm", "msg", "sem")]
             return tables""", "[1, 1, 1]"),
         ("an abstract socket of the host", "return unix('\\0' + prey['abstract'])", "ECONNREFUSED | EPERM"),
         ("a socket of the host by its path", "return unix(prey['socket'])", NO_PATH),
-        ("what sockets there are", "return [line for line in open('/proc/net/unix') if prey['abstract'] in line]", "[]"),
+        ("what sockets there are",
+            "return [line for line in open('/proc/net/unix') if prey['abstract'] in line]",
+            "[]"),
         ("a server on the host's 127.0.0.1", "return tcp('127.0.0.1', prey['tcp'])", "ECONNREFUSED"),
-        ("a server on the host's ::1", "return tcp('::1', prey['tcp6'])", "ECONNREFUSED | EADDRNOTAVAIL | ENETUNREACH"),
+        ("a server on the host's ::1",
+            "return tcp('::1', prey['tcp6'])",
+            "ECONNREFUSED | EADDRNOTAVAIL | ENETUNREACH"),
         ("the same by bash", """
             script = f"exec 3<>/dev/tcp/127.0.0.1/{prey['tcp']} && echo open || echo closed"
-            return subprocess.run(["bash", "-c", script], capture_output=True, text=True).stdout.strip()""", "closed | "),
-        ("the cloud's metadata service", "return tcp('169.254.169.254', 80)", "ENETUNREACH | ECONNREFUSED | EACCES | EPERM | EHOSTUNREACH"),
+            return subprocess.run(["bash", "-c", script], capture_output=True, text=True).stdout.strip()""",
+            "closed | "),
+        ("the cloud's metadata service",
+            "return tcp('169.254.169.254', 80)",
+            "ENETUNREACH | ECONNREFUSED | EACCES | EPERM | EHOSTUNREACH"),
         ("a port below 1024", """
             with socket.socket() as sock:
                 return attempt(sock.bind, ("127.0.0.1", 80))""", "EACCES"),
@@ -243,19 +298,31 @@ USERLAND: Attempts = {
             name = socket.if_nameindex()[0][1].encode()
             with socket.socket() as sock:
                 return attempt(fcntl.ioctl, sock, 0x8914, struct.pack("16sH14x", name, 0))""", "EPERM"),
-        ("read the session keyring it was started in", "return syscall('keyctl', 11, prey['key'], 0, 0, 0)", "EPERM | ENOSYS | EACCES"),
+        ("read the session keyring it was started in",
+            "return syscall('keyctl', 11, prey['key'], 0, 0, 0)",
+            "EPERM | ENOSYS | EACCES"),
         ("search it", "return syscall('keyctl', 10, -3, b'user', b'escape', 0)", "EPERM | ENOSYS | ENOKEY"),
         ("add a key", "return syscall('add_key', b'user', b'x', b'x', 1, -4)", "EPERM | ENOSYS"),
-        ("request one", "return syscall('request_key', b'user', b'escape', 0, -3)", "EPERM | ENOSYS | ENOKEY"),
+        ("request one",
+            "return syscall('request_key', b'user', b'escape', 0, -3)",
+            "EPERM | ENOSYS | ENOKEY"),
     ),
     "cgroups": (
-        ("see where it is", "return {line.split(':', 2)[2].strip() for line in open('/proc/self/cgroup')} <= {'/'}", "True"),
+        ("see where it is",
+            "return {line.split(':', 2)[2].strip() for line in open('/proc/self/cgroup')} <= {'/'}",
+            "True"),
         ("the hierarchy", "return os.path.exists('/sys/fs/cgroup')", "False"),
-        ("mount one (v1)", "os.mkdir('/tmp/cg1'); return syscall('mount', b'x', b'/tmp/cg1', b'cgroup', 0, b'memory')", REFUSED),
-        ("mount one (v2), for its release_agent's kin", "os.mkdir('/tmp/cg2'); return syscall('mount', b'x', b'/tmp/cg2', b'cgroup2', 0, 0)", REFUSED),
+        ("mount one (v1)",
+            "os.mkdir('/tmp/cg1'); return syscall('mount', b'x', b'/tmp/cg1', b'cgroup', 0, b'memory')",
+            REFUSED),
+        ("mount one (v2), for its release_agent's kin",
+            "os.mkdir('/tmp/cg2'); return syscall('mount', b'x', b'/tmp/cg2', b'cgroup2', 0, 0)",
+            REFUSED),
     ),
     "secrets": (
-        ("in its environment", "return marked('\\n'.join(f'{k}={v}' for k, v in os.environ.items()).encode(), prey)", "False"),
+        ("in its environment",
+            "return marked('\\n'.join(f'{k}={v}' for k, v in os.environ.items()).encode(), prey)",
+            "False"),
         ("in what it was started with", """
             told = b"".join(open(f"/proc/self/{name}", "rb").read() for name in ("environ", "cmdline", "auxv"))
             return marked(told, prey)""", "False"),
@@ -304,9 +371,8 @@ USERLAND: Attempts = {
         ("its server", "return tcp('127.0.0.1', 5555)", "ECONNREFUSED"),
         ("its System V memory", "return syscall('shmget', 5555, 4096, 0)", "ENOENT | EPERM"),
         ("its processes", """
-            names = [open(f"/proc/{pid}/cmdline").read() for pid in os.listdir("/proc") if pid.isdigit() and int(pid) not in (1, os.getpid())
-                     and attempt(open, f"/proc/{pid}/cmdline") == "done"]
-            return any("NEIGHBOUR" in name for name in names)""", "False"),
+            others = {int(pid) for pid in os.listdir("/proc") if pid.isdigit()} - {1, os.getpid(), os.getppid()}
+            return any("NEIGHBOUR" in open(f"/proc/{pid}/cmdline").read() for pid in others)""", "False"),
         ("another Runtime API than its own", """
             lines = open("/proc/net/tcp").read().splitlines()[1:]
             listening = [line.split()[1] for line in lines if line.split()[3] == "0A"]

@@ -1,3 +1,4 @@
+# ruff: noqa: F401, SIM115  (the attempts use what is imported; what they open ends with their process)
 """Runs the attempts inside a sandbox, each in a process of its own. Standard library only.
 
 It lies in the function's folder, beside the hostile files of `prey`: a handler, and a program.
@@ -71,7 +72,7 @@ def syscall(name, *args):
 
 
 def read(path, prey):
-    """"read" when the prey's mark is in the file, which is what must not be."""
+    """ "read" when the prey's mark is in the file, which is what must not be."""
     try:
         with open(path, "rb") as file:
             return "read" if marked(file.read(1 << 20), prey) else "opened"
@@ -104,16 +105,26 @@ def tcp(host, port):
         return "done"
 
 
-def writable(folder):
-    """Places below, on the same or another mount, in which something can be made."""
-    found = []
-    for path, folders, _ in os.walk(folder):
-        if path == "/proc" or path == "/tmp":
-            folders.clear()
-            continue
-        if os.access(path, os.W_OK):
-            found.append(path)
-    return found
+def places():
+    """Every mount, what stands between them, and the folders one below."""
+    tops = {line.split()[4] for line in open("/proc/self/mountinfo")}
+    tops |= {os.path.dirname(top) for top in tops} | {
+        TASK,
+        "/opt",
+        "/var/runtime",
+        "/etc",
+        "/run/lambox",
+    }
+    below = {f"{top}/{name}" for top in tops if os.path.isdir(top) for name in os.listdir(top)}
+    return sorted(
+        place
+        for place in tops | below
+        if os.path.isdir(place)
+        and not os.path.islink(place)
+        and not place.startswith(("/proc/", "//"))
+        and place != "/tmp"
+        and not place.startswith("/tmp/")
+    )
 
 
 def one(code, prey):

@@ -14,7 +14,6 @@ import shutil
 import socket
 import stat
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -47,11 +46,7 @@ def prey(folder: Path) -> Iterator[dict[str, Any]]:
         _sockets(stack, facts, host, code)
         _ipc(stack, facts, mark)
         _key(facts, mark)
-        held = subprocess.Popen(
-            [sys.executable, "-c", "import sys; sys.stdin.read()"],
-            stdin=subprocess.PIPE, env={"SECRET": mark},
-        )  # fmt: skip
-        stack.callback(held.wait)
+        held = stack.enter_context(subprocess.Popen(["sleep", "600"], env={"SECRET": mark}))
         stack.callback(held.kill)
         facts["process"] = held.pid
         _code(facts, host, code)

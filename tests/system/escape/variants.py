@@ -16,7 +16,17 @@ from rootfs.layout import Bind
 from sandbox.confine import launcher as launcher_module
 from sandbox.confine.launcher import BwrapLauncher, open_launcher
 from sandbox.confine.pool import PoolLimits
-from tests.system.confine_fixtures import MAKING, PYTHON, ROOT, Box, confined, made_ahead
+from sandbox.confine.spec import SandboxSpec
+from tests.system.confine_fixtures import (
+    CLIENT,
+    MAKING,
+    PYTHON,
+    PYTHON_FORKS,
+    ROOT,
+    Box,
+    confined,
+    made_ahead,
+)
 from tests.system.escape import prey
 from tests.system.escape.attempts import numbered
 
@@ -40,6 +50,8 @@ async def direct(making: str, folder: Path, facts: dict[str, Any]) -> Results:
     try:
         pool = None if making == "scratch" else PoolLimits(2, 2)
         async with open_launcher(pool=pool) as launcher:
+            if making != "scratch":
+                await made_ahead(launcher, kind())
             return await _beside_a_neighbour(launcher, folder, facts)
     finally:
         MAKING.reset(token)
@@ -55,6 +67,8 @@ async def _beside_a_neighbour(
         assert await neighbour.heard() == "there"
         how = {"name": "attacker", "late": (Bind(str(code), "/var/task"),)}
         async with confined(launcher, root=ROOT, memory_bytes=512 << 20, **how) as box:
+            ahead = box.sandbox.name.startswith("ready-")
+            assert ahead == (MAKING.get() != "scratch")
             await _attack(box)
             with trio.fail_after(60):
                 results: Results = await box.heard()
@@ -62,6 +76,13 @@ async def _beside_a_neighbour(
             assert (await box.sandbox.kill()).killed
         assert (await neighbour.sandbox.kill()).killed
     return results
+
+
+def kind() -> SandboxSpec:
+    """What `confined` would launch now, but for what is a function's own."""
+    if MAKING.get() == "forked":
+        return SandboxSpec("kind", (*ROOT, *CLIENT), preparation=PYTHON_FORKS)
+    return SandboxSpec("kind", ROOT)
 
 
 async def _attack(box: Box) -> None:
