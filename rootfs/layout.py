@@ -58,9 +58,11 @@ class Directory:
 
 @dataclass(frozen=True, slots=True)
 class Proc:
-    """The environment's own procfs."""
+    """The environment's own procfs. `files` and `folders` of it cannot be read (each has to be there)."""
 
     target: str = "/proc"
+    files: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def plan(
         Directory("/var/task"),
         Directory("/opt"),
         Tmpfs("/tmp", tmp_bytes),
-        Proc(),
+        Proc(files=host.hidden_files, folders=host.hidden_folders),
         Dev(),
     )
 

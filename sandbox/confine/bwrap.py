@@ -200,8 +200,13 @@ def _entry(entry: Entry, bind: Callable[[str, str], list[str]], fds: Descriptors
             return ["--perms", "0444", "--ro-bind-data", str(fds.data(content.encode())), target]
         case Directory(target):
             return ["--dir", target]
-        case Proc(target):
-            return ["--proc", target]
+        case Proc(target, files, folders):
+            argv = ["--proc", target]
+            for path in files:  # bound without its device: not even to be opened
+                argv += ["--ro-bind", "/dev/null", path]
+            for path in folders:
+                argv += ["--perms", "0555", "--size", "4096", "--tmpfs", path, "--remount-ro", path]
+            return argv
         case Dev(target):
             # Its tmpfs would be a second writable place (with /dev/shm, which AWS has not).
             return ["--dev", target, "--remount-ro", target]

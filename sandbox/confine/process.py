@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -169,18 +169,22 @@ class BwrapSandbox:
         # Not reaped yet: so its number was its own when the namespaces were opened by it.
         assert self._pid1_fd is not None
         signal.pidfd_send_signal(self._pid1_fd, 0)
+        if self._child is not None:
+            self._cgroup.joined(self._child.pid)
         if self._child is not None and self._child.pid not in self._cgroup.pids():
             raise ConfineError("the runtime died while it was prepared")
 
-    async def adopt(self, spec: SandboxSpec, spawner: Spawner) -> None:
-        """Become what `spec` describes: its limits and its own folders. Raises ConfineError or OSError."""
+    async def adopt(
+        self, spec: SandboxSpec, spawner: Spawner, trees: Sequence[tuple[int, str]]
+    ) -> None:
+        """Become what `spec` describes: its limits and its own folders, `trees`. Raises ConfineError or OSError."""
         if spec.limits != self.spec.limits:
             self._cgroup.limit(spec.limits)
         self.spec = spec
-        if spec.late:
+        if trees:
             # By descriptor: it stood on a shelf, and its number may be another's by now.
             assert self._pid1_fd is not None
-            await spawner.attach(self._pid1_fd, spec.late)
+            await spawner.attach(self._pid1_fd, trees)
 
     def _complaint(self) -> str:
         with suppress(BlockingIOError):

@@ -18,9 +18,10 @@ import psutil
 import trio
 
 from rootfs import environ
+from rootfs.host import hidden
 from rootfs.layout import INSIDE, Bind, Dev, Directory, Entry, Proc, Symlink, Tmpfs
 from rootfs.runtimes import discover
-from sandbox.confine import cgroup
+from sandbox.confine import cgroup, privilege
 from sandbox.confine.launcher import BwrapLauncher, open_launcher
 from sandbox.confine.network.router import Router
 from sandbox.confine.pool import PoolLimits
@@ -35,10 +36,10 @@ ROOT: tuple[Entry, ...] = (
     Bind(sys.base_prefix, "/var/lang"),
     Directory("/var/task"),
     Tmpfs("/tmp", TMP_BYTES),
-    Proc(),
+    Proc("/proc", *hidden()),
     Dev(),
 )
-MAKINGS = ["scratch", *(["ready", "forked"] if os.geteuid() == 0 else [])]
+MAKINGS = ["scratch", *(["ready", "forked"] if privilege.may_mount() else [])]
 """How a sandbox comes about: bwrap on demand; made ahead, its program executed by pid 1; made ahead with a
 zygote's fork in it, which executes the program: whatever confines a forked runtime confines that."""
 MAKING: ContextVar[str] = ContextVar("MAKING", default="scratch")
