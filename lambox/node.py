@@ -50,6 +50,8 @@ from sandbox.ticket import Ticket
 log = logging.getLogger("lambox")
 CORE_MB = 1769
 """Memory that buys one whole core (SPEC 5.4)."""
+IMAGES = "tmp"
+"""Folder of the state folder in which the files behind /tmp lie, without names."""
 LOOK_S = 2.0
 """At the latest after this long all functions are looked at: the news of a change on disk may have gone to an
 invocation's own look."""
@@ -65,7 +67,7 @@ class Kitchen:
         self._runtimes = runtimes
         self._host = host.scan()
         self._preload = config.preload
-        self._roots: dict[tuple[str, int, Network], tuple[Entry, ...]] = {}
+        self._roots: dict[tuple[str, Network], tuple[Entry, ...]] = {}
 
     def prepare(
         self, function: FunctionVersion, id_: str, provisioned: bool = False
@@ -76,12 +78,14 @@ class Kitchen:
         argv = environ.command(runtime, environment=env, code=function.code, opt=opt)
         spec = SandboxSpec(
             name=id_,
-            root=self._root(runtime, function.ephemeral_storage_mb, function.network),
+            root=self._root(runtime, function.network),
             limits=Limits(
                 memory_bytes=function.memory_mb * MIB, cpu_cores=function.memory_mb / CORE_MB
             ),
             network=function.network,
-            late=layout.late(str(function.code), str(opt) if opt else None),
+            late=layout.late(
+                str(function.code), str(opt) if opt else None, function.ephemeral_storage_mb * MIB
+            ),
             preparation=self._preparation(runtime, env),
         )
         return spec, Program(argv=argv, env=env)
@@ -102,10 +106,10 @@ class Kitchen:
             user=function.environment,
         )
 
-    def _root(self, runtime: Runtime, tmp_mb: int, network: Network) -> tuple[Entry, ...]:
-        key = runtime.identifier, tmp_mb, network
+    def _root(self, runtime: Runtime, network: Network) -> tuple[Entry, ...]:
+        key = runtime.identifier, network
         if key not in self._roots:
-            self._roots[key] = layout.plan(runtime, tmp_mb * MIB, host=self._host, network=network)
+            self._roots[key] = layout.plan(runtime, host=self._host, network=network)
         return self._roots[key]
 
     def _preparation(self, runtime: Runtime, env: dict[str, str]) -> Preparation | None:
@@ -275,6 +279,8 @@ async def open_node(
                 uid_count=config.uid_count,
                 weaker=config.allow_weaker,
                 pool=PoolLimits(config.pool_min, config.pool_max) if config.zygote else None,
+                tmp=config.tmp,
+                images=config.state / IMAGES,
             )
         )
         kitchen = Kitchen(config, runtimes)

@@ -74,13 +74,22 @@ class Spawner:
         started: Started = await self._order(action)
         return started
 
-    async def attach(self, pidfd: int, binds: Sequence[Bind]) -> None:
-        """`mounts.attach`. Raises OSError, also where this host gives us no mount namespace."""
+    async def attach(
+        self,
+        pidfd: int,
+        binds: Sequence[Bind],
+        new: Sequence[tuple[int, str]] = (),
+        owner: int | None = None,
+    ) -> None:
+        """`mounts.attach`; `owner`: whose the `new` ones become. Raises OSError, also where this host gives us
+        no mount namespace."""
 
         def action() -> None:
             if self._stage is None:
                 raise self._refused or OSError(errno.EPERM, "not started by root")
-            mounts.attach(pidfd, binds)
+            for fd, _ in new if owner is not None else ():
+                os.chown(f"/proc/self/fd/{fd}", owner, owner)
+            mounts.attach(pidfd, binds, new)
 
         await self._order(action)
 
