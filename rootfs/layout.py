@@ -58,9 +58,11 @@ class Directory:
 
 @dataclass(frozen=True, slots=True)
 class Proc:
-    """The environment's own procfs."""
+    """The environment's own procfs. `files` and `folders` of it cannot be read (each has to be there)."""
 
     target: str = "/proc"
+    files: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ HOSTS = "127.0.0.1 localhost sandbox.localdomain sandbox\n::1 localhost\n"
 NSSWITCH = "passwd: files\ngroup: files\nhosts: files dns\n"
 
 
-def plan(runtime: Runtime, *, host: Host, network: str = "none") -> tuple[Entry, ...]:
+def plan(runtime: Runtime, *, host: Host, resolv_conf: str = "") -> tuple[Entry, ...]:
     """What every environment of a runtime sees; /var/task, /opt and /tmp are empty folders, for `late`.
 
     Pure: whether the sources exist is the caller's affair. Nothing of the host's /home, /root,
@@ -92,13 +94,13 @@ def plan(runtime: Runtime, *, host: Host, network: str = "none") -> tuple[Entry,
     """
     return (
         *_system(host),
-        *_etc(host, network),
+        *_etc(host, resolv_conf),
         *_lang(runtime),
         *_runtime(runtime),
         Directory("/var/task"),
         Directory("/opt"),
         Directory("/tmp"),
-        Proc(),
+        Proc(files=host.hidden_files, folders=host.hidden_folders),
         Dev(),
     )
 
@@ -135,14 +137,14 @@ def _system(host: Host) -> list[Entry]:
     return entries
 
 
-def _etc(host: Host, network: str) -> list[Entry]:
+def _etc(host: Host, resolv_conf: str) -> list[Entry]:
     return [
         *(Bind(path, path) for path in host.etc),
         Text(PASSWD, "/etc/passwd"),
         Text(GROUP, "/etc/group"),
         Text(HOSTS, "/etc/hosts"),
         Text(NSSWITCH, "/etc/nsswitch.conf"),
-        Text(host.resolv_conf if network == "host" else "", "/etc/resolv.conf"),
+        Text(resolv_conf, "/etc/resolv.conf"),
         Symlink("/usr/share/zoneinfo/UTC", "/etc/localtime"),
     ]
 

@@ -64,6 +64,7 @@ class Catalog:
     """Implements `runtimeapi.ports.Functions`. Close it: it holds an inotify descriptor.
 
     `layers` is where layers are merged; without it one folder is all a function can have.
+    `unavailable`: networks this host does not give, and why.
     A FunctionVersion's `layers` holds at most one folder: what is to be bound at /opt.
     """
 
@@ -74,12 +75,14 @@ class Catalog:
         *,
         defaults: FunctionDefaults | None = None,
         layers: LayerStore | None = None,
+        unavailable: Mapping[str, str] = MappingProxyType({}),
         watch: bool = True,
     ) -> None:
         self.folder = folder.absolute()
         self._runtimes = runtimes
         self._defaults = defaults or FunctionDefaults()
         self._layers = layers
+        self._unavailable = unavailable
         self._entries: dict[str, _Entry] = {}
         self._incomplete: dict[str, tuple[Path, ...]] = {}
         """Of functions that lack a layer, what is missing."""
@@ -237,6 +240,8 @@ class Catalog:
         try:
             _check_name(name, code)
             description = _read_description(code, self._defaults)
+            if why := self._unavailable.get(description.network):
+                raise _Broken(f'{code / TOML}: network = "{description.network}": {why}')
             sources = tuple(_source(code, layer) for layer in description.layers)
             seen += _look(*sources)
             _check_readable(code, *sources)

@@ -24,6 +24,7 @@ from sandbox.confine.cgroup import Cgroup, CgroupTree
 from sandbox.confine.cgroup_none import WatchedTree
 from sandbox.confine.control import Control
 from sandbox.confine.identity import Identities
+from sandbox.confine.network.router import Router
 from sandbox.confine.parked import Parked
 from sandbox.confine.pool import Pool, PoolLimits
 from sandbox.confine.process import BwrapSandbox, Pipes, discard
@@ -71,6 +72,7 @@ class BwrapLauncher:
         init: Path,
         filter_: bytes | None,
         spawner: Spawner,
+        router: Router | None,
     ) -> None:
         self._tree = tree
         self._identities = identities
@@ -78,6 +80,7 @@ class BwrapLauncher:
         self._init = str(init)
         self._filter = filter_
         self._spawner = spawner
+        self._router = router
         self._live: set[BwrapSandbox] = set()
         self._strays = Strays()
         self._composed: dict[tuple[Entry, ...], str | None] = {}
@@ -257,10 +260,17 @@ class BwrapLauncher:
             ),
         ]
 
+    def _way_out(self) -> Router:
+        if self._router is None:
+            raise IsolationUnavailable('this server gives no sandbox the network "nat"')
+        return self._router
+
     async def _open(self, sandbox: BwrapSandbox, zygote: Zygote | None) -> None:
         try:
             with trio.fail_after(LAUNCH_LIMIT_S):
                 await sandbox.open()
+                if sandbox.spec.network == "nat":
+                    await sandbox.connect(self._way_out())
                 await sandbox.prepare(zygote)
         except trio.TooSlowError as exc:
             raise ConfineError(
@@ -296,7 +306,7 @@ def unready(*, watched: bool = False) -> str:
 
 
 def _poolable(spec: SandboxSpec) -> bool:
-    return spec.network == "none"
+    return spec.network != "host"
 
 
 def _kind(spec: SandboxSpec) -> SandboxSpec:
@@ -327,10 +337,12 @@ async def open_launcher(
     tree: CgroupTree | None = None,
     bwrap_path: str = "bwrap",
     pool: PoolLimits | None = None,
+    router: Router | None = None,
 ) -> AsyncIterator[BwrapLauncher]:
     """A launcher that owns its sandboxes: leaving kills them and removes the cgroups.
 
-    With `pool`, sandboxes are made ahead where this host allows it (`unready`).
+    With `pool`, sandboxes are made ahead where this host allows it (`unready`). `router`: the way out of
+    those with the network "nat"; it is to be closed later.
 
     Sweeps what dead supervisors left. Raises IsolationUnavailable with the remedy, but for those of
     "cgroups" and "seccomp" that `weaker` says may be gone without.
@@ -351,7 +363,7 @@ async def open_launcher(
         stack.callback(spawner.close)
         identities = identity.claim(uids)
         stack.callback(identities.close)
-        launcher = BwrapLauncher(tree, identities, tool, init, filter_, spawner)
+        launcher = BwrapLauncher(tree, identities, tool, init, filter_, spawner, router)
         if isinstance(tree, WatchedTree):
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)
