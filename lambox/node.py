@@ -39,6 +39,7 @@ from sandbox.catalog import Catalog
 from sandbox.confine.launcher import BwrapLauncher, open_launcher
 from sandbox.confine.pool import PoolLimits
 from sandbox.confine.spec import MIB, Limits, Preparation, Program, SandboxSpec
+from sandbox.confine.storage import open_storage
 from sandbox.environment import Environment, ServeRuntimeApi, Surroundings
 from sandbox.function import FunctionVersion, Network
 from sandbox.invocation import Invocation, Outcome
@@ -292,15 +293,18 @@ async def open_node(
                 runtime_lane if config.fast_lane else None,
             )
         )
+        ready = PoolLimits(config.pool_min, config.pool_max) if config.zygote else None
+        storage = await stack.enter_async_context(
+            open_storage(config.tmp, config.state / IMAGES, ready=ready)
+        )
         launcher = await stack.enter_async_context(
             open_launcher(
                 uid_base=config.uid_base,
                 uid_count=config.uid_count,
                 weaker=config.allow_weaker,
-                pool=PoolLimits(config.pool_min, config.pool_max) if config.zygote else None,
+                pool=ready,
                 router=way_out.router,
-                tmp=config.tmp,
-                images=config.state / IMAGES,
+                storage=storage,
             )
         )
         kitchen = Kitchen(config, runtimes, way_out.resolv_conf)

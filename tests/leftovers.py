@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+from sandbox.confine import loops
+
 
 def leftovers() -> set[str]:
     """Processes, cgroups, mounts, loop devices, network namespaces and temp folders of ours.
@@ -34,9 +36,10 @@ def leftovers() -> set[str]:
     for line in Path("/proc/mounts").read_text().splitlines():
         if "lambox" in line:
             found.add(f"mount {line}")
-    for backing in glob.glob("/sys/block/loop*/loop/backing_file"):
-        if "lambox" in Path(backing).read_text():
-            found.add(f"loop {backing}")
+    # The file behind one has no name; the device has its supervisor's.
+    for device, name in loops.named().items() if os.geteuid() == 0 else ():
+        if name.startswith("lambox") and not _held_elsewhere(name):
+            found.add(f"loop {device} {name}")
     found.update(f"netns {path}" for path in glob.glob("/run/netns/*lambox*"))
     found.update(f"temp {path}" for path in glob.glob("/tmp/lambox*") + glob.glob("/run/lambox*"))
     return found

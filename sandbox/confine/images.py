@@ -52,7 +52,6 @@ PASSING = (
     errno.EMFILE,
     errno.ENFILE,
     errno.ENOMEM,
-    errno.ENXIO,
 )
 """What may be otherwise in a moment; all else is how this host is."""
 
@@ -75,9 +74,10 @@ class Images:
         self._fitting = threading.Lock()
 
     def make(self, size: int) -> int:
-        """A mount (nosuid, nodev) whose root is 01777 and empty, for `size` bytes. Raises OSError, IsolationUnavailable.
+        """A mount (nosuid, nodev) for `size` bytes, whose root is 01777 and empty.
 
-        Closing the descriptor gives all of it back; that may have to write first what has not been written.
+        Raises OSError, or IsolationUnavailable where mkfs.ext4 or a disk is lacking. Closing the
+        descriptor gives all of it back; that may have to write first what has not been written.
         """
         template = self._templates.get(size)
         if template is None:
@@ -190,7 +190,8 @@ def _mkfs(total: int, inodes: int) -> _Template:
 
 
 def _read(fd: int) -> _Template:
-    length, end, blocks = os.fstat(fd).st_size, 0, []
+    length, end = os.fstat(fd).st_size, 0
+    blocks: list[tuple[int, bytes]] = []
     while True:
         try:
             start = os.lseek(fd, end, os.SEEK_DATA)

@@ -17,7 +17,7 @@ import prctl
 import trio
 
 import rootfs.inside
-from rootfs.layout import Bind, Entry
+from rootfs.layout import Bind, Entry, Tmpfs
 from sandbox.confine import bwrap, cgroup, identity, mounts, seccomp, staging
 from sandbox.confine.bwrap import Bwrap, Descriptors
 from sandbox.confine.cgroup import Cgroup, CgroupTree
@@ -31,6 +31,7 @@ from sandbox.confine.process import BwrapSandbox, Pipes, discard
 from sandbox.confine.spawner import Spawner
 from sandbox.confine.spec import ConfineError, IsolationUnavailable, Limits, SandboxSpec
 from sandbox.confine.staging import Bridge, OutOfOrder
+from sandbox.confine.storage import Storage, open_storage
 from sandbox.confine.strays import Strays
 from sandbox.confine.zygote import Zygote, Zygotes
 
@@ -73,7 +74,9 @@ class BwrapLauncher:
         filter_: bytes | None,
         spawner: Spawner,
         router: Router | None,
+        storage: Storage | None,
     ) -> None:
+        """`storage` None: what bwrap can mount must do for /tmp."""
         self._tree = tree
         self._identities = identities
         self._bwrap = tool
@@ -81,6 +84,7 @@ class BwrapLauncher:
         self._filter = filter_
         self._spawner = spawner
         self._router = router
+        self._storage = storage
         self._live: set[BwrapSandbox] = set()
         self._strays = Strays()
         self._composed: dict[tuple[Entry, ...], str | None] = {}
@@ -110,7 +114,8 @@ class BwrapLauncher:
         version = ".".join(map(str, self._bwrap.version))
         users = "own uid each" if self._identities.any else f"uid {os.getuid()}"
         calls = "seccomp" if self._filter else "no seccomp"
-        return f"bubblewrap {version}, {self._tree.describe()}, {users}, {calls}"
+        tmp = self._storage.describe() if self._storage else "/tmp in memory"
+        return f"bubblewrap {version}, {self._tree.describe()}, {users}, {calls}, {tmp}"
 
     async def launch(self, spec: SandboxSpec) -> BwrapSandbox:
         if not NAME.fullmatch(spec.name):
@@ -133,14 +138,18 @@ class BwrapLauncher:
             raise ConfineError(f"there was none within {READY_LIMIT_S:.0f} s") from exc
         async with AsyncExitStack() as undo:
             undo.push_async_callback(sandbox.kill)
-            await sandbox.adopt(spec, self._spawner)
+            assert self._storage is not None
+            await sandbox.adopt(spec, self._spawner, self._storage)
             undo.pop_all()
         return sandbox
 
     def keep(self, specs: Iterable[SandboxSpec]) -> None:
         """Have sandboxes like these ready from now on, and in time no others."""
+        specs = list(specs)
         if self._pool is not None:
             self._pool.keep({_kind(spec) for spec in specs if _poolable(spec)})
+        if self._storage is not None:
+            self._storage.keep({one.size for spec in specs for one in _tmpfs(spec)})
 
     def prepared(self) -> list[Prepared]:
         """What stands ready."""
@@ -161,6 +170,8 @@ class BwrapLauncher:
         zygote = None
         if spec.preparation and spec.preparation.forks and self._zygotes:
             zygote = await self._zygotes.get(spec.root, spec.preparation)
+        tmp = _tmpfs(spec) if self._storage else []
+        spec = replace(spec, late=tuple(entry for entry in spec.late if entry not in tmp))
         composed = await self._compose(spec.root)
         bridges = self._bridges(spec, composed)
         try:
@@ -168,6 +179,8 @@ class BwrapLauncher:
             async with AsyncExitStack() as undo:
                 undo.push_async_callback(sandbox.kill)
                 await self._open(sandbox, zygote)
+                if tmp and self._storage:
+                    await sandbox.attach(tmp, self._spawner, self._storage)
                 undo.pop_all()
         except (OSError, ValueError, subprocess.SubprocessError) as exc:
             raise ConfineError(f"cannot make a sandbox: {exc}") from exc
@@ -316,6 +329,10 @@ def _kind(spec: SandboxSpec) -> SandboxSpec:
     return replace(spec, name="", late=(), limits=spec.limits if looked else Limits())
 
 
+def _tmpfs(spec: SandboxSpec) -> list[Tmpfs]:
+    return [entry for entry in spec.late if isinstance(entry, Tmpfs)]
+
+
 async def _kill(sandbox: BwrapSandbox) -> None:
     try:
         await sandbox.kill()
@@ -338,11 +355,12 @@ async def open_launcher(
     bwrap_path: str = "bwrap",
     pool: PoolLimits | None = None,
     router: Router | None = None,
+    storage: Storage | None = None,
 ) -> AsyncIterator[BwrapLauncher]:
     """A launcher that owns its sandboxes: leaving kills them and removes the cgroups.
 
     With `pool`, sandboxes are made ahead where this host allows it (`unready`). `router`: the way out of
-    those with the network "nat"; it is to be closed later.
+    those with the network "nat"; `storage`: what their /tmp is taken from. Both are to be closed later.
 
     Sweeps what dead supervisors left. Raises IsolationUnavailable with the remedy, but for those of
     "cgroups" and "seccomp" that `weaker` says may be gone without.
@@ -363,7 +381,11 @@ async def open_launcher(
         stack.callback(spawner.close)
         identities = identity.claim(uids)
         stack.callback(identities.close)
-        launcher = BwrapLauncher(tree, identities, tool, init, filter_, spawner, router)
+        if unready():
+            storage = None
+        elif storage is None:
+            storage = await stack.enter_async_context(open_storage("memory", None))
+        launcher = BwrapLauncher(tree, identities, tool, init, filter_, spawner, router, storage)
         if isinstance(tree, WatchedTree):
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)

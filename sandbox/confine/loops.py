@@ -43,7 +43,9 @@ def bind(image: int, name: str, *, block: int, folder: str) -> Loop:
     system has it (otherwise the kernel does without): its pages are not cached twice.
     `folder`: where a node may be made for a number that /dev has none for, as in a container.
     """
-    info = INFO.pack(*[0] * 8, LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO, name.encode(), *[b""] * 2, 0, 0)
+    info = INFO.pack(
+        *[0] * 8, LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO, name.encode(), *[b""] * 2, 0, 0
+    )
     control = os.open(CONTROL, os.O_RDWR | os.O_CLOEXEC)
     try:
         for _ in range(TRIES):

@@ -11,12 +11,14 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import Literal
 
 import trio
 
+from rootfs.layout import Bind, Late, Tmpfs
 from sandbox.confine import peers
 from sandbox.confine.cgroup import Cgroup
 from sandbox.confine.control import Control
@@ -24,6 +26,7 @@ from sandbox.confine.network.router import Lease, Router
 from sandbox.confine.parked import Parked
 from sandbox.confine.spawner import Spawner, Started
 from sandbox.confine.spec import ConfineError, Exit, Program, SandboxSpec, Usage
+from sandbox.confine.storage import Storage, Tmp
 from sandbox.confine.strays import Strays
 from sandbox.confine.zygote import Child, Zygote
 
@@ -104,6 +107,8 @@ class BwrapSandbox:
         """The zygote's fork, where the runtime is one."""
         self._zygote: Zygote | None = None
         """Whose fork is in here, or was about to be."""
+        self._tmp: Tmp | None = None
+        """What is on /tmp, where bwrap has not mounted it."""
         self._uid = uid
         self._strays = strays
         self._on_gone = on_gone
@@ -172,15 +177,29 @@ class BwrapSandbox:
         if self._child is not None and self._child.pid not in self._cgroup.pids():
             raise ConfineError("the runtime died while it was prepared")
 
-    async def adopt(self, spec: SandboxSpec, spawner: Spawner) -> None:
+    async def adopt(self, spec: SandboxSpec, spawner: Spawner, storage: Storage) -> None:
         """Become what `spec` describes: its limits and its own folders. Raises ConfineError or OSError."""
         if spec.limits != self.spec.limits:
             self._cgroup.limit(spec.limits)
         self.spec = spec
         if spec.late:
-            # By descriptor: it stood on a shelf, and its number may be another's by now.
-            assert self._pid1_fd is not None
-            await spawner.attach(self._pid1_fd, spec.late)
+            await self.attach(spec.late, spawner, storage)
+
+    async def attach(self, late: Sequence[Late], spawner: Spawner, storage: Storage) -> None:
+        """Put folders, and a /tmp out of `storage`, into what stands. Raises ConfineError or OSError."""
+        new = []
+        for entry in late:
+            if isinstance(entry, Tmpfs):
+                self._tmp = await storage.take(entry.size)
+                new += [(self._tmp.fd, entry.target)]
+        # By descriptor: it may have stood on a shelf, and its number may be another's by now.
+        assert self._pid1_fd is not None
+        binds = [entry for entry in late if isinstance(entry, Bind)]
+        await spawner.attach(self._pid1_fd, binds, new, -1 if self._uid is None else self._uid)
+
+    @property
+    def tmp(self) -> Literal["disk", "memory"]:
+        return self._tmp.medium if self._tmp else "memory"
 
     def _complaint(self) -> str:
         with suppress(BlockingIOError):
@@ -302,6 +321,8 @@ class BwrapSandbox:
             await self.wait()
             self.usage()
             await discard(self._cgroup)
+            if self._tmp is not None:
+                await self._tmp.kill()
             self._close()
             return
         raise ConfineError(

@@ -79,15 +79,17 @@ class Spawner:
         pidfd: int,
         binds: Sequence[Bind],
         new: Sequence[tuple[int, str]] = (),
-        owner: int | None = None,
+        owner: int = -1,
     ) -> None:
-        """`mounts.attach`; `owner`: whose the `new` ones become. Raises OSError, also where this host gives us
-        no mount namespace."""
+        """`mounts.attach`; `owner`: uid and gid of the `new` ones, -1: as they are.
+
+        Raises OSError, also where this host gives us no mount namespace.
+        """
 
         def action() -> None:
             if self._stage is None:
                 raise self._refused or OSError(errno.EPERM, "not started by root")
-            for fd, _ in new if owner is not None else ():
+            for fd, _ in new:
                 os.chown(f"/proc/self/fd/{fd}", owner, owner)
             mounts.attach(pidfd, binds, new)
 

@@ -10,15 +10,15 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import trio
 
-from sandbox.confine import mounts
+from sandbox.confine import cgroup, mounts
 from sandbox.confine.images import PASSING, Images, refusal
 from sandbox.confine.pool import Pool, PoolLimits
 from sandbox.confine.spec import MIB, ConfineError, IsolationUnavailable
@@ -101,7 +101,7 @@ class Closers:
 
 
 class Storage:
-    """Hands out mounts for /tmp. Made by `open_storage`."""
+    """Hands out mounts for /tmp, where mounts can be put into a sandbox (`mounts.probe`). Made by `open_storage`."""
 
     def __init__(self, images: Images | None, *, required: bool) -> None:
         """`images` None: all are in memory. `required`: none may be."""
@@ -167,29 +167,43 @@ class Storage:
         await self._closers.finish()
 
 
-async def open_storage(wanted: Wanted, folder: Path, name: str) -> Storage:
-    """The storage of one launcher, tried out; `close` it. `folder`: for images, `name`: of loop devices.
+@asynccontextmanager
+async def open_storage(
+    wanted: Wanted, folder: Path | None, *, ready: PoolLimits | None = None
+) -> AsyncIterator[Storage]:
+    """The storage for launchers, which are to be closed earlier; tried out. Leaving lets go of all of it.
 
+    `folder`: for images; None, and all is in memory. `ready`: how many of a size are kept so.
     Raises IsolationUnavailable when a disk is `wanted` and cannot be had.
     """
-    if wanted == "memory":
-        return Storage(None, required=False)
-    images = Images(folder, name)
+    images = None
+    if folder is not None and wanted != "memory":
+        images = Images(folder, cgroup.own_name())
+        try:
+            await trio.to_thread.run_sync(try_out, images)
+        except IsolationUnavailable as exc:
+            if wanted == "disk":
+                raise
+            log.warning("/tmp of environments is in memory, and counts as theirs: %s", exc)
+            images = None
+    storage = Storage(images, required=wanted == "disk")
     try:
-        await trio.to_thread.run_sync(try_out, images)
-    except IsolationUnavailable as exc:
-        if wanted == "disk":
-            raise
-        log.warning("/tmp of environments is in memory, and counts as theirs: %s", exc)
-        return Storage(None, required=False)
-    return Storage(images, required=wanted == "disk")
+        async with trio.open_nursery() as makers:
+            if ready is not None:
+                storage.make_ready(ready, makers)
+            yield storage
+            makers.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await storage.close()
 
 
 def try_out(images: Images) -> None:
     """Raises IsolationUnavailable where no /tmp can be on disk; what may pass by itself is passed over."""
+    if reason := mounts.probe():
+        raise IsolationUnavailable(reason, "sudo lambox serve")
     try:
         os.close(images.make(USUAL_SIZE))
     except OSError as exc:
         if exc.errno not in PASSING:
-            problem = refusal(exc)
-            raise IsolationUnavailable(f"no /tmp on disk: {problem}") from exc
+            raise refusal(exc) from exc
