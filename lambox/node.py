@@ -17,7 +17,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import trio
@@ -41,6 +40,7 @@ from sandbox.confine.pool import PoolLimits
 from sandbox.confine.spec import MIB, Limits, Preparation, Program, SandboxSpec
 from sandbox.confine.storage import open_storage
 from sandbox.environment import Environment, ServeRuntimeApi, Surroundings
+from sandbox.eventstore import EventStore
 from sandbox.function import FunctionVersion, Network
 from sandbox.invocation import Invocation, Outcome
 from sandbox.keepwarm import KeepWarm, idle_limit_s
@@ -334,7 +334,7 @@ async def open_node(
             open_queue(
                 scheduler.invoke,
                 lambda name: _current(catalog, name),
-                _spool(config),
+                EventStore(config.state / "events", _key(config)),
                 wall=time.time,
                 concurrency=ASYNC_PER_CORE * (os.cpu_count() or 1),
             )
@@ -372,7 +372,6 @@ def _current(catalog: Catalog, name: str) -> FunctionVersion:
     return catalog.get(name)
 
 
-def _spool(config: Config) -> Path:
-    """One file per folder of functions: two servers on one state folder do not take each other's."""
-    key = hashlib.sha256(str(config.functions.absolute()).encode()).hexdigest()[:16]
-    return config.state / "events" / f"{key}.jsonl"
+def _key(config: Config) -> str:
+    """Servers of one folder of functions take over each other's events, others do not."""
+    return hashlib.sha256(str(config.functions.absolute()).encode()).hexdigest()[:16]

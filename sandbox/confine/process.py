@@ -18,7 +18,7 @@ from typing import Literal
 
 import trio
 
-from rootfs.layout import Bind, Late, Tmpfs
+from rootfs.layout import Late, Tmpfs
 from sandbox.confine import peers
 from sandbox.confine.cgroup import Cgroup
 from sandbox.confine.control import Control
@@ -174,28 +174,46 @@ class BwrapSandbox:
         # Not reaped yet: so its number was its own when the namespaces were opened by it.
         assert self._pid1_fd is not None
         signal.pidfd_send_signal(self._pid1_fd, 0)
+        if self._child is not None:
+            self._cgroup.joined(self._child.pid)
         if self._child is not None and self._child.pid not in self._cgroup.pids():
             raise ConfineError("the runtime died while it was prepared")
 
-    async def adopt(self, spec: SandboxSpec, spawner: Spawner, storage: Storage) -> None:
-        """Become what `spec` describes: its limits and its own folders. Raises ConfineError or OSError."""
+    async def adopt(
+        self,
+        spec: SandboxSpec,
+        spawner: Spawner,
+        trees: Sequence[tuple[int, str]],
+        storage: Storage,
+    ) -> None:
+        """Become what `spec` describes: its limits, its own folders, `trees`, and a /tmp out of `storage`.
+
+        Raises ConfineError or OSError.
+        """
         if spec.limits != self.spec.limits:
             self._cgroup.limit(spec.limits)
         self.spec = spec
-        if spec.late:
-            await self.attach(spec.late, spawner, storage)
+        await self.attach(spec.late, spawner, trees, storage)
 
-    async def attach(self, late: Sequence[Late], spawner: Spawner, storage: Storage) -> None:
-        """Put folders, and a /tmp out of `storage`, into what stands. Raises ConfineError or OSError."""
+    async def attach(
+        self,
+        late: Sequence[Late],
+        spawner: Spawner,
+        trees: Sequence[tuple[int, str]],
+        storage: Storage,
+    ) -> None:
+        """Put in `trees`, and for what is a Tmpfs of `late` one out of `storage`. Raises ConfineError or OSError."""
         new = []
         for entry in late:
             if isinstance(entry, Tmpfs):
+                assert self._tmp is None
                 self._tmp = await storage.take(entry.size)
-                new += [(self._tmp.fd, entry.target)]
-        # By descriptor: it may have stood on a shelf, and its number may be another's by now.
-        assert self._pid1_fd is not None
-        binds = [entry for entry in late if isinstance(entry, Bind)]
-        await spawner.attach(self._pid1_fd, binds, new, -1 if self._uid is None else self._uid)
+                new = [(self._tmp.fd, entry.target)]
+        if trees or new:
+            # By descriptor: it may have stood on a shelf, and its number may be another's by now.
+            assert self._pid1_fd is not None
+            owner = -1 if self._uid is None else self._uid
+            await spawner.attach(self._pid1_fd, trees, new, owner)
 
     @property
     def tmp(self) -> Literal["disk", "memory"]:

@@ -22,7 +22,7 @@ from rootfs import environ
 from rootfs.host import hidden
 from rootfs.layout import INSIDE, Bind, Dev, Directory, Entry, Proc, Symlink, Tmpfs
 from rootfs.runtimes import discover
-from sandbox.confine import cgroup
+from sandbox.confine import cgroup, privilege
 from sandbox.confine.launcher import BwrapLauncher, open_launcher
 from sandbox.confine.pool import PoolLimits
 from sandbox.confine.process import BwrapSandbox
@@ -40,7 +40,7 @@ ROOT: tuple[Entry, ...] = (
     Proc("/proc", *hidden()),
     Dev(),
 )
-MAKINGS = ["scratch", *(["ready", "forked"] if os.geteuid() == 0 else [])]
+MAKINGS = ["scratch", *(["ready", "forked"] if privilege.may_mount() else [])]
 """How a sandbox comes about: bwrap on demand; made ahead, its program executed by pid 1; made ahead with a
 zygote's fork in it, which executes the program: whatever confines a forked runtime confines that. The first two
 have their /tmp in memory, the last on disk."""

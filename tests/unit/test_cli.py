@@ -46,6 +46,7 @@ ENVIRONMENT = {
     "invocations": 7,
     "memory_mb": 9,
     "memory_size_mb": 128,
+    "tmp": "disk",
     "cpu_s": 0.123,
 }
 
@@ -415,7 +416,7 @@ def test_list_of_an_empty_folder_says_how_to_begin(
 
 def test_ps(runner: CliRunner, server: FakeServer) -> None:
     result = run(runner, "ps", "--endpoint", server.url)
-    expected = "hello-1234 hello provisioned frozen 3.2 s 7 9 MB 128 MB 0.12 s"
+    expected = "hello-1234 hello provisioned frozen 3.2 s 7 9 MB 128 MB disk 0.12 s"
     assert expected.split() in [line.split() for line in result.stdout.splitlines()]
 
 
@@ -524,6 +525,16 @@ def test_log_lines_keep_their_order_and_text() -> None:
     os.close(write)
     with open(read, encoding="utf-8") as lines:
         assert lines.read().splitlines() == [f"[hello] REPORT\t{n}" for n in range(1000)]
+
+
+def test_a_function_cannot_speak_as_another_or_as_lambox() -> None:
+    read, write = os.pipe()
+    writer = loglines.LineWriter(write)
+    writer.function_line("hello", "one event\n[other] START RequestId: 1\nlambox: ERROR")
+    writer.close()
+    os.close(write)
+    with open(read, encoding="utf-8") as lines:
+        assert [line.split(" ")[0] for line in lines] == ["[hello]"] * 3
 
 
 def test_a_standing_reader_stops_nobody_and_drops_are_counted(
