@@ -24,6 +24,7 @@ from rootfs.layout import INSIDE, Bind, Dev, Directory, Entry, Proc, Symlink, Tm
 from rootfs.runtimes import discover
 from sandbox.confine import cgroup, privilege
 from sandbox.confine.launcher import BwrapLauncher, open_launcher
+from sandbox.confine.network.router import Router
 from sandbox.confine.pool import PoolLimits
 from sandbox.confine.process import BwrapSandbox
 from sandbox.confine.spec import MIB, Limits, Preparation, Program, SandboxSpec
@@ -133,6 +134,8 @@ class Box:
 async def confined(
     launcher: BwrapLauncher | None = None,
     root: Sequence[Entry] = ROOT,
+    *,
+    router: Router | None = None,
     images: Path | None = None,
     **how: Any,
 ) -> AsyncIterator[Box]:
@@ -147,7 +150,7 @@ async def confined(
     if MAKING.get() == "forked":
         spec = replace(spec, root=(*spec.root, *CLIENT), preparation=PYTHON_FORKS)
     with trio.fail_after(30):
-        async with opened(launcher, images) as maker:
+        async with opened(launcher, router, images) as maker:
             if launcher is None and MAKING.get() != "scratch":
                 await made_ahead(maker, spec)
             sandbox = await maker.launch(spec)
@@ -161,7 +164,9 @@ async def confined(
 
 @asynccontextmanager
 async def opened(
-    launcher: BwrapLauncher | None = None, images: Path | None = None
+    launcher: BwrapLauncher | None = None,
+    router: Router | None = None,
+    images: Path | None = None,
 ) -> AsyncIterator[BwrapLauncher]:
     if launcher is not None:
         yield launcher
@@ -169,18 +174,20 @@ async def opened(
     pool = None if MAKING.get() == "scratch" else PoolLimits(1, 1)
     async with AsyncExitStack() as stack:
         storage = None
-        if MAKING.get() == "forked" and images is None:
+        if MAKING.get() == "forked" and images is None and privilege.of_the_host():
             made = tempfile.TemporaryDirectory(prefix="lambox-images-")
             images = Path(stack.enter_context(made))
         if images is not None:
             storage = await stack.enter_async_context(open_storage("disk", images))
-        yield await stack.enter_async_context(open_launcher(pool=pool, storage=storage))
+        yield await stack.enter_async_context(
+            open_launcher(pool=pool, router=router, storage=storage)
+        )
 
 
 async def made_ahead(launcher: BwrapLauncher, spec: SandboxSpec) -> None:
     """Wait until the next launch of `spec` is of a sandbox that stands already."""
     assert launcher.unready() == ""
-    assert spec.network == "none"
+    assert spec.network != "host"
     launcher.keep([spec])
     while not any(row.ready for row in launcher.prepared()):  # noqa: ASYNC110
         await trio.sleep(0.001)
