@@ -487,8 +487,9 @@ def show(table: Table) -> None:
 
 
 @main.command("doctor")
+@click.option("--matrix", is_flag=True, help="Try out what holds here: a table in Markdown.")
 @config_option
-def doctor_(config: Path | None) -> None:
+def doctor_(config: Path | None, matrix: bool) -> None:
     """Check what this host has for isolating functions, and how to mend what is missing."""
     from rich.markup import escape
 
@@ -496,6 +497,11 @@ def doctor_(config: Path | None) -> None:
 
     checked = load(config)
     become_root_of_our_own()
+    if matrix:
+        from lambox.matrix import columns, markdown
+
+        click.echo(markdown(columns(checked)))
+        return
     results = doctor.examine(checked)
     table = plain_table("", "check", "found")
     for result in results:
