@@ -39,6 +39,7 @@ OLDEST_KERNEL = (4, 18)
 FULL_KERNEL = (5, 19)
 """cgroup.kill is 5.14's, memory.peak 5.19's (v2)."""
 FEW_DESCRIPTORS = 4096
+MANY_ZOMBIES = 100
 FEW_WATCHES = 8192
 PROBE_LIMIT_S = 10.0
 
@@ -62,6 +63,7 @@ def examine(config: Config) -> list[Result]:
         _init,
         _switches,
         _sandbox,
+        _orphans,
         _cgroup,
         _seccomp,
         _uids,
@@ -150,9 +152,24 @@ def _sandbox(config: Config) -> Iterator[Result]:
         yield Result("a sandbox", "ok", f"made as {who}")
         return
     said = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-    doubted = [switch.mend for switch, _ in hosts.forbidding() if not switch.certain]
-    mend = doubted[0] if doubted else hosts.CONTAINER_MEND
-    yield Result("a sandbox", "missing", f"{who} may not make one: {said[0]}", mend)
+    trouble = hosts.explain(said[0], hosts.refusals(uids[0] if uids else None))
+    found = f"{who} may not make one: {said[0]} ({trouble.cause})"
+    yield Result("a sandbox", "missing", found, trouble.mend)
+
+
+def _orphans(_: Config) -> Iterator[Result]:
+    """What a killed server leaves is its parent's to reap, and until then keeps its namespaces."""
+    name = "orphans"
+    many = {pid: count for pid, count in hosts.zombies().items() if count >= MANY_ZOMBIES}
+    if many:
+        pid, count = max(many.items(), key=lambda item: item[1])
+        found = f"process {pid} has left {count} dead children unreaped; each holds a pid"
+        yield Result(name, "note", found, "docker run --init ..." if pid == 1 else f"kill {pid}")
+    elif parent := hosts.unreaped():
+        found = f"{parent} does not reap within a second: what a killed server leaves stays a while"
+        yield Result(name, "note", found, "docker run --init ...")
+    else:
+        yield Result(name, "ok", "are reaped")
 
 
 def _run(
