@@ -14,10 +14,12 @@ from typing import Any, cast
 from quart import Response, request
 from werkzeug.exceptions import HTTPException
 
-from runtimeapi.app import FaceApp, body_of, path_of, respond
+from runtimeapi.app import FaceApp, body_of, head_of, path_of, respond
 from runtimeapi.bodies import BodyTooLarge, read_all
+from runtimeapi.guard import Guard
 from runtimeapi.ports import BodyTruncated, RuntimeFace
 from runtimeapi.replies import Reply
+from sandbox.errors import InvalidRequest
 from sandbox.invocation import MAX_PAYLOAD
 from sandbox.lifecycle import NextEvent, Refused
 
@@ -53,12 +55,18 @@ def make_rapi_app() -> FaceApp:
     """One app for all environments; serve it with `state={"environment": RuntimeFace}` on each
     one's socket."""
     app = FaceApp(__name__)
+    guard = Guard()
     _mount_invocation(app)
     _mount_stubs(app)
     _mount_errors(app)
 
     @app.before_request
-    async def no_head() -> Response | None:
+    async def admit() -> Response | None:
+        # With `network = "host"` a browser on this host reaches the socket as well.
+        try:
+            guard.check_source(head_of(request))
+        except InvalidRequest as exc:
+            return render(refusal(exc.status, exc.code, exc.message))
         # werkzeug answers HEAD wherever there is a GET: a HEAD of `next` would swallow an event.
         return respond(405, {"Allow": "GET"}, b"") if request.method == "HEAD" else None
 
