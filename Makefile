@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 PACKAGES := lambox runtimeapi sandbox rootfs
 
-.PHONY: help setup dev demo test unit lint bench bench-full lock clean
+.PHONY: help setup dev demo test unit faults lint bench bench-full lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,9 @@ test: lint ## every check and test: linters, unit, contract, system
 
 unit: dev ## the tests that need no sandbox
 	@$(BIN)/python -m pytest tests/unit tests/contract
+
+faults: dev ## faults of the host that take seconds each (the quick ones are in `make test`)
+	@$(BIN)/python -m pytest tests/faults $(ARGS)
 
 lint: dev ## ruff, mypy, flake8-async, import-linter
 	@$(BIN)/ruff check

@@ -17,6 +17,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class Config:
     init_timeout_s: float
     uid_base: int | None
     uid_count: int | None
+    nat_range: IPv4Network | None
     max_starts: int
     zygote: bool
     pool_min: int
@@ -89,6 +91,16 @@ def _weaker(value: Any) -> tuple[str, ...]:
     if not isinstance(items, list) or any(item not in WEAKER for item in items):
         raise Wrong(f"must be a list out of {', '.join(map(json.dumps, WEAKER))}")
     return tuple(dict.fromkeys(items))
+
+
+def _nat_range(value: Any) -> IPv4Network:
+    try:
+        found = IPv4Network(value if isinstance(value, str) else "")
+    except ValueError as exc:
+        raise Wrong('must be an IPv4 network, such as "10.77.0.0/16"') from exc
+    if not 8 <= found.prefixlen <= 26:
+        raise Wrong("must be a network of /8 to /26")
+    return found
 
 
 def _modules(value: Any) -> tuple[str, ...]:
@@ -215,6 +227,15 @@ SETTINGS: tuple[Setting, ...] = (
         "1 to 1000000",
         "how many uids from uid_base on; each live sandbox has its own",
         "65536",
+    ),
+    Setting(
+        "nat_range",
+        _nat_range,
+        lambda _: None,
+        "an IPv4 network of /8 to /26",
+        'addresses of functions with network = "nat"; no route of the host may know them',
+        "the first free of 10.219.0.0/16, 172.27.0.0/16, 100.127.0.0/16",
+        is_text=True,
     ),
     Setting(
         "max_starts",

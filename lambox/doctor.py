@@ -19,6 +19,7 @@ from typing import Literal
 from lambox.config import Config
 from rootfs import runtimes, watch
 from sandbox.confine import bwrap, cgroup, identity, launcher, seccomp
+from sandbox.confine.network import router
 from sandbox.confine.spec import ConfineError, IsolationUnavailable
 
 Verdict = Literal["ok", "note", "missing"]
@@ -54,6 +55,7 @@ def examine(config: Config) -> list[Result]:
         _seccomp,
         _uids,
         _prepared,
+        _network,
         _state,
         _loop,
         _inotify,
@@ -264,6 +266,22 @@ def _prepared(config: Config) -> Iterator[Result]:
     else:
         most = f"{config.pool_min} to {config.pool_max} sandboxes per kind of runtime"
         yield Result(name, "ok", f"{most}; Python is forked from a zygote")
+
+
+def _network(config: Config) -> Iterator[Result]:
+    """Made and taken away: what another firewall lets through shows only so."""
+    default = config.defaults.network
+    name = "way out (nat)"
+    try:
+        found = router.try_out(config.nat_range)
+    except IsolationUnavailable as exc:
+        refused = _refused(name, exc)
+        without = (
+            'functions have network = "none"' if default is None else "no function can have it"
+        )
+        yield Result(name, "note", f"{refused.found}: {without}", refused.remedy)
+    else:
+        yield Result(name, "ok", found + (f" (default: {default})" if default else ""))
 
 
 def _has_cgroups() -> bool:

@@ -54,7 +54,8 @@ class FunctionDefaults:
     ephemeral_storage: int = 512
     idle_timeout: float = 30.0
     reserved_concurrency: int | None = None
-    network: Network = "none"
+    network: Network | None = None
+    """None: the server chooses, "nat" where the host can."""
     freeze: bool = True
     environment: Mapping[str, str] = field(default_factory=_nothing)
 
@@ -165,7 +166,9 @@ KEYS: tuple[Key, ...] = (
     Key("provisioned_concurrency", whole("", 0), "0 or more", "environments always initialised"),
     Key("warm", _warm, "rate(...), cron(...), list", "when a ping keeps an environment warm"),
     Key("layers", _layers, "up to 5 folders or zips", "merged into /opt in this order"),
-    Key("network", _choice("none", "host"), "none, host", "what the function can reach"),
+    Key(
+        "network", _choice("none", "nat", "host"), "none, nat, host", "what the function can reach"
+    ),
     Key("freeze", _boolean, "true, false", "whether idle environments stand still"),
     Key("description", _text, "up to 256 characters", "for people"),
     Key("environment", lambda value: value, "[environment] table", "variables of the function"),
@@ -193,6 +196,7 @@ def parse(
     if reader.problems:
         raise FunctionTomlError(reader.problems)
     base.pop("environment")
+    base["network"] = base["network"] or "none"
     base.pop("runtime")  # which of its family a function gets: `rootfs.handlers.detect` decides
     return Description(
         **{**base, **given},

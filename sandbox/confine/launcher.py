@@ -8,7 +8,7 @@ import re
 import resource
 import secrets
 import subprocess
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,8 @@ from sandbox.confine.cgroup import Cgroup, CgroupTree
 from sandbox.confine.cgroup_none import WatchedTree
 from sandbox.confine.control import Control
 from sandbox.confine.identity import Identities
+from sandbox.confine.latemounts import Folders
+from sandbox.confine.network.router import Router
 from sandbox.confine.parked import Parked
 from sandbox.confine.pool import Pool, PoolLimits
 from sandbox.confine.process import BwrapSandbox, Pipes, discard
@@ -71,6 +73,7 @@ class BwrapLauncher:
         init: Path,
         filter_: bytes | None,
         spawner: Spawner,
+        router: Router | None,
     ) -> None:
         self._tree = tree
         self._identities = identities
@@ -78,8 +81,10 @@ class BwrapLauncher:
         self._init = str(init)
         self._filter = filter_
         self._spawner = spawner
+        self._router = router
         self._live: set[BwrapSandbox] = set()
         self._strays = Strays()
+        self._folders = Folders()
         self._composed: dict[tuple[Entry, ...], str | None] = {}
         self._zygotes: Zygotes | None = None
         self._pool: Pool[BwrapSandbox] | None = None
@@ -123,15 +128,16 @@ class BwrapLauncher:
         return await self._make(replace(spec, preparation=None))
 
     async def _adopt(self, pool: Pool[BwrapSandbox], spec: SandboxSpec) -> BwrapSandbox:
-        try:
-            with trio.fail_after(READY_LIMIT_S):
-                sandbox = await pool.take(_kind(spec))
-        except trio.TooSlowError as exc:
-            raise ConfineError(f"there was none within {READY_LIMIT_S:.0f} s") from exc
-        async with AsyncExitStack() as undo:
-            undo.push_async_callback(sandbox.kill)
-            await sandbox.adopt(spec, self._spawner)
-            undo.pop_all()
+        async with self._folders.copied(spec.late) as trees:
+            try:
+                with trio.fail_after(READY_LIMIT_S):
+                    sandbox = await pool.take(_kind(spec))
+            except trio.TooSlowError as exc:
+                raise ConfineError(f"there was none within {READY_LIMIT_S:.0f} s") from exc
+            async with AsyncExitStack() as undo:
+                undo.push_async_callback(sandbox.kill)
+                await sandbox.adopt(spec, self._spawner, trees)
+                undo.pop_all()
         return sandbox
 
     def keep(self, specs: Iterable[SandboxSpec]) -> None:
@@ -159,7 +165,7 @@ class BwrapLauncher:
         if spec.preparation and spec.preparation.forks and self._zygotes:
             zygote = await self._zygotes.get(spec.root, spec.preparation)
         composed = await self._compose(spec.root)
-        bridges = self._bridges(spec, composed)
+        bridges = await self._bridges(spec, composed)
         try:
             sandbox = await self._spawn(spec, bridges, composed)
             async with AsyncExitStack() as undo:
@@ -257,22 +263,38 @@ class BwrapLauncher:
             ),
         ]
 
+    def _way_out(self) -> Router:
+        if self._router is None:
+            raise IsolationUnavailable('this server gives no sandbox the network "nat"')
+        return self._router
+
     async def _open(self, sandbox: BwrapSandbox, zygote: Zygote | None) -> None:
         try:
             with trio.fail_after(LAUNCH_LIMIT_S):
                 await sandbox.open()
+                if sandbox.spec.network == "nat":
+                    await sandbox.connect(self._way_out())
                 await sandbox.prepare(zygote)
         except trio.TooSlowError as exc:
             raise ConfineError(
                 f"bubblewrap did not make a sandbox within {LAUNCH_LIMIT_S:.0f} s"
             ) from exc
 
-    def _bridges(self, spec: SandboxSpec, composed: str | None) -> dict[str, Bridge]:
-        if not self._identities.any:
+    async def _bridges(self, spec: SandboxSpec, composed: str | None) -> dict[str, Bridge]:
+        """Whoever walks these paths next (bwrap, the spawner's thread) finds that they answer."""
+        sources = bwrap.sources(spec, self._init, composed=composed is not None)
+        if not sources:
             return {}
+
+        def walk(sources: Sequence[str]) -> dict[str, Bridge]:
+            if self._identities.any:
+                return staging.bridges(sources, spec.name)
+            for source in sources:
+                os.path.isdir(source)
+            return {}
+
         try:
-            sources = bwrap.sources(spec, self._init, composed=composed is not None)
-            return staging.bridges(sources, spec.name)
+            return await self._folders.reach(sources, walk)
         except OSError as exc:
             raise ConfineError(f"cannot mount {exc.filename}: {exc.strerror}") from exc
 
@@ -296,7 +318,7 @@ def unready(*, watched: bool = False) -> str:
 
 
 def _poolable(spec: SandboxSpec) -> bool:
-    return spec.network == "none"
+    return spec.network != "host"
 
 
 def _kind(spec: SandboxSpec) -> SandboxSpec:
@@ -327,10 +349,12 @@ async def open_launcher(
     tree: CgroupTree | None = None,
     bwrap_path: str = "bwrap",
     pool: PoolLimits | None = None,
+    router: Router | None = None,
 ) -> AsyncIterator[BwrapLauncher]:
     """A launcher that owns its sandboxes: leaving kills them and removes the cgroups.
 
-    With `pool`, sandboxes are made ahead where this host allows it (`unready`).
+    With `pool`, sandboxes are made ahead where this host allows it (`unready`). `router`: the way out of
+    those with the network "nat"; it is to be closed later.
 
     Sweeps what dead supervisors left. Raises IsolationUnavailable with the remedy, but for those of
     "cgroups" and "seccomp" that `weaker` says may be gone without.
@@ -351,7 +375,7 @@ async def open_launcher(
         stack.callback(spawner.close)
         identities = identity.claim(uids)
         stack.callback(identities.close)
-        launcher = BwrapLauncher(tree, identities, tool, init, filter_, spawner)
+        launcher = BwrapLauncher(tree, identities, tool, init, filter_, spawner, router)
         if isinstance(tree, WatchedTree):
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)

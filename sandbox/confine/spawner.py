@@ -18,7 +18,7 @@ from typing import Any
 
 import trio
 
-from rootfs.layout import Bind, Entry
+from rootfs.layout import Entry
 from sandbox.confine import mounts
 from sandbox.confine.staging import Bridge, Stage
 
@@ -74,13 +74,13 @@ class Spawner:
         started: Started = await self._order(action)
         return started
 
-    async def attach(self, pidfd: int, binds: Sequence[Bind]) -> None:
+    async def attach(self, pidfd: int, trees: Sequence[tuple[int, str]]) -> None:
         """`mounts.attach`. Raises OSError, also where this host gives us no mount namespace."""
 
         def action() -> None:
             if self._stage is None:
                 raise self._refused or OSError(errno.EPERM, "not started by root")
-            mounts.attach(pidfd, binds)
+            mounts.attach(pidfd, trees)
 
         await self._order(action)
 

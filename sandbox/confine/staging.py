@@ -150,7 +150,7 @@ def walkable(path: str) -> bool:
     return True
 
 
-def bridges(sources: list[str], name: str) -> dict[str, Bridge]:
+def bridges(sources: Sequence[str], name: str) -> dict[str, Bridge]:
     """The sources that need one. `name` is the sandbox's: places are its own. Raises OSError."""
     found: dict[str, Bridge] = {}
     for source in sources:

@@ -18,6 +18,7 @@ import psutil
 import trio
 
 from rootfs import environ
+from rootfs.host import hidden
 from rootfs.layout import INSIDE, Bind, Dev, Directory, Entry, Proc, Symlink, Tmpfs
 from rootfs.runtimes import discover
 from sandbox.confine import cgroup
@@ -34,7 +35,7 @@ ROOT: tuple[Entry, ...] = (
     Bind(sys.base_prefix, "/var/lang"),
     Directory("/var/task"),
     Tmpfs("/tmp", TMP_BYTES),
-    Proc(),
+    Proc("/proc", *hidden()),
     Dev(),
 )
 MAKINGS = ["scratch", *(["ready", "forked"] if os.geteuid() == 0 else [])]

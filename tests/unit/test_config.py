@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,7 @@ def test_every_setting_has_a_variable_and_a_flag() -> None:
         "account": "000000000001", "state": "s", "grace_s": "0.5", "max_environment_age_s": "60",
         "account_concurrency": "5", "memory_budget_mb": "512", "freeze_delay_ms": "0",
         "init_timeout_s": "2.5", "uid_base": "200000", "uid_count": "10", "max_starts": "3",
+        "nat_range": "10.77.0.0/16",
         "zygote": "false", "pool_min": "1", "pool_max": "2", "preload": "boto3 a.b",
         "allow_weaker": "seccomp, cgroups", "fast_lane": "false",
     }  # fmt: skip
@@ -110,7 +112,8 @@ def test_every_setting_has_a_variable_and_a_flag() -> None:
         functions=Path("f"), host="::1", port=0, region="eu-central-1", account="000000000001",
         state=Path("s"), grace_s=0.5, max_environment_age_s=60.0, account_concurrency=5,
         memory_budget_mb=512, freeze_delay_ms=0, init_timeout_s=2.5, uid_base=200000, uid_count=10,
-        max_starts=3, zygote=False, pool_min=1, pool_max=2, preload=("boto3", "a.b"),
+        nat_range=IPv4Network("10.77.0.0/16"), max_starts=3, zygote=False, pool_min=1, pool_max=2,
+        preload=("boto3", "a.b"),
         allow_weaker=("seccomp", "cgroups"), fast_lane=False, defaults=FunctionDefaults(),
     )  # fmt: skip
     assert found == expected
@@ -121,6 +124,8 @@ def test_every_setting_has_a_variable_and_a_flag() -> None:
     ("variable", "text", "message"),
     [
         ("PORT", "70000", "LAMBOX_PORT = 70000: must be a whole number from 0 to 65535"),
+        ("NAT_RANGE", "10.0.0.1/8", 'must be an IPv4 network, such as "10.77.0.0/16"'),
+        ("NAT_RANGE", "10.0.0.0/27", "must be a network of /8 to /26"),
         ("PORT", "http", 'LAMBOX_PORT = "http": must be a whole number from 0 to 65535'),
         ("PORT", "true", "LAMBOX_PORT = true: must be a whole number"),
         ("PORT", "", 'LAMBOX_PORT = "": must be a whole number'),
