@@ -19,6 +19,7 @@ from math import inf
 
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
 from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.worker_context import EventWrapper, WorkerContext
 from hypercorn.typing import ASGIFramework
@@ -85,6 +86,23 @@ def caller_config(limits: CallerLimits = CallerLimits()) -> FaceConfig:
     config.body_bytes_per_s = 1024
     config.send_timeout_s = 60.0
     return config
+
+
+class _TlsConfig(Config):
+    @property
+    def ssl_enabled(self) -> bool:
+        """Already without a certificate."""
+        return True
+
+
+def tls_context() -> ssl.SSLContext:
+    """hypercorn's, without HTTP/2; the certificate is still to be loaded."""
+    config = _TlsConfig()
+    config.alpn_protocols = ["http/1.1"]
+    context = config.create_ssl_context()
+    assert context is not None
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    return context
 
 
 class ServedApp:

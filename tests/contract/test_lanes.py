@@ -109,72 +109,73 @@ async def at_environment(
 
 SMUGGLED = f"POST {INVOKE} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\n666"
 SHAPES: dict[str, str] = {
-    "plain": "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{{}}",
-    "both lengths": "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n"
+    "plain": "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}",
+    "both lengths": "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n"
     "0\r\n\r\n",
-    "both lengths, other order": "POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nContent-Length: 6"
+    "both lengths, other order": "POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 6"
     "\r\n\r\n0\r\n\r\nG",
-    "chunked": "POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n",
-    "chunked in odd case": "POST {path} HTTP/1.1\r\nHost: localhost\r\n"
+    "chunked": "POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n",
+    "chunked in odd case": "POST {path} HTTP/1.1\r\nHost: x\r\n"
     "tRANSFER-encoding: CHUNKED\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n",
-    "chunked and more": "POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
-    "chunked, tabbed": "POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding:\tchunked\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n",
-    "chunk with a sign": "POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n+2\r\n{{}}\r\n0\r\n\r\n",
-    "two lengths": "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{{}}",
-    "one length twice": "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\n{{}}",
-    "list of lengths": "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2, 2\r\n\r\n{{}}",
-    "signed length": "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: +2\r\n\r\n{{}}",
-    "negative length": "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: -2\r\n\r\n{{}}",
-    "hexadecimal length": "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0x2\r\n\r\n{{}}",
-    "zeros before": "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 002\r\n\r\n{{}}",
-    "no length": "POST {path} HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "empty length": "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length:\r\n\r\n",
-    "space before colon": "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length : 2\r\n\r\n{{}}",
-    "folded": "POST {path} HTTP/1.1\r\nHost: localhost\r\nA: b\r\n c\r\nContent-Length: 2\r\n\r\n{{}}",
-    "folded length": "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length:\r\n 2\r\n\r\n{{}}",
-    "bare line feeds": "POST {path} HTTP/1.1\nHost: localhost\nContent-Length: 2\n\n{{}}",
-    "one bare line feed": "POST {path} HTTP/1.1\r\nHost: localhost\nContent-Length: 2\r\n\r\n{{}}",
-    "bare carriage return": "POST {path} HTTP/1.1\r\nHost: localhost\r\n"
+    "chunked and more": "POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    "chunked, tabbed": "POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding:\tchunked\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n",
+    "chunk with a sign": "POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n+2\r\n{{}}\r\n0\r\n\r\n",
+    "two lengths": "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{{}}",
+    "one length twice": "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\n{{}}",
+    "list of lengths": "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2, 2\r\n\r\n{{}}",
+    "signed length": "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: +2\r\n\r\n{{}}",
+    "negative length": "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: -2\r\n\r\n{{}}",
+    "hexadecimal length": "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0x2\r\n\r\n{{}}",
+    "zeros before": "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 002\r\n\r\n{{}}",
+    "no length": "POST {path} HTTP/1.1\r\nHost: x\r\n\r\n",
+    "empty length": "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length:\r\n\r\n",
+    "space before colon": "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length : 2\r\n\r\n{{}}",
+    "folded": "POST {path} HTTP/1.1\r\nHost: x\r\nA: b\r\n c\r\nContent-Length: 2\r\n\r\n{{}}",
+    "folded length": "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length:\r\n 2\r\n\r\n{{}}",
+    "bare line feeds": "POST {path} HTTP/1.1\nHost: x\nContent-Length: 2\n\n{{}}",
+    "one bare line feed": "POST {path} HTTP/1.1\r\nHost: x\nContent-Length: 2\r\n\r\n{{}}",
+    "bare carriage return": "POST {path} HTTP/1.1\r\nHost: x\r\n"
     "A: b\rContent-Length: 9\r\nContent-Length: 2\r\n\r\n{{}}",
-    "NUL": "POST {path} HTTP/1.1\r\nHost: localhost\r\nA: b\x00\r\nContent-Length: 2\r\n\r\n{{}}",
-    "control character": "POST {path} HTTP/1.1\r\nHost: localhost\r\nA: b\x01\r\nContent-Length: 2\r\n\r\n{{}}",
-    "absolute form": "POST http://x{path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{{}}",
-    "query": "POST {path}?a=b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{{}}",
-    "fragment": "POST {path}#a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{{}}",
+    "NUL": "POST {path} HTTP/1.1\r\nHost: x\r\nA: b\x00\r\nContent-Length: 2\r\n\r\n{{}}",
+    "control character": "POST {path} HTTP/1.1\r\nHost: x\r\nA: b\x01\r\nContent-Length: 2\r\n\r\n{{}}",
+    "absolute form": "POST http://x{path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}",
+    "query": "POST {path}?a=b HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}",
+    "fragment": "POST {path}#a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}",
     "no host": "POST {path} HTTP/1.1\r\nContent-Length: 2\r\n\r\n{{}}",
-    "two hosts": "POST {path} HTTP/1.1\r\nHost: localhost\r\nHost: y\r\nContent-Length: 2\r\n\r\n{{}}",
+    "two hosts": "POST {path} HTTP/1.1\r\nHost: x\r\nHost: y\r\nContent-Length: 2\r\n\r\n{{}}",
     "host that is none": "POST {path} HTTP/1.1\r\nHost: a b\r\nContent-Length: 2\r\n\r\n{{}}",
-    "HTTP/1.0": "POST {path} HTTP/1.0\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{{}}",
+    "HTTP/1.0": "POST {path} HTTP/1.0\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}",
     "HTTP/2 preface": "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "HTTP/0.9": "POST {path}\r\n\r\n",
     "TLS": "\x16\x03\x01\x02\x00\x01\x00",
-    "close": "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{{}}",
-    "keep-alive": "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: Keep-Alive\r\nContent-Length: 2\r\n\r\n{{}}",
-    "upgrade": "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    "close": "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{{}}",
+    "keep-alive": "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: Keep-Alive\r\nContent-Length: 2\r\n\r\n{{}}",
+    "upgrade": "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
     "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\nContent-Length: 2\r\n\r\n{{}}",
-    "expect, body follows": "POST {path} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n{{}}",
-    "expect something else": "POST {path} HTTP/1.1\r\nHost: localhost\r\nExpect: wonders\r\nContent-Length: 2\r\n\r\n{{}}",
-    "empty line first": "\r\nPOST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{{}}",
-    "garbage after": "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{{}}garbage\r\n\r\n",
-    "longer than its length": "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n12"
+    "expect, body follows": "POST {path} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n{{}}",
+    "expect something else": "POST {path} HTTP/1.1\r\nHost: x\r\nExpect: wonders\r\nContent-Length: 2\r\n\r\n{{}}",
+    "empty line first": "\r\nPOST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}",
+    "garbage after": "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}garbage\r\n\r\n",
+    "longer than its length": "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n12"
     + SMUGGLED,
-    "no name": "POST {path} HTTP/1.1\r\nHost: localhost\r\n: b\r\nContent-Length: 2\r\n\r\n{{}}",
-    "space in the line": "POST  {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{{}}",
-    "small letters": "post {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{{}}",
-    "HEAD": "HEAD {path} HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "GET": "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "OPTIONS": "OPTIONS {path} HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "percent": "POST {path}%2f HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{{}}",
-    "too large": "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 6291557\r\n\r\n{{}}",
-    "far too large": "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999999\r\n\r\n{{}}",
-    "unended head": "POST {path} HTTP/1.1\r\nHost: localhost\r\nA: ",
-    "unended body": "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20\r\n\r\n{{}}",
+    "no name": "POST {path} HTTP/1.1\r\nHost: x\r\n: b\r\nContent-Length: 2\r\n\r\n{{}}",
+    "space in the line": "POST  {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}",
+    "small letters": "post {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}",
+    "HEAD": "HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n",
+    "GET": "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n",
+    "OPTIONS": "OPTIONS {path} HTTP/1.1\r\nHost: x\r\n\r\n",
+    "percent": "POST {path}%2f HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}",
+    "too large": "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 6291557\r\n\r\n{{}}",
+    "far too large": "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999999\r\n\r\n{{}}",
+    "unended head": "POST {path} HTTP/1.1\r\nHost: x\r\nA: ",
+    "unended body": "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n{{}}",
 }
-"""Under `plain` paths of both faces: `{path}`, and `{{}}` for the body."""
+"""Under `plain` paths of both faces: `{path}`, and `{{}}` for the body; host `x` is sent as localhost."""
 
 
 def shape(name: str, path: str) -> bytes:
-    return SHAPES[name].replace("{{}}", "{}").replace("{path}", path).encode("latin-1")
+    text = SHAPES[name].replace("{{}}", "{}").replace("{path}", path)
+    return re.sub(r"^Host: x(?=[\r\n])", "Host: localhost", text, flags=re.M).encode("latin-1")
 
 
 @pytest.mark.trio
