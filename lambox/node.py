@@ -32,7 +32,7 @@ from runtimeapi.intake import read_trace_id
 from runtimeapi.invoke import make_invoke_app
 from runtimeapi.lanes import caller_lane, runtime_lane
 from runtimeapi.ports import Console
-from runtimeapi.rapi import make_rapi_app
+from runtimeapi.rapi import ON_HOST_NETWORK, make_rapi_app
 from runtimeapi.server import ServedApp, caller_config, environment_config, running_app
 from sandbox.asyncqueue import AsyncQueue, open_queue
 from sandbox.catalog import Catalog
@@ -373,7 +373,10 @@ def _runtime_api(rapi: ServedApp) -> ServeRuntimeApi:
     ) -> None:
         await rapi.serve(
             listener,
-            {"environment": environment},
+            {
+                "environment": environment,
+                ON_HOST_NETWORK: environment.function.network == "host",
+            },
             on_connection=environment.count_connection,
             admits=environment.admits,
             task_status=task_status,

@@ -35,7 +35,8 @@ class BadSecretFile(Exception):
 def read_secret(path: Path) -> str:
     """Raises BadSecretFile, also if others than its owner (us or root) can read it."""
     try:
-        with path.open("rb") as file:
+        # Not blocking: the other end of a FIFO may never come.
+        with open(path, "rb", opener=lambda name, how: os.open(name, how | os.O_NONBLOCK)) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise BadSecretFile(f"{path}: is no regular file")

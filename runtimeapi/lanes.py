@@ -22,7 +22,7 @@ from runtimeapi.intake import (
 )
 from runtimeapi.pace import REFUSAL, Pace
 from runtimeapi.ports import Functions, Invoker, RuntimeFace
-from runtimeapi.rapi import ACCEPTED, fault, for_the_caller, next_reply, refusal
+from runtimeapi.rapi import ACCEPTED, ON_HOST_NETWORK, fault, for_the_caller, next_reply, refusal
 from runtimeapi.replies import (
     Reply,
     aws_error,
@@ -78,7 +78,8 @@ def runtime_lane(
 ) -> FastConnection:
     """For `running_app` of `make_rapi_app`: the environment is the socket's."""
     environment = cast(RuntimeFace, state["environment"])
-    return RuntimeConnection(stream, config, environment, cast("Pace | None", state.get(PACE_KEY)))
+    pace = cast("Pace | None", state.get(PACE_KEY))
+    return RuntimeConnection(stream, config, environment, pace, bool(state.get(ON_HOST_NETWORK)))
 
 
 class CallerConnection(FastConnection):
@@ -245,15 +246,18 @@ class RuntimeConnection(FastConnection):
         config: FaceConfig,
         environment: RuntimeFace,
         pace: Pace | None,
+        on_host_network: bool,
     ) -> None:
         super().__init__(stream, config, runtime_head)
+        self._on_host_network = on_host_network
         self._environment = environment
         self._pace = pace
 
     def _accepts(self, head: Head) -> bool:
+        if self._on_host_network and not is_loopback_name(head.fields["host"]):
+            return False
         # Who is in debt waits, on the other lane, to the end of the connection.
-        rests = self._pace is not None and self._pace.wait_s > 0
-        return not rests and is_loopback_name(head.fields["host"])
+        return self._pace is None or not self._pace.wait_s
 
     def _serve(self, head: Head, body: bytes) -> None:
         try:
