@@ -6,6 +6,7 @@ host or its configuration is in the way.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -98,12 +99,13 @@ def serve(config: Path | None, **flags: str | None) -> None:
     from lambox import doctor, loglines, running
 
     checked = load(config, **flags)
-    if not checked.functions.is_dir():
+    if not os.path.isdir(checked.functions):
         fail(
             f"{checked.functions} is not a folder of functions. "
             f"Hint: lambox new hello --functions {checked.functions}",
             USAGE,
         )
+    become_root_of_our_own()
     writer = loglines.LineWriter()
     logging.basicConfig(level=logging.INFO, handlers=[loglines.LineHandler(writer)])
     logging.getLogger("hypercorn").setLevel(logging.WARNING)
@@ -144,6 +146,20 @@ def exposed(checked: Config) -> list[str]:
     if checked.tls_cert is None:
         found.append("there is no tls_cert: events and results can be read on their way")
     return found
+
+
+def become_root_of_our_own() -> None:
+    """For an ordinary user: a user namespace in which sandboxes can be made ahead. Before any thread.
+
+    Where the host refuses, lambox goes on without; `lambox doctor` says what that costs.
+    """
+    from sandbox.confine import userns
+    from sandbox.confine.spec import IsolationUnavailable
+
+    try:
+        userns.enter()
+    except IsolationUnavailable as exc:
+        fail(f"cannot isolate functions here: {exc}", PLATFORM)
 
 
 def explain(exc: BaseException, doing: str) -> NoReturn:
@@ -307,6 +323,7 @@ def invoke_here(checked: Config, name: str, event: bytes) -> None:
     from lambox import doctor, loglines, running
     from sandbox.errors import CallerError, FunctionNotFound
 
+    become_root_of_our_own()
     writer = loglines.LineWriter()
     logging.basicConfig(level=logging.WARNING, handlers=[loglines.LineHandler(writer)])
     try:
@@ -401,7 +418,7 @@ def local_functions(checked: Config) -> list[dict[str, Any]]:
     from runtimeapi.console import describe
     from sandbox.catalog import Catalog
 
-    if not checked.functions.is_dir():
+    if not os.path.isdir(checked.functions):
         fail(f"{checked.functions} is not a folder of functions. Hint: lambox new hello", USAGE)
     with tempfile.TemporaryDirectory(prefix="lambox-list-") as layers:
         store = LayerStore(Path(layers))
@@ -520,6 +537,7 @@ def doctor_(config: Path | None) -> None:
     from lambox import doctor
 
     checked = load(config)
+    become_root_of_our_own()
     results = doctor.examine(checked)
     table = plain_table("", "check", "found")
     for result in results:

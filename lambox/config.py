@@ -29,6 +29,7 @@ from lambox.setting import path as _path
 from lambox.setting import switch as _switch
 from sandbox import functiontoml
 from sandbox.checks import Wrong, seconds, show, whole
+from sandbox.confine import privilege
 from sandbox.functiontoml import FunctionDefaults, FunctionTomlError
 
 FILE = "lambox.toml"
@@ -130,7 +131,7 @@ def _modules(value: Any) -> tuple[str, ...]:
 
 
 def _state(environ: Mapping[str, str]) -> Path:
-    if os.geteuid() == 0:
+    if privilege.owns_files():
         return Path("/var/lib/lambox")
     base = environ.get("XDG_STATE_HOME", "")
     home = environ.get("HOME") or os.path.expanduser("~")

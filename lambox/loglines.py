@@ -11,9 +11,10 @@ import os
 import threading
 import time
 from collections import deque
+from sys import getsizeof
 
 MOST_BYTES = 4 * 1024 * 1024
-"""Text that may wait to be written."""
+"""Memory that lines waiting to be written may take."""
 BATCH = 256
 PAUSE_S = 0.02
 """Between two looks at the queue while lines come: woken for each line, the thread would take the interpreter
@@ -36,15 +37,17 @@ class LineWriter:
         self._thread.start()
 
     def function_line(self, function: str, line: str) -> None:
-        self.write(f"[{function}] {line}")
+        """Each line of an event says whose it is: a function must not be able to speak as another, or as lambox."""
+        mark = f"[{function}] "
+        self.write(mark + line.replace("\n", "\n" + mark))
 
     def write(self, line: str) -> None:
         with self._changed:
-            if self._size + len(line) > MOST_BYTES and self._lines:
+            if self._size + getsizeof(line) > MOST_BYTES and self._lines:
                 self._dropped += 1
                 return
             self._lines.append(line)
-            self._size += len(line) + 1
+            self._size += getsizeof(line)
             if self._waiting:
                 self._changed.notify()
 
@@ -79,7 +82,7 @@ class LineWriter:
                 self._changed.wait()
                 self._waiting = False
             batch = [self._lines.popleft() for _ in range(min(BATCH, len(self._lines)))]
-            self._size -= sum(len(line) + 1 for line in batch)
+            self._size -= sum(map(getsizeof, batch))
             if self._dropped and not self._lines:
                 batch.append(f"lambox: {self._dropped} log lines dropped, the reader is too slow")
                 self._dropped = 0

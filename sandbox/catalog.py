@@ -28,6 +28,7 @@ from rootfs.handlers import NoProgram, detect
 from rootfs.runtimes import Runtimes, RuntimeUnavailable
 from rootfs.trees import LayerProblem, LayerStore
 from rootfs.watch import EVERYTHING, Watch, WatchUnavailable
+from sandbox.confine import privilege
 from sandbox.errors import CallerError, FunctionFailed, FunctionNotFound, InvalidRuntime
 from sandbox.function import BrokenFunction, FunctionVersion
 from sandbox.functiontoml import Description, FunctionDefaults, FunctionTomlError, read
@@ -389,8 +390,8 @@ def _check_name(name: str, code: Path) -> None:
 
 
 def _check_readable(*paths: Path) -> None:
-    """Started by root, environments run as nobody: they must be able to read code and layers."""
-    if os.geteuid() != 0:
+    """Environments with uids of their own are nobody: they must be able to read code and layers."""
+    if not privilege.may_change_uid():
         return
     for path in paths:
         found = fingerprint(path).unreadable if path.is_dir() else None

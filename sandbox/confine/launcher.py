@@ -9,7 +9,7 @@ import resource
 import secrets
 import subprocess
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,8 +17,8 @@ import prctl
 import trio
 
 import rootfs.inside
-from rootfs.layout import Bind, Entry
-from sandbox.confine import bwrap, cgroup, identity, mounts, seccomp, staging
+from rootfs.layout import Bind
+from sandbox.confine import bwrap, cgroup, identity, mounts, privilege, seccomp, staging
 from sandbox.confine.bwrap import Bwrap, Descriptors
 from sandbox.confine.cgroup import Cgroup, CgroupTree
 from sandbox.confine.cgroup_none import WatchedTree
@@ -29,9 +29,10 @@ from sandbox.confine.network.router import Router
 from sandbox.confine.parked import Parked
 from sandbox.confine.pool import Pool, PoolLimits
 from sandbox.confine.process import BwrapSandbox, Pipes, discard
+from sandbox.confine.roots import Roots
 from sandbox.confine.spawner import Spawner
 from sandbox.confine.spec import ConfineError, IsolationUnavailable, Limits, SandboxSpec
-from sandbox.confine.staging import Bridge, OutOfOrder
+from sandbox.confine.staging import Bridge
 from sandbox.confine.strays import Strays
 from sandbox.confine.zygote import Zygote, Zygotes
 
@@ -85,7 +86,7 @@ class BwrapLauncher:
         self._live: set[BwrapSandbox] = set()
         self._strays = Strays()
         self._folders = Folders()
-        self._composed: dict[tuple[Entry, ...], str | None] = {}
+        self._roots = Roots(spawner)
         self._zygotes: Zygotes | None = None
         self._pool: Pool[BwrapSandbox] | None = None
 
@@ -101,16 +102,18 @@ class BwrapLauncher:
             own = kind.preparation is not None and not kind.preparation.forks
             return PoolLimits(min(limits.least, 1), min(limits.most, 4)) if own else limits
 
-        most = min(max(MOST_READY, limits.most), self._identities.count / 2)
+        most: float = max(MOST_READY, limits.most)
+        if self._identities.any:
+            most = min(most, self._identities.count / 2)
         self._pool = Pool(self._make_ahead, of, makers, most_held=most)
 
     def unready(self) -> str:
         """Why sandboxes cannot be made ahead here; empty if they can."""
-        return unready(watched=isinstance(self._tree, WatchedTree))
+        return unready()
 
     def describe(self) -> str:
         version = ".".join(map(str, self._bwrap.version))
-        users = "own uid each" if self._identities.any else f"uid {os.getuid()}"
+        users = "own uid each" if self._identities.any else f"uid {privilege.host_uid()}"
         calls = "seccomp" if self._filter else "no seccomp"
         return f"bubblewrap {version}, {self._tree.describe()}, {users}, {calls}"
 
@@ -164,7 +167,16 @@ class BwrapLauncher:
         zygote = None
         if spec.preparation and spec.preparation.forks and self._zygotes:
             zygote = await self._zygotes.get(spec.root, spec.preparation)
-        composed = await self._compose(spec.root)
+        async with AsyncExitStack() as stack:
+            composed = None
+            if self._spawner.staged:
+                init = Bind(self._init, bwrap.INIT_INSIDE)
+                composed = await stack.enter_async_context(self._roots.use((*spec.root, init)))
+            return await self._make_on(spec, composed, zygote)
+
+    async def _make_on(
+        self, spec: SandboxSpec, composed: str | None, zygote: Zygote | None
+    ) -> BwrapSandbox:
         bridges = await self._bridges(spec, composed)
         try:
             sandbox = await self._spawn(spec, bridges, composed)
@@ -178,30 +190,15 @@ class BwrapLauncher:
             self._spawner.take_down(bridges.values())
         return sandbox
 
-    async def _compose(self, root: tuple[Entry, ...]) -> str | None:
-        """Where this root stands, put together once; None where that cannot be, and bwrap does it each time."""
-        if not self._identities.any:
-            return None
-        if root not in self._composed:
-            init = Bind(self._init, bwrap.INIT_INSIDE)
-            try:
-                self._composed[root] = await self._spawner.compose((*root, init))
-            except OutOfOrder:
-                self._composed[root] = None
-            except OSError:
-                return (
-                    None  # bwrap says what is wrong with it, and it may be mended by the next time
-                )
-        return self._composed[root]
-
     async def _spawn(
         self, spec: SandboxSpec, bridges: dict[str, Bridge], composed: str | None
     ) -> BwrapSandbox:
         async with AsyncExitStack() as undo:
             uid = self._identities.take()
-            undo.callback(self._identities.give_back, uid)
+            given = undo.enter_context(ExitStack())
+            given.callback(self._identities.give_back, uid)
             group = self._tree.create(spec.name, spec.limits)
-            undo.push_async_callback(_discard, group)
+            undo.push_async_callback(_discard, group, given)
             control = Control()
             undo.callback(control.close)
             pipes = Pipes(uid)
@@ -308,12 +305,10 @@ class BwrapLauncher:
                 self._zygotes.close()
 
 
-def unready(*, watched: bool = False) -> str:
-    """Why this host does not let sandboxes be made ahead; empty if it does. `watched`: without cgroups."""
-    if os.geteuid() != 0:
-        return "not started by root: nothing can be mounted into a sandbox that stands"
-    if watched:
-        return "without cgroups only bubblewrap's descendants are watched, and forks are not"
+def unready() -> str:
+    """Why this host does not let sandboxes be made ahead; empty if it does."""
+    if not privilege.may_mount():
+        return "no user namespace of our own: nothing can be mounted into a sandbox that stands"
     return mounts.probe()
 
 
@@ -335,9 +330,14 @@ async def _kill(sandbox: BwrapSandbox) -> None:
         log.error("%s", exc)
 
 
-async def _discard(group: Cgroup) -> None:
-    with trio.CancelScope(shield=True):
-        await discard(group)
+async def _discard(group: Cgroup, given: ExitStack) -> None:
+    """A group that cannot be emptied keeps the uid: something of it lives."""
+    with trio.CancelScope(shield=True), given.pop_all() as after:
+        try:
+            await discard(group)
+        except BaseException:
+            after.pop_all()
+            raise
 
 
 @asynccontextmanager
@@ -365,15 +365,15 @@ async def open_launcher(
     uids = identity.choose(uid_base, uid_count)
     _raise_descriptor_limit()
     if tree is None:
-        tree = _tree(weaker)
+        tree = await trio.to_thread.run_sync(_tree, weaker)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(_close, tree)
         await trio.to_thread.run_sync(tree.sweep)
         stack.callback(prctl.set_child_subreaper, prctl.get_child_subreaper())
         prctl.set_child_subreaper(1)
-        spawner = Spawner(stage=uids is not None)
+        spawner = Spawner(stage=uids is not None or privilege.may_mount())
         stack.callback(spawner.close)
-        identities = identity.claim(uids)
+        identities = await trio.to_thread.run_sync(identity.claim, uids)
         stack.callback(identities.close)
         launcher = BwrapLauncher(tree, identities, tool, init, filter_, spawner, router)
         if isinstance(tree, WatchedTree):

@@ -169,6 +169,8 @@ class BwrapSandbox:
         # Not reaped yet: so its number was its own when the namespaces were opened by it.
         assert self._pid1_fd is not None
         signal.pidfd_send_signal(self._pid1_fd, 0)
+        if self._child is not None:
+            self._cgroup.joined(self._child.pid)
         if self._child is not None and self._child.pid not in self._cgroup.pids():
             raise ConfineError("the runtime died while it was prepared")
 

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sandbox.confine.network import links
@@ -63,7 +64,7 @@ class Namespace:
     def listen(self, address: str, port: int) -> socket.socket:
         return self.do(lambda: socket.create_server((address, port)))
 
-    def datagrams(self, address: str, port: int) -> socket.socket:
+    def bound(self, address: str, port: int) -> socket.socket:
         def make() -> socket.socket:
             made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             made.bind((address, port))
@@ -97,11 +98,11 @@ class World:
         """(who connected, to which address)"""
         self.asked: list[str] = []
         """Names asked of the name server."""
+        self._served: set[tuple[Namespace, str, int]] = set()
         self._join()
         for address in (INTERNET, *METADATA):
             self.serve(self.internet, address, 80)
-        self.names = self.internet.datagrams(NAME_SERVER, 53)
-        self._thread(self.names, self._name_server)
+        self.answer_names(self.internet, NAME_SERVER)
 
     def close(self) -> None:
         self.stack.close()
@@ -144,9 +145,63 @@ class World:
             enter(own)
             os.close(own)
 
+    @contextlib.contextmanager
+    def datagrams(self) -> Iterator[list[bytes]]:
+        """What has come to port 9 of any address of the internet, once the block is over."""
+
+        def make() -> socket.socket:
+            made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            made.bind(("0.0.0.0", 9))
+            return made
+
+        server = self.internet.do(make)
+        server.setblocking(False)
+        found: list[bytes] = []
+        with server:
+            yield found
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    found.append(server.recv(2048))
+
+    def tracked(self) -> int:
+        """How many connections the host's conntrack knows."""
+        path = "/proc/sys/net/netfilter/nf_conntrack_count"
+        return self.host.do(lambda: int(Path(path).read_text()))
+
     def serve(self, where: Namespace, address: str, port: int) -> None:
-        """Say ANSWER to whoever connects."""
+        """Say ANSWER to whoever connects, from now on."""
+        if (where, address, port) in self._served:
+            return
+        self._served.add((where, address, port))
         self._thread(where.listen(address, port), self._answer)
+
+    def answer_names(self, where: Namespace, address: str) -> None:
+        """A name server, from now on."""
+        self._thread(where.bound(address, 53), self._name_server)
+
+    def attach(self, other: Namespace, name: str, here: str, there: str) -> None:
+        """One more network of the host: `other`, whose way to everywhere is the host."""
+        index = 20
+        ends = (
+            links.End(name, bytes.fromhex("060000000003"), index),
+            links.End("eth0", bytes.fromhex("060000000004"), index, other.fd),
+        )
+        self.host.route.send(
+            [
+                links.pair(*ends, 1500),
+                links.up(index),
+                links.address(index, IPv4Address(here)),
+                links.route(index, IPv4Network(there)),
+            ]
+        )
+        other.route.send(
+            [
+                links.up(index),
+                links.address(index, IPv4Address(there)),
+                links.route(index, IPv4Network(here)),
+                links.route(index, links.EVERYWHERE, IPv4Address(here)),
+            ]
+        )
 
     def _thread(self, server: socket.socket, work: Callable[[socket.socket], None]) -> None:
         thread = threading.Thread(target=work, args=(server,), daemon=True)

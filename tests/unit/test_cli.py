@@ -526,6 +526,16 @@ def test_log_lines_keep_their_order_and_text() -> None:
         assert lines.read().splitlines() == [f"[hello] REPORT\t{n}" for n in range(1000)]
 
 
+def test_a_function_cannot_speak_as_another_or_as_lambox() -> None:
+    read, write = os.pipe()
+    writer = loglines.LineWriter(write)
+    writer.function_line("hello", "one event\n[other] START RequestId: 1\nlambox: ERROR")
+    writer.close()
+    os.close(write)
+    with open(read, encoding="utf-8") as lines:
+        assert [line.split(" ")[0] for line in lines] == ["[hello]"] * 3
+
+
 def test_a_standing_reader_stops_nobody_and_drops_are_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

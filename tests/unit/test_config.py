@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from lambox import capacity, config
 from lambox.config import SETTINGS, Config, ConfigError, load
 from sandbox import functiontoml
-from sandbox.confine import cgroup
+from sandbox.confine import cgroup, privilege
 from sandbox.functiontoml import KEYS, FunctionDefaults
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -69,7 +68,7 @@ def test_defaults() -> None:
 def test_state_is_where_the_user_may_write(
     monkeypatch: pytest.MonkeyPatch, uid: int, environ: dict[str, str], expected: str
 ) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    monkeypatch.setattr(privilege, "owns_files", lambda: uid == 0)
     assert load(environ=environ).state == Path(expected)
 
 

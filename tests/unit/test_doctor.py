@@ -11,7 +11,7 @@ import pytest
 
 from lambox import config, doctor
 from lambox.config import Config
-from sandbox.confine import bwrap, cgroup, identity, launcher, seccomp
+from sandbox.confine import bwrap, cgroup, hosts, identity, launcher, seccomp
 from sandbox.confine.network import router
 from sandbox.confine.spec import ConfineError, IsolationUnavailable
 
@@ -113,7 +113,7 @@ def test_a_sandbox_is_tried_with_every_namespace_of_the_real_ones(
     unshared = {word for word in runs[0] if word.startswith("--unshare-")}
     kinds = ("user", "ipc", "pid", "uts", "cgroup", "net")
     assert unshared == {f"--unshare-{kind}" for kind in kinds}
-    assert "--disable-userns" in runs[0]
+    assert {"--disable-userns", "--as-pid-1"} <= set(runs[0])
 
 
 def test_a_refused_sandbox_says_what_bwrap_said(
@@ -148,7 +148,7 @@ def test_serve_refuses_with_doctors_words(
 
 def test_a_good_host_is_not_refused(settings: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     bwrap_ends(monkeypatch, 0)
-    monkeypatch.setattr(doctor, "SWITCHES", ())
+    monkeypatch.setattr(hosts, "SWITCHES", ())
     doctor.require_sandbox(settings)
 
 
@@ -234,7 +234,7 @@ def test_sandboxes_made_ahead(
     verdict: str,
     says: str,
 ) -> None:
-    monkeypatch.setattr("sandbox.confine.launcher.unready", lambda watched: reason)
+    monkeypatch.setattr("sandbox.confine.launcher.unready", lambda: reason)
     (result,) = doctor._prepared(dataclasses.replace(settings, zygote=zygote))
     assert result.verdict == verdict
     assert says in result.found

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import os
 import struct
+import tracemalloc
 from contextlib import aclosing
 
+import pytest
 import trio
 import trio.testing
 
 from sandbox.logpipes import LogPipes
 from sandbox.logs import (
+    KEPT_BYTES,
     MAX_LINE,
     TAIL_BYTES,
     FrameSplitter,
@@ -188,3 +191,17 @@ async def test_a_flood_is_paced(autojump_clock: trio.testing.MockClock) -> None:
             os.close(fd)
     # A line costs at least 128 bytes of credit: 1 MiB of burst + 4 MiB/s for two seconds.
     assert count <= (1024 * 1024 + 3 * 4 * 1024 * 1024) / 2
+
+
+@pytest.mark.parametrize("line", ["", "ab", "x" * 64_000, "\U0001f600" * 1000])
+def test_what_is_kept_is_bounded_in_memory_whatever_its_lines_are(line: str) -> None:
+    book = LogBook()
+    tracemalloc.start()
+    try:
+        for number in range(4 * KEPT_BYTES // (50 + len(line))):
+            book.write("f", f"{line}{number % 10}")
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 1.5 * KEPT_BYTES
+    assert book.lines("f")

@@ -233,15 +233,25 @@ class Zygote:
         try:
             pid = os.fork()
         except OSError as exc:
-            setns(self._own, "pid")
+            self._go_back()
             self._failed(ticket, exc)
             return False
         if pid == 0:
             return True
-        setns(self._own, "pid")
+        self._go_back()
         self._children[pid] = ticket
         self._channel.send(struct.pack("=cII", b"C", ticket, pid))
         return False
+
+    def _go_back(self) -> None:
+        """Not where our pid namespace is the host's and we are root of a user namespace only.
+
+        Nothing depends on it: where the next child goes is said before each fork (pid_namespaces(7)).
+        """
+        try:  # noqa: SIM105  contextlib is not loaded
+            setns(self._own, "pid")
+        except PermissionError:
+            pass
 
     def _failed(self, ticket: int, exc: OSError) -> None:
         self._channel.send(struct.pack("=cII", b"E", ticket, exc.errno or 0))
@@ -320,7 +330,8 @@ class Fork:
         resource.setrlimit(resource.RLIMIT_CORE, (no_core(), no_core()))
         resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0))
         resource.setrlimit(resource.RLIMIT_NICE, (0, 0))
-        os.setgroups([])
+        if may_drop_groups():
+            os.setgroups([])
         setns(USER_FD, "user")
         os.close(USER_FD)
         os.setresgid(self._gid, self._gid, self._gid)
@@ -346,6 +357,12 @@ class Fork:
                 len(filter_) // 8, ctypes.cast(ctypes.c_char_p(filter_), ctypes.c_void_p)
             )
             prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program))
+
+
+def may_drop_groups() -> bool:
+    """Not where an ordinary user mapped himself alone (user_namespaces(7)): then they stay, as nobody's."""
+    with open("/proc/self/setgroups", "rb") as file:
+        return file.read(4) != b"deny"
 
 
 def no_core() -> int:

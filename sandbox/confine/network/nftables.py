@@ -217,6 +217,11 @@ def refuse() -> Expression:
     return _expression("reject", _number(1, 2), attribute(2, b"\x03"))
 
 
+def reset() -> Expression:
+    """TCP's own refusal, which no limit of ICMP holds back: a connection fails with ECONNREFUSED."""
+    return _expression("reject", _number(1, 1))
+
+
 def masquerade() -> Expression:
     """The source becomes the address of the interface it leaves by."""
     return _expression("masq")

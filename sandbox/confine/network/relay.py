@@ -142,6 +142,7 @@ async def _pump(one: trio.SocketStream, other: trio.SocketStream) -> None:
     try:
         async for data in one:
             await other.send_all(data)
+        await other.send_eof()
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         return
 

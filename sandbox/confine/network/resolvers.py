@@ -39,7 +39,7 @@ class Resolvers:
         return names if self.direct else f"relayed to {names}"
 
 
-def find(is_ours: Callable[[IPv4Address], bool], files: tuple[Path, Path] = FILES) -> Resolvers:
+def find(is_ours: Callable[[IPv4Address], bool], files: tuple[Path, Path]) -> Resolvers:
     """`is_ours`: whether the host itself has an address. Without any server, as resolv.conf(5): 127.0.0.1."""
     named, behind = map(read, files)
     if behind and all(one.is_loopback for one in named):

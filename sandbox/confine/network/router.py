@@ -24,6 +24,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 from typing import Any, TypeVar
 
 import trio
@@ -172,7 +173,7 @@ class Router:
             raise IsolationUnavailable(
                 "this host has no default route", "ip route add default via GATEWAY"
             )
-        self.resolvers = resolvers.find(resolvers.is_local)
+        self.resolvers = resolvers.find(resolvers.is_local, resolvers.FILES)
         _checked(_libc.unshare(CLONE_NEWNET))
         self._namespace = _own_namespace()
         stack.callback(os.close, self._namespace)
@@ -226,6 +227,9 @@ class Router:
         )
 
     def _inside(self) -> None:
+        # The kernel's own limit is six refusals per address, then one a second: functions would wait.
+        with suppress(OSError):
+            Path("/proc/sys/net/ipv4/icmp_ratemask").write_text("0")
         nft.commit(
             self._filter,
             [
@@ -308,7 +312,7 @@ class Router:
     def _look(self) -> None:
         _enter(self._home)
         try:
-            found = resolvers.find(resolvers.is_local)
+            found = resolvers.find(resolvers.is_local, resolvers.FILES)
         finally:
             _enter(self._namespace)
         if found != self.resolvers:

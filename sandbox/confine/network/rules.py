@@ -175,6 +175,7 @@ def host(table: str, plan: Plan, interface: str, *, flags: int) -> list[Message]
         nft.table(table, flags=flags),
         # None of the host's own addresses: not those it has now, not those it may get.
         nft.chain(table, "input", nft.INPUT, nft.FILTER - 10),
+        rule("input", ours, nft.protocol(socket.IPPROTO_TCP), nft.reset()),
         rule("input", ours, _REFUSE),
         nft.chain(table, "forward", nft.FORWARD, nft.FILTER - 10),
         rule("forward", ours, nft.interface("oifname", interface), _DROP),
