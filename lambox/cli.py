@@ -305,6 +305,7 @@ def need_server(config: Path | None, endpoint: str | None) -> Server:
 
 
 def invoke_there(server: Server, name: str, event: bytes) -> None:
+    from lambox import loglines
     from lambox.client import Refused, Unreachable
 
     try:
@@ -313,7 +314,8 @@ def invoke_there(server: Server, name: str, event: bytes) -> None:
         fail(str(exc), code_for(exc.status))
     except Unreachable as exc:
         fail(f"the server is gone: {exc}", PLATFORM)
-    click.echo(answer.log_tail, err=True, nl=False)
+    tail = answer.log_tail
+    click.echo(loglines.harmless(tail) if sys.stderr.isatty() else tail, err=True, nl=False)
     show_answer(answer.payload, failed=bool(answer.function_error))
 
 
@@ -444,7 +446,7 @@ def ps(endpoint: str | None, config: Path | None) -> None:
     server = need_server(config, endpoint)
     rows = ask(server.environments)
     table = plain_table(
-        "id", "function", "type", "state", ">age", ">invocations", ">memory", ">of", ">cpu"
+        "id", "function", "type", "state", ">age", ">invocations", ">memory", ">of", "/tmp", ">cpu"
     )
     for row in rows:
         table.add_row(
@@ -456,6 +458,7 @@ def ps(endpoint: str | None, config: Path | None) -> None:
             str(row["invocations"]),
             quantity(row.get("memory_mb"), "MB"),
             quantity(row.get("memory_size_mb"), "MB"),
+            row.get("tmp") or "-",
             quantity(row.get("cpu_s"), "s", 2),
         )
     show(table)
@@ -483,12 +486,15 @@ def duration(seconds: float) -> str:
 @config_option
 def logs(name: str | None, follow: bool, endpoint: str | None, config: Path | None) -> None:
     """Show the kept log lines of one function, or of all."""
+    from lambox import loglines
     from lambox.client import Refused, Unreachable
 
     server = need_server(config, endpoint)
+    # In a pipe or a file they are what the function wrote, as in CloudWatch.
+    shown = loglines.harmless if sys.stdout.isatty() else str
     try:
         for line in server.logs(name, follow=follow):
-            click.echo(line)
+            click.echo(shown(line))
     except Refused as exc:
         fail(str(exc), code_for(exc.status))
     except Unreachable as exc:
@@ -529,8 +535,9 @@ def show(table: Table) -> None:
 
 
 @main.command("doctor")
+@click.option("--matrix", is_flag=True, help="Try out what holds here: a table in Markdown.")
 @config_option
-def doctor_(config: Path | None) -> None:
+def doctor_(config: Path | None, matrix: bool) -> None:
     """Check what this host has for isolating functions, and how to mend what is missing."""
     from rich.markup import escape
 
@@ -538,6 +545,11 @@ def doctor_(config: Path | None) -> None:
 
     checked = load(config)
     become_root_of_our_own()
+    if matrix:
+        from lambox.matrix import columns, markdown
+
+        click.echo(markdown(columns(checked)))
+        return
     results = doctor.examine(checked)
     table = plain_table("", "check", "found")
     for result in results:

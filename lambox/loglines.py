@@ -2,12 +2,16 @@
 
 Whoever reads our standard error may be slow or stand still (a pipe into a paged `less`): the event
 loop must not wait for it. Lines beyond the bound are dropped and counted, the count is told.
+
+What a function writes is shown, never obeyed: it cannot move a terminal's cursor, rename its window, nor
+write a line that looks like another function's or like lambox's own.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
 from collections import deque
@@ -19,6 +23,19 @@ BATCH = 256
 PAUSE_S = 0.02
 """Between two looks at the queue while lines come: woken for each line, the thread would take the interpreter
 from the event loop three times per invocation."""
+
+
+COMMANDING = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
+)
+"""What a terminal obeys: C0 and C1 but for tab and line feed, line separators, changes of direction."""
+
+
+def harmless(text: str) -> str:
+    """`text` with what a terminal would obey spelled out: `\\x1b[2J`."""
+    if COMMANDING.search(text) is None:
+        return text
+    return COMMANDING.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class LineWriter:
@@ -60,7 +77,7 @@ class LineWriter:
 
     def _run(self) -> None:
         while batch := self._next():
-            text = "".join(line + "\n" for line in batch)
+            text = harmless("".join(line + "\n" for line in batch))
             # os.write, not sys.stderr: a thread that hangs in its lock would hang our exit too.
             data = memoryview(text.encode("utf-8", "replace"))
             try:
