@@ -404,7 +404,7 @@ def ps(endpoint: str | None, config: Path | None) -> None:
     server = need_server(config, endpoint)
     rows = ask(server.environments)
     table = plain_table(
-        "id", "function", "type", "state", ">age", ">invocations", ">memory", ">of", ">cpu"
+        "id", "function", "type", "state", ">age", ">invocations", ">memory", ">of", "/tmp", ">cpu"
     )
     for row in rows:
         table.add_row(
@@ -416,6 +416,7 @@ def ps(endpoint: str | None, config: Path | None) -> None:
             str(row["invocations"]),
             quantity(row.get("memory_mb"), "MB"),
             quantity(row.get("memory_size_mb"), "MB"),
+            row.get("tmp") or "-",
             quantity(row.get("cpu_s"), "s", 2),
         )
     show(table)
@@ -492,8 +493,9 @@ def show(table: Table) -> None:
 
 
 @main.command("doctor")
+@click.option("--matrix", is_flag=True, help="Try out what holds here: a table in Markdown.")
 @config_option
-def doctor_(config: Path | None) -> None:
+def doctor_(config: Path | None, matrix: bool) -> None:
     """Check what this host has for isolating functions, and how to mend what is missing."""
     from rich.markup import escape
 
@@ -501,6 +503,11 @@ def doctor_(config: Path | None) -> None:
 
     checked = load(config)
     become_root_of_our_own()
+    if matrix:
+        from lambox.matrix import columns, markdown
+
+        click.echo(markdown(columns(checked)))
+        return
     results = doctor.examine(checked)
     table = plain_table("", "check", "found")
     for result in results:
