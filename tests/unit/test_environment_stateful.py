@@ -156,6 +156,9 @@ class Model:
                 self.die("timeout", "Sandbox.Timedout")
         self.now = end
 
+    def next_due(self) -> float:
+        return self._next()[0]
+
     def _next(self) -> tuple[float, str]:
         if self.state == "Started":
             return INIT_S, "die"
@@ -197,6 +200,20 @@ class EnvironmentMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.loop.jump(seconds)
         self.model.pass_on(seconds)
+
+    @precondition(lambda self: not self.model.dead)
+    @rule(by=st.sampled_from([-0.02, -0.02, 0.02]))
+    def to_the_brink(self, by: float) -> None:
+        """To just before, or just after, what time alone does next."""
+        self.time_passes(max(0.0, self.model.next_due() - self.model.now + by))
+
+    @precondition(lambda self: self.model.state in ("Started", "Ready", "RuntimeResponseSentState"))
+    @rule()
+    def a_turn_begins(self) -> None:
+        if self.model.state != "Ready":
+            self.next()
+        if self.model.state == "Ready":
+            self.invoke()
 
     @precondition(lambda self: not self.model.dead)
     @rule()

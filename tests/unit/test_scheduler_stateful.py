@@ -139,6 +139,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             if id_ in self.asked and newest:
                 assert self.served_by[id_] in newest
 
+    @rule(name=NAMES, count=st.integers(2, 4), lazy=st.booleans())
+    def several_are_at_work(self, name: str, count: int, lazy: bool) -> None:
+        """And idle one after the other, or answered and not there again."""
+        for number in range(count):
+            self.invoke(name, "lazy" if lazy else "ok", 0.6 if lazy else 0.1 * number, 1)
+        self.loop.jump(0.5)
+
     async def _submit(self, name: str, payload: bytes) -> tuple[str, set[str]]:
         """(request id, environments of which one has to have it)."""
         refusal, newest = self._refusal(name), self._most_recently_used(name)
