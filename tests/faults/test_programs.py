@@ -146,10 +146,10 @@ def test_a_server_killed_in_the_middle_of_much_work(start: Start, zygote: str) -
     until(lambda: not any(_runs(one) for one in mine), 5)
     print(f"all {len(mine)} processes gone after {time.monotonic() - killed_at:.3f} s")
     for call in calls:
-        assert isinstance(call.result(10), Exception)  # the connection broke: told, not left waiting
-    assert not any(
-        one.uids().real in uids for one in psutil.process_iter() if uids and _runs(one)
-    )
+        assert isinstance(
+            call.result(10), Exception
+        )  # the connection broke: told, not left waiting
+    assert not any(one.uids().real in uids for one in psutil.process_iter() if uids and _runs(one))
 
     server.functions.add("later", "def handler(event, context):\n    print('late', event)\n")
     began = time.monotonic()
