@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 PACKAGES := lambox runtimeapi sandbox rootfs
 
-.PHONY: help setup dev demo test unit faults lint bench bench-full soak lock clean
+.PHONY: help setup dev demo test escape unit faults lint bench bench-full soak lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,9 @@ lint: dev ## ruff, mypy, flake8-async, import-linter
 	find $(PACKAGES) -name '*.py' ! -path lambox/cli.py -exec \
 		$(BIN)/flake8-async --enable=ASYNC101,ASYNC102,ASYNC103 {} + # cli.py: not async
 	$(BIN)/lint-imports --no-logo
+
+escape: dev ## the escape suite as a table: attempt x kind of sandbox (ARGS=--unfiltered: without seccomp too)
+	@$(BIN)/python -m tests.system.escape $(ARGS)
 
 bench: setup ## how fast it is, beside AWS's emulator; under 3 minutes (ARGS="--help" tells more)
 	@$(BIN)/python -m bench $(ARGS)

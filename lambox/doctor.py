@@ -26,8 +26,10 @@ from sandbox.confine import (
     launcher,
     privilege,
     seccomp,
+    storage,
     userns,
 )
+from sandbox.confine.images import Images
 from sandbox.confine.network import router
 from sandbox.confine.spec import ConfineError, IsolationUnavailable
 
@@ -37,6 +39,7 @@ OLDEST_KERNEL = (4, 18)
 FULL_KERNEL = (5, 19)
 """cgroup.kill is 5.14's, memory.peak 5.19's (v2)."""
 FEW_DESCRIPTORS = 4096
+MANY_ZOMBIES = 100
 FEW_WATCHES = 8192
 PROBE_LIMIT_S = 10.0
 
@@ -60,13 +63,14 @@ def examine(config: Config) -> list[Result]:
         _init,
         _switches,
         _sandbox,
+        _orphans,
         _cgroup,
         _seccomp,
         _uids,
         _prepared,
         _network,
         _state,
-        _loop,
+        _tmp,
         _inotify,
         _descriptors,
         _runtimes,
@@ -148,9 +152,24 @@ def _sandbox(config: Config) -> Iterator[Result]:
         yield Result("a sandbox", "ok", f"made as {who}")
         return
     said = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-    doubted = [switch.mend for switch, _ in hosts.forbidding() if not switch.certain]
-    mend = doubted[0] if doubted else hosts.CONTAINER_MEND
-    yield Result("a sandbox", "missing", f"{who} may not make one: {said[0]}", mend)
+    trouble = hosts.explain(said[0], hosts.refusals(uids[0] if uids else None))
+    found = f"{who} may not make one: {said[0]} ({trouble.cause})"
+    yield Result("a sandbox", "missing", found, trouble.mend)
+
+
+def _orphans(_: Config) -> Iterator[Result]:
+    """What a killed server leaves is its parent's to reap, and until then keeps its namespaces."""
+    name = "orphans"
+    many = {pid: count for pid, count in hosts.zombies().items() if count >= MANY_ZOMBIES}
+    if many:
+        pid, count = max(many.items(), key=lambda item: item[1])
+        found = f"process {pid} has left {count} dead children unreaped; each holds a pid"
+        yield Result(name, "note", found, "docker run --init ..." if pid == 1 else f"kill {pid}")
+    elif parent := hosts.unreaped():
+        found = f"{parent} does not reap within a second: what a killed server leaves stays a while"
+        yield Result(name, "note", found, "docker run --init ...")
+    else:
+        yield Result(name, "ok", "are reaped")
 
 
 def _run(
@@ -220,12 +239,16 @@ def _uids(config: Config) -> Iterator[Result]:
 
 def _state(config: Config) -> Iterator[Result]:
     folder = config.state.absolute()
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    existing = _existing(folder)
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         yield Result("state folder", "ok", str(folder))
     else:
         mend = f"install -d -o {privilege.host_uid()} {folder}"
         yield Result("state folder", "missing", f"{folder} cannot be written", mend)
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def _prepared(config: Config) -> Iterator[Result]:
@@ -263,13 +286,23 @@ def _network(config: Config) -> Iterator[Result]:
         yield Result(name, "ok", found + (f" (default: {default})" if default else ""))
 
 
-def _loop(_: Config) -> Iterator[Result]:
-    devices = [path for path in Path("/dev").glob("loop[0-9]*") if path.is_block_device()]
-    if devices or Path("/dev/loop-control").exists():
-        busy = len(list(Path("/sys/block").glob("loop*/loop/backing_file")))
-        yield Result("loop devices", "ok", f"{len(devices)}, {busy} in use")
+def _tmp(config: Config) -> Iterator[Result]:
+    """Make one as environments get them, in the state folder or, as it may not be there yet, above it."""
+    name = "/tmp of functions"
+    in_memory = "in memory, and counts as the function's"
+    if config.tmp == "memory":
+        yield Result(name, "note", f'{in_memory} (tmp = "memory")', "lambox serve --tmp auto")
+        return
+    try:
+        storage.try_out(Images(_existing(config.state), cgroup.own_name()))
+    except IsolationUnavailable as exc:
+        said = f"{exc}".partition("\nHint: ")[0]
+        verdict: Verdict = "missing" if config.tmp == "disk" else "note"
+        yield Result(name, verdict, f"{in_memory}: {said}", exc.remedy)
     else:
-        yield Result("loop devices", "note", "none (not needed yet)", "modprobe loop")
+        yield Result(
+            name, "ok", "on disk: an ext4 of its own each, and no memory of the function's"
+        )
 
 
 def _inotify(_: Config) -> Iterator[Result]:

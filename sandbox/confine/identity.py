@@ -90,14 +90,16 @@ def _unused(uids: Sequence[int], living: Collection[int]) -> list[int]:
 
 def in_use() -> set[int]:
     """The uids, real, effective, saved and of files, of all processes that we see."""
-    found: set[int] = set()
-    for path in Path("/proc").glob("[0-9]*/status"):
-        with suppress(OSError):  # it has ended
-            for line in path.read_text().splitlines():
-                if line.startswith("Uid:"):
-                    found.update(map(int, line.split()[1:]))
-                    break
-    return found
+    return set().union(*(uids_of(path.name) for path in Path("/proc").glob("[0-9]*")))
+
+
+def uids_of(pid: int | str) -> set[int]:
+    """A process's uids; none once it has ended."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("Uid:"):
+                return set(map(int, line.split()[1:]))
+    return set()
 
 
 def choose(base: int | None = None, count: int | None = None) -> range | None:

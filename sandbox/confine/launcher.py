@@ -17,7 +17,7 @@ import prctl
 import trio
 
 import rootfs.inside
-from rootfs.layout import Bind
+from rootfs.layout import Bind, Tmpfs
 from sandbox.confine import bwrap, cgroup, identity, mounts, privilege, seccomp, staging
 from sandbox.confine.bwrap import Bwrap, Descriptors
 from sandbox.confine.cgroup import Cgroup, CgroupTree
@@ -33,6 +33,7 @@ from sandbox.confine.roots import Roots
 from sandbox.confine.spawner import Spawner
 from sandbox.confine.spec import ConfineError, IsolationUnavailable, Limits, SandboxSpec
 from sandbox.confine.staging import Bridge
+from sandbox.confine.storage import Storage, open_storage
 from sandbox.confine.strays import Strays
 from sandbox.confine.zygote import Zygote, Zygotes
 
@@ -41,7 +42,7 @@ LAUNCH_LIMIT_S = 10.0
 READY_LIMIT_S = 1.0
 """How long a launch waits for a prepared sandbox before it makes its own: a zygote may stand still."""
 MOST_READY = 64
-"""Of all kinds together: functions that differ in memory or storage are a kind each. Half of the uids at most."""
+"""Of all kinds together: functions that differ in runtime or network are a kind each. Half of the uids at most."""
 NAME = re.compile(r"[a-z0-9-]{1,64}")
 
 
@@ -75,7 +76,9 @@ class BwrapLauncher:
         filter_: bytes | None,
         spawner: Spawner,
         router: Router | None,
+        storage: Storage | None,
     ) -> None:
+        """`storage` None: what bwrap can mount must do for /tmp."""
         self._tree = tree
         self._identities = identities
         self._bwrap = tool
@@ -83,6 +86,7 @@ class BwrapLauncher:
         self._filter = filter_
         self._spawner = spawner
         self._router = router
+        self._storage = storage
         self._live: set[BwrapSandbox] = set()
         self._strays = Strays()
         self._folders = Folders()
@@ -115,7 +119,8 @@ class BwrapLauncher:
         version = ".".join(map(str, self._bwrap.version))
         users = "own uid each" if self._identities.any else f"uid {privilege.host_uid()}"
         calls = "seccomp" if self._filter else "no seccomp"
-        return f"bubblewrap {version}, {self._tree.describe()}, {users}, {calls}"
+        tmp = self._storage.describe() if self._storage else "/tmp in memory"
+        return f"bubblewrap {version}, {self._tree.describe()}, {users}, {calls}, {tmp}"
 
     async def launch(self, spec: SandboxSpec) -> BwrapSandbox:
         if not NAME.fullmatch(spec.name):
@@ -131,7 +136,9 @@ class BwrapLauncher:
         return await self._make(replace(spec, preparation=None))
 
     async def _adopt(self, pool: Pool[BwrapSandbox], spec: SandboxSpec) -> BwrapSandbox:
-        async with self._folders.copied(spec.late) as trees:
+        assert self._storage is not None
+        binds = [entry for entry in spec.late if isinstance(entry, Bind)]
+        async with self._folders.copied(binds) as trees:
             try:
                 with trio.fail_after(READY_LIMIT_S):
                     sandbox = await pool.take(_kind(spec))
@@ -139,14 +146,17 @@ class BwrapLauncher:
                 raise ConfineError(f"there was none within {READY_LIMIT_S:.0f} s") from exc
             async with AsyncExitStack() as undo:
                 undo.push_async_callback(sandbox.kill)
-                await sandbox.adopt(spec, self._spawner, trees)
+                await sandbox.adopt(spec, self._spawner, trees, self._storage)
                 undo.pop_all()
         return sandbox
 
     def keep(self, specs: Iterable[SandboxSpec]) -> None:
         """Have sandboxes like these ready from now on, and in time no others."""
+        specs = list(specs)
         if self._pool is not None:
             self._pool.keep({_kind(spec) for spec in specs if _poolable(spec)})
+        if self._storage is not None:
+            self._storage.keep({one.size for spec in specs for one in _tmpfs(spec)})
 
     def prepared(self) -> list[Prepared]:
         """What stands ready."""
@@ -177,12 +187,16 @@ class BwrapLauncher:
     async def _make_on(
         self, spec: SandboxSpec, composed: str | None, zygote: Zygote | None
     ) -> BwrapSandbox:
+        tmp = _tmpfs(spec) if self._storage else []
+        spec = replace(spec, late=tuple(entry for entry in spec.late if entry not in tmp))
         bridges = await self._bridges(spec, composed)
         try:
             sandbox = await self._spawn(spec, bridges, composed)
             async with AsyncExitStack() as undo:
                 undo.push_async_callback(sandbox.kill)
                 await self._open(sandbox, zygote)
+                if self._storage:
+                    await sandbox.attach(tmp, self._spawner, (), self._storage)
                 undo.pop_all()
         except (OSError, ValueError, subprocess.SubprocessError) as exc:
             raise ConfineError(f"cannot make a sandbox: {exc}") from exc
@@ -323,6 +337,10 @@ def _kind(spec: SandboxSpec) -> SandboxSpec:
     return replace(spec, name="", late=(), limits=spec.limits if looked else Limits())
 
 
+def _tmpfs(spec: SandboxSpec) -> list[Tmpfs]:
+    return [entry for entry in spec.late if isinstance(entry, Tmpfs)]
+
+
 async def _kill(sandbox: BwrapSandbox) -> None:
     try:
         await sandbox.kill()
@@ -350,11 +368,12 @@ async def open_launcher(
     bwrap_path: str = "bwrap",
     pool: PoolLimits | None = None,
     router: Router | None = None,
+    storage: Storage | None = None,
 ) -> AsyncIterator[BwrapLauncher]:
     """A launcher that owns its sandboxes: leaving kills them and removes the cgroups.
 
     With `pool`, sandboxes are made ahead where this host allows it (`unready`). `router`: the way out of
-    those with the network "nat"; it is to be closed later.
+    those with the network "nat"; `storage`: what their /tmp is taken from. Both are to be closed later.
 
     Sweeps what dead supervisors left. Raises IsolationUnavailable with the remedy, but for those of
     "cgroups" and "seccomp" that `weaker` says may be gone without.
@@ -375,7 +394,11 @@ async def open_launcher(
         stack.callback(spawner.close)
         identities = await trio.to_thread.run_sync(identity.claim, uids)
         stack.callback(identities.close)
-        launcher = BwrapLauncher(tree, identities, tool, init, filter_, spawner, router)
+        if unready():
+            storage = None
+        elif storage is None:
+            storage = await stack.enter_async_context(open_storage("memory", None))
+        launcher = BwrapLauncher(tree, identities, tool, init, filter_, spawner, router, storage)
         if isinstance(tree, WatchedTree):
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)

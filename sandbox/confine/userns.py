@@ -21,13 +21,12 @@ import pwd
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from sandbox.confine import hosts, mounts, privilege
+from sandbox.confine.attempts import attempt, child
 from sandbox.confine.spec import IsolationUnavailable
 from sandbox.confine.staging import STAGE
 
@@ -75,10 +74,11 @@ def enter() -> Entered:
     if len(os.listdir("/proc/self/task")) > 1:
         return Entered(refused="this process has more than one thread")
     ids, lacking, remedy = subordinate()
-    if ids is not None and (said := _tried(ids)):
+    if ids is not None and (said := attempt(lambda: _try(ids))):
         ids, lacking, remedy = None, said, "chmod u+s /usr/bin/newuidmap /usr/bin/newgidmap"
-    if ids is None and (said := _tried(None)):
-        return Entered(refused=said, remedy=hosts.userns_remedy(said))
+    if ids is None and (said := attempt(lambda: _try(None))):
+        trouble = hosts.explain(said)
+        return Entered(refused=f"{said}: {trouble.cause}", remedy=trouble.mend)
     # Without HOME the home folder is looked up by uid, and ours is about to be 0.
     with suppress(KeyError):
         os.environ.setdefault("HOME", pwd.getpwuid(os.getuid()).pw_dir)
@@ -125,43 +125,11 @@ def _largest(file: Path, uid: int, name: str) -> Range | None:
     return max(ranges, key=lambda one: one.count, default=None)
 
 
-def _tried(ids: Ids | None) -> str:
-    """Do it in a child and use what it gives. Empty if all went well, else what did not."""
-    read, write = os.pipe2(os.O_CLOEXEC)
-    with os.fdopen(read) as said:
-        pid = _child(lambda: _try(ids), write)
-        os.close(write)
-        text = said.read()
-    _, status = os.waitpid(pid, 0)
-    return text or ("" if status == 0 else f"the attempt ended with {status:#x}")
-
-
 def _try(ids: Ids | None) -> None:
     _become(ids)
     if ids is not None:
         os.setgroups([])
     mounts.mount("lambox", STAGE, "tmpfs", mounts.MS_NOSUID | mounts.MS_NODEV, "size=64k")
-
-
-def _child(action: Callable[[], None], write: int) -> int:
-    """A fork that does `action` and ends, and writes to `write` what went wrong. Returns its pid."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        _do(action, write)
-    finally:
-        os._exit(1)
-
-
-def _do(action: Callable[[], None], write: int) -> NoReturn:
-    try:
-        action()
-    except OSError as exc:
-        where = f" ({exc.filename})" if exc.filename else ""
-        os.write(write, f"{exc.strerror}{where}".encode())
-        os._exit(1)
-    os._exit(0)
 
 
 def _become(ids: Ids | None) -> None:
@@ -184,7 +152,7 @@ def _become(ids: Ids | None) -> None:
         for tool, own, more in (("newuidmap", uid, ids.uids), ("newgidmap", gid, ids.gids)):
             _map(tool, pid, own, more)
 
-    mapper = _child(map_ids, said_write)
+    mapper = child(map_ids, said_write)
     os.close(go_read)
     os.close(said_write)
     try:

@@ -101,7 +101,9 @@ async def test_a_launch_that_fails_or_is_cancelled_gives_it_back_last(
                 sandbox = await launcher.launch(SandboxSpec(f"n-{number}", ROOT))
                 with trio.CancelScope(shield=True):
                     await sandbox.kill()
-        assert len(given_back) == 13
+        # Some were cancelled before they had one.
+        assert len(given_back) > 1
+        assert len(launcher._identities._free) == launcher._identities.count
 
 
 async def test_what_cannot_be_ended_keeps_it(

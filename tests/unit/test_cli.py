@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -46,6 +47,7 @@ ENVIRONMENT = {
     "invocations": 7,
     "memory_mb": 9,
     "memory_size_mb": 128,
+    "tmp": "disk",
     "cpu_s": 0.123,
 }
 
@@ -415,7 +417,7 @@ def test_list_of_an_empty_folder_says_how_to_begin(
 
 def test_ps(runner: CliRunner, server: FakeServer) -> None:
     result = run(runner, "ps", "--endpoint", server.url)
-    expected = "hello-1234 hello provisioned frozen 3.2 s 7 9 MB 128 MB 0.12 s"
+    expected = "hello-1234 hello provisioned frozen 3.2 s 7 9 MB 128 MB disk 0.12 s"
     assert expected.split() in [line.split() for line in result.stdout.splitlines()]
 
 
@@ -555,3 +557,46 @@ def test_a_standing_reader_stops_nobody_and_drops_are_counted(
     dropped = int(text[-1].split()[1])
     assert dropped > 0
     assert len(text) - 1 + dropped == 10_000
+
+
+def test_a_full_disk_costs_log_lines_and_says_how_many(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nothing waits for it; once there is room lines come again."""
+    monkeypatch.setattr(loglines, "RETRY_S", 0.01)
+    fd = os.open("/dev/full", os.O_WRONLY)
+    writer = loglines.LineWriter(fd)
+    for _ in range(10):
+        writer.write("lost")
+    while writer._lines or not writer._dropped:
+        time.sleep(0.001)
+    room = os.open(tmp_path / "log", os.O_CREAT | os.O_WRONLY)
+    os.dup2(room, fd)
+    os.close(room)
+    writer.write("kept")
+    writer.close()
+    os.close(fd)
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert sorted(lines) == ["kept", "lambox: 10 log lines dropped, they were not taken"]
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("\x1b[2J\x1b]0;title\x07", r"\x1b[2J\x1b]0;title\x07"),
+        ("50%\rdone\x08", r"50%\rdone\x08"),
+        ("c1 \x9b31m", r"c1 \x9b31m"),
+        ("\u202egnp.exe", r"\u202egnp.exe"),
+        ("tab\tand ünïcode \U0001f600 stay", "tab\tand ünïcode \U0001f600 stay"),
+    ],
+)
+def test_a_terminal_is_shown_what_a_function_writes_and_obeys_none_of_it(
+    written: str, shown: str
+) -> None:
+    read, write = os.pipe()
+    writer = loglines.LineWriter(write)
+    writer.function_line("hello", written)
+    writer.close()
+    os.close(write)
+    with open(read, encoding="utf-8", newline="\n") as lines:
+        assert lines.read() == f"[hello] {shown}\n"

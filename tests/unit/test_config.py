@@ -102,7 +102,13 @@ def test_every_setting_has_a_variable_and_a_flag() -> None:
         "init_timeout_s": "2.5", "uid_base": "200000", "uid_count": "10", "max_starts": "3",
         "nat_range": "10.77.0.0/16",
         "zygote": "false", "pool_min": "1", "pool_max": "2", "preload": "boto3 a.b",
+        "tmp": "memory",
         "allow_weaker": "seccomp, cgroups", "fast_lane": "false",
+        "auth": "sigv4", "auth_keys_file": "keys", "auth_token_file": "token",
+        "allowed_hosts": "Lambox, *.example.com",
+        "tls_cert": "cert.pem", "tls_key": "key.pem", "max_connections": "7",
+        "max_header_bytes": "8192", "header_timeout_s": "1", "body_timeout_s": "2.5",
+        "keep_alive_s": "3",
     }  # fmt: skip
     environ = {f"LAMBOX_{name.upper()}": text for name, text in texts.items()}
     assert load(texts, environ={}) == load(environ=environ)
@@ -112,8 +118,12 @@ def test_every_setting_has_a_variable_and_a_flag() -> None:
         state=Path("s"), grace_s=0.5, max_environment_age_s=60.0, account_concurrency=5,
         memory_budget_mb=512, freeze_delay_ms=0, init_timeout_s=2.5, uid_base=200000, uid_count=10,
         nat_range=IPv4Network("10.77.0.0/16"), max_starts=3, zygote=False, pool_min=1, pool_max=2,
-        preload=("boto3", "a.b"),
+        preload=("boto3", "a.b"), tmp="memory",
         allow_weaker=("seccomp", "cgroups"), fast_lane=False, defaults=FunctionDefaults(),
+        auth="sigv4", auth_keys_file=Path("keys"), auth_token_file=Path("token"),
+        allowed_hosts=("lambox", ".example.com"), tls_cert=Path("cert.pem"), tls_key=Path("key.pem"),
+        max_connections=7, max_header_bytes=8192, header_timeout_s=1.0, body_timeout_s=2.5,
+        keep_alive_s=3.0,
     )  # fmt: skip
     assert found == expected
     assert texts.keys() == {setting.name for setting in SETTINGS}
