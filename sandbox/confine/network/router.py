@@ -163,6 +163,8 @@ class Router:
         self._made = stack = ExitStack()
         self._home = _own_namespace()
         stack.callback(os.close, self._home)
+        # Refused where only a user namespace is ours: nothing has changed yet, and there would be no way back.
+        _enter(self._home)
         self._host = HostSide()
         stack.callback(self._host.close)
         # Closed first of what stands further up: the host is set back from within the host's namespace.
