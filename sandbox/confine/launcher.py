@@ -18,12 +18,14 @@ import trio
 
 import rootfs.inside
 from rootfs.layout import Bind, Entry
-from sandbox.confine import bwrap, cgroup, identity, mounts, seccomp, staging
+from sandbox.confine import bwrap, cgroup, identity, mounts, overseer, seccomp, staging
 from sandbox.confine.bwrap import Bwrap, Descriptors
+from sandbox.confine.calls import FAMILIES
 from sandbox.confine.cgroup import Cgroup, CgroupTree
 from sandbox.confine.cgroup_none import WatchedTree
 from sandbox.confine.control import Control
 from sandbox.confine.identity import Identities
+from sandbox.confine.overseer import Overseer
 from sandbox.confine.parked import Parked
 from sandbox.confine.pool import Pool, PoolLimits
 from sandbox.confine.process import BwrapSandbox, Pipes, discard
@@ -67,15 +69,18 @@ class BwrapLauncher:
         identities: Identities,
         tool: Bwrap,
         init: Path,
-        filter_: bytes | None,
+        mode: seccomp.Mode | None,
         spawner: Spawner,
+        overseer: Overseer | None = None,
     ) -> None:
+        """`mode`: of the system call filter, None: there is none. `overseer`: for mode "log"."""
         self._tree = tree
         self._identities = identities
         self._bwrap = tool
         self._init = str(init)
-        self._filter = filter_
+        self._mode = mode
         self._spawner = spawner
+        self._overseer = overseer
         self._live: set[BwrapSandbox] = set()
         self._strays = Strays()
         self._composed: dict[tuple[Entry, ...], str | None] = {}
@@ -87,7 +92,7 @@ class BwrapLauncher:
 
         Tasks of `makers` may be cancelled at any time, those of `zygotes` end with `close`.
         """
-        self._zygotes = Zygotes(self._spawner, self._bwrap, self._filter, self._strays, zygotes)
+        self._zygotes = Zygotes(self._spawner, self._bwrap, self._mode, self._strays, zygotes)
 
         def of(kind: SandboxSpec) -> PoolLimits:
             # A prepared process of its own costs tens of MB, a fork or nothing but namespaces a few.
@@ -104,7 +109,9 @@ class BwrapLauncher:
     def describe(self) -> str:
         version = ".".join(map(str, self._bwrap.version))
         users = "own uid each" if self._identities.any else f"uid {os.getuid()}"
-        calls = "seccomp" if self._filter else "no seccomp"
+        calls = "no seccomp" if self._mode is None else "seccomp"
+        if self._mode == "log":
+            calls = "seccomp in log mode"
         return f"bubblewrap {version}, {self._tree.describe()}, {users}, {calls}"
 
     async def launch(self, spec: SandboxSpec) -> BwrapSandbox:
@@ -151,7 +158,7 @@ class BwrapLauncher:
     async def _make(self, spec: SandboxSpec) -> BwrapSandbox:
         zygote = None
         if spec.preparation and spec.preparation.forks and self._zygotes:
-            zygote = await self._zygotes.get(spec.root, spec.preparation)
+            zygote = await self._zygotes.get(spec.root, spec.preparation, spec.calls)
         composed = await self._compose(spec.root)
         bridges = self._bridges(spec, composed)
         try:
@@ -211,7 +218,16 @@ class BwrapLauncher:
                 self._identities.give_back(uid)
 
             sandbox = BwrapSandbox(
-                spec, group, started, control, pipes, parked, uid, self._strays, gone
+                spec,
+                group,
+                started,
+                control,
+                pipes,
+                parked,
+                uid,
+                self._strays,
+                self._overseer,
+                gone,
             )
             self._live.add(sandbox)
             undo.pop_all()
@@ -235,6 +251,8 @@ class BwrapLauncher:
         executed = (
             parked is not None and spec.preparation is not None and not spec.preparation.forks
         )
+        # Where a fork comes in, pid 1 does nothing but wait: it is not asked about.
+        asks = self._mode == "log" and (parked is None or executed)
         who = str(-1 if uid is None else uid)
         return [
             *(self._init, "launch", who, who, str(telemetry), *group.procs, "--"),
@@ -244,7 +262,8 @@ class BwrapLauncher:
                 self._init,
                 inside,
                 fds,
-                seccomp=self._filter,
+                seccomp=None if asks or self._mode is None else seccomp.enforce(spec.calls),
+                observe=seccomp.observe(spec.calls) if asks else None,
                 places=bridges,
                 composed=composed,
                 parked=fds.take(os.dup(parked.theirs.fileno())) if executed and parked else None,
@@ -321,17 +340,19 @@ async def open_launcher(
     tree: CgroupTree | None = None,
     bwrap_path: str = "bwrap",
     pool: PoolLimits | None = None,
+    calls: seccomp.Mode = "enforce",
 ) -> AsyncIterator[BwrapLauncher]:
     """A launcher that owns its sandboxes: leaving kills them and removes the cgroups.
 
-    With `pool`, sandboxes are made ahead where this host allows it (`unready`).
+    With `pool`, sandboxes are made ahead where this host allows it (`unready`). `calls` "log": system calls
+    that only the family's list lacks are let through and told (`BwrapSandbox.refused`).
 
     Sweeps what dead supervisors left. Raises IsolationUnavailable with the remedy, but for those of
     "cgroups" and "seccomp" that `weaker` says may be gone without.
     """
     tool = await trio.to_thread.run_sync(bwrap.find, bwrap_path)
     init = init_path()
-    filter_ = _filter(weaker)
+    mode = await trio.to_thread.run_sync(_calls, calls, weaker)
     uids = identity.choose(uid_base, uid_count)
     _raise_descriptor_limit()
     if tree is None:
@@ -345,7 +366,12 @@ async def open_launcher(
         stack.callback(spawner.close)
         identities = identity.claim(uids)
         stack.callback(identities.close)
-        launcher = BwrapLauncher(tree, identities, tool, init, filter_, spawner)
+        asked = None
+        if mode == "log":
+            watches = await stack.enter_async_context(trio.open_nursery())
+            stack.callback(watches.cancel_scope.cancel)
+            asked = Overseer(watches)
+        launcher = BwrapLauncher(tree, identities, tool, init, mode, spawner, asked)
         if isinstance(tree, WatchedTree):
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)
@@ -370,13 +396,24 @@ def _tree(weaker: Collection[str]) -> CgroupTree:
         return WatchedTree()
 
 
-def _filter(weaker: Collection[str]) -> bytes | None:
+def _calls(mode: seccomp.Mode, weaker: Collection[str]) -> seccomp.Mode | None:
+    """Makes every filter that will be needed, 10 ms each; the mode that this host has."""
     try:
-        return seccomp.export()
+        for family in FAMILIES:
+            seccomp.enforce(family)
     except IsolationUnavailable:
-        if "seccomp" not in weaker:
+        if "seccomp" not in weaker or mode == "log":
             raise
         return None
+    if mode == "log":
+        overseer.require(os.uname().release)
+        seccomp.dangerous()
+        for family in FAMILIES:
+            seccomp.observe(family)
+        log.warning(
+            "seccomp is in log mode: system calls that functions would be refused run, and are logged"
+        )
+    return mode
 
 
 async def _close(tree: CgroupTree) -> None:

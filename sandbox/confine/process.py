@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -20,9 +20,10 @@ import trio
 from sandbox.confine import peers
 from sandbox.confine.cgroup import Cgroup
 from sandbox.confine.control import Control
+from sandbox.confine.overseer import Overseer, Watch
 from sandbox.confine.parked import Parked
 from sandbox.confine.spawner import Spawner, Started
-from sandbox.confine.spec import ConfineError, Exit, Program, SandboxSpec, Usage
+from sandbox.confine.spec import ConfineError, Exit, Program, Refused, SandboxSpec, Usage
 from sandbox.confine.strays import Strays
 from sandbox.confine.zygote import Child, Zygote
 
@@ -85,9 +86,11 @@ class BwrapSandbox:
         parked: Parked | None,
         uid: int | None,
         strays: Strays,
+        overseer: Overseer | None,
         on_gone: Callable[[BwrapSandbox], None],
     ) -> None:
         """`started` is bwrap, `uid` its own on the host. `on_gone`: nothing of the sandbox is left.
+        `overseer`: in log mode, who answers what the filter asks.
 
         `parked`: the socket of the runtime that `prepare` is to put in, where the spec wants one.
         """
@@ -105,6 +108,8 @@ class BwrapSandbox:
         """Whose fork is in here, or was about to be."""
         self._uid = uid
         self._strays = strays
+        self._overseer = overseer
+        self._watch: Watch | None = None
         self._on_gone = on_gone
         self._unknown: set[int] = set()
         """What was inside when it was killed before we knew its pid 1."""
@@ -127,6 +132,7 @@ class BwrapSandbox:
         if found is None:
             raise ConfineError(f"bubblewrap could not make a sandbox: {self._complaint()}")
         self._listener, self._port, pid1 = found
+        self._oversee(self._control.watched)
         try:
             fd = os.pidfd_open(pid1)
         except ProcessLookupError as exc:
@@ -156,7 +162,8 @@ class BwrapSandbox:
             program = Program(preparation.argv, dict(preparation.env), "/")
             await self._control.start(program, self.spec.limits.nofile)
         self._pipes.close_writes()
-        await self._parked.ready()
+        await self._parked.ready(observed=self._child is not None and self._overseer is not None)
+        self._oversee(self._parked.watched)
         # Not reaped yet: so its number was its own when the namespaces were opened by it.
         assert self._pid1_fd is not None
         signal.pidfd_send_signal(self._pid1_fd, 0)
@@ -172,6 +179,21 @@ class BwrapSandbox:
             # By descriptor: it stood on a shelf, and its number may be another's by now.
             assert self._pid1_fd is not None
             await spawner.attach(self._pid1_fd, spec.late)
+
+    def _oversee(self, listener: int) -> None:
+        if listener < 0:
+            return
+        if self._overseer is None:
+            os.close(listener)
+            raise ConfineError("a sandbox sent a filter's listener that nobody asked for")
+        self._watch = self._overseer.watch(listener, self.spec.calls)
+
+    def refused(self, tell: Callable[[Refused], None] | None = None) -> Sequence[Refused]:
+        if self._watch is None:
+            return ()
+        if tell is not None:
+            self._watch.tell(tell)
+        return self._watch.asked()
 
     def _complaint(self) -> str:
         with suppress(BlockingIOError):
@@ -332,6 +354,8 @@ class BwrapSandbox:
             self._parked.close()
         if self._child is not None:
             self._child.release()
+        if self._watch is not None:
+            self._watch.close()
         os.close(self._process_fd)
         if self._pid1_fd is not None:
             os.close(self._pid1_fd)

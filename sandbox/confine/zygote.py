@@ -20,8 +20,9 @@ import trio
 
 from rootfs import layout
 from rootfs.layout import Entry
-from sandbox.confine import bwrap
+from sandbox.confine import bwrap, seccomp
 from sandbox.confine.bwrap import Bwrap, Descriptors
+from sandbox.confine.calls import Family
 from sandbox.confine.spawner import Spawner, Started
 from sandbox.confine.spec import ConfineError, Preparation
 from sandbox.confine.strays import Strays, children
@@ -285,16 +286,17 @@ class Zygotes:
         self,
         spawner: Spawner,
         tool: Bwrap,
-        filter_: bytes | None,
+        mode: seccomp.Mode | None,
         strays: Strays,
         nursery: trio.Nursery,
     ) -> None:
+        """`mode`: of the forks' system call filter; None: they have none."""
         self._spawner = spawner
         self._bwrap = tool
-        self._filter = filter_
+        self._mode = mode
         self._strays = strays
         self._nursery = nursery
-        self._living: dict[tuple[tuple[Entry, ...], Preparation], Zygote] = {}
+        self._living: dict[tuple[tuple[Entry, ...], Preparation, Family], Zygote] = {}
         self._all: list[Zygote] = []
         """Those that died or were retired too: their children may live."""
         self._starting = trio.Lock()
@@ -302,9 +304,9 @@ class Zygotes:
     def pids(self) -> list[int]:
         return [zygote.pid for zygote in self._living.values() if zygote.alive]
 
-    async def get(self, root: tuple[Entry, ...], preparation: Preparation) -> Zygote:
+    async def get(self, root: tuple[Entry, ...], preparation: Preparation, calls: Family) -> Zygote:
         """One that is ready. Raises ConfineError with what it said, or OSError."""
-        key = layout.zygote(root), preparation
+        key = layout.zygote(root), preparation, calls
         zygote = self._living.get(key)
         if zygote is not None and not zygote.worn_out:
             return zygote  # whatever becomes of another that is just being started
@@ -317,7 +319,9 @@ class Zygotes:
             fresh = self._living[key] = await self._start(*key)
             return fresh
 
-    async def _start(self, root: tuple[Entry, ...], preparation: Preparation) -> Zygote:
+    async def _start(
+        self, root: tuple[Entry, ...], preparation: Preparation, calls: Family
+    ) -> Zygote:
         with ExitStack() as stack:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             stack.callback(theirs.close)
@@ -330,7 +334,8 @@ class Zygotes:
                     numbers = (
                         fds.take(os.dup(theirs.fileno())),
                         fds.take(os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)),
-                        -1 if self._filter is None else fds.data(self._filter),
+                        -1 if self._mode is None else fds.data(self._program(calls)),
+                        int(self._mode == "log"),
                     )
                     argv = bwrap.zygote_command(root, preparation, numbers, self._bwrap, fds)
                     started = await self._spawner.spawn(argv, fds.fds, write, write)
@@ -353,6 +358,9 @@ class Zygotes:
             if said := _said(complaint):
                 log.warning("%s: %s", preparation.argv[0], said)
             return zygote
+
+    def _program(self, calls: Family) -> bytes:
+        return seccomp.observe(calls) if self._mode == "log" else seccomp.enforce(calls)
 
     async def _run(self, zygote: Zygote) -> None:
         self._all.append(zygote)
