@@ -9,6 +9,7 @@ the queue before environments are killed, environments before the launcher lets 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import secrets
 import socket
@@ -46,6 +47,7 @@ from sandbox.planner import Limits as NodeLimits
 from sandbox.scheduler import Scheduler, open_scheduler
 from sandbox.ticket import Ticket
 
+log = logging.getLogger("lambox")
 CORE_MB = 1769
 """Memory that buys one whole core (SPEC 5.4)."""
 LOOK_S = 2.0
@@ -179,6 +181,12 @@ class Node:
     def stop(self) -> None:
         """Let `serve` return: turn new callers away, give running invocations the grace period."""
         self._stop.set()
+
+    def reload(self) -> None:
+        """Look at all functions anew; those that have not changed keep their environments."""
+        self.catalog.reload()
+        self._tell_functions()
+        log.info("%d functions have been read anew", len(self.catalog.all()))
 
     async def serve(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer callers until `stop`. Started with `http://HOST:PORT`. Raises OSError: no such port."""

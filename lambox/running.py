@@ -20,17 +20,21 @@ from sandbox.invocation import Invocation, Outcome, new_request_id
 
 log = logging.getLogger("lambox")
 OnLine = Callable[[str, str], None]
+PAUSE_S = 0.3
+"""A signal sooner after the one before is the same request: a key held down, a supervisor that tells the group
+as well as the process."""
 
 
 def serve(config: Config, on_ready: Callable[[Node, str], None], on_line: OnLine) -> int:
     """Run a server until a signal; returns the exit code. `on_ready` gets the node and its URL.
 
     The first SIGTERM or SIGINT is a clean stop with the grace period, the second kills what runs
-    and cleans, the third leaves the cleaning to the next start.
+    and cleans, the third leaves the cleaning to the next start; signals in quick succession are one.
+    SIGHUP stops too if the terminal is gone, else all functions are read anew.
     """
 
     async def main() -> int:
-        signals: list[int] = []
+        requests: list[int] = []
         node: Node | None = None
 
         async def watch(
@@ -38,14 +42,27 @@ def serve(config: Config, on_ready: Callable[[Node, str], None], on_line: OnLine
             *,
             task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
         ) -> None:
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+            numbers = [signal.SIGTERM, signal.SIGINT]
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+                numbers.append(signal.SIGHUP)
+            had_terminal = _has_terminal()
+            last = -PAUSE_S
+            with trio.open_signal_receiver(*numbers) as received:
                 task_status.started()
                 async for number in received:
-                    signals.append(number)
-                    if len(signals) == 1 and node is not None:
+                    if number == signal.SIGHUP and not (had_terminal and not _has_terminal()):
+                        if node is not None:
+                            node.reload()
+                        continue
+                    now = trio.current_time()
+                    last, since = now, now - last
+                    if since < PAUSE_S:
+                        continue
+                    requests.append(number)
+                    if len(requests) == 1 and node is not None:
                         log.info("stopping; once more to kill what runs")
                         node.stop()
-                    elif len(signals) <= 2:
+                    elif len(requests) <= 2:
                         scope.cancel()
                     else:
                         os._exit(128 + number)
@@ -60,9 +77,18 @@ def serve(config: Config, on_ready: Callable[[Node, str], None], on_line: OnLine
                 gc.freeze()
                 on_ready(node, url)
             nursery.cancel_scope.cancel()
-        return 0 if len(signals) < 2 else 128 + signals[-1]
+        return 0 if len(requests) < 2 else 128 + requests[-1]
 
     return trio.run(main)
+
+
+def _has_terminal() -> bool:
+    """A controlling terminal that has not hung up (tty(4))."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def invoke_once(config: Config, name: str, payload: bytes, on_line: OnLine) -> Outcome:

@@ -149,6 +149,13 @@ class Catalog:
             for name in touched:
                 self._reread(name)
 
+    def reload(self) -> None:
+        """Read everything anew, whether anything seems to have changed or not. Never raises."""
+        self._root_watched = False
+        if self._watch is None:
+            self._entries.clear()
+        self._refresh_all()
+
     async def changed(self) -> None:
         """Return when something may have changed on disk; `refresh` then takes it in.
 

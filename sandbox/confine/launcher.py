@@ -37,6 +37,8 @@ from sandbox.confine.zygote import Zygote, Zygotes
 
 log = logging.getLogger(__name__)
 LAUNCH_LIMIT_S = 10.0
+READY_LIMIT_S = 1.0
+"""How long a launch waits for a prepared sandbox before it makes its own: a zygote may stand still."""
 MOST_READY = 64
 """Of all kinds together: functions that differ in memory or storage are a kind each. Half of the uids at most."""
 NAME = re.compile(r"[a-z0-9-]{1,64}")
@@ -128,7 +130,11 @@ class BwrapLauncher:
         return await self._make(replace(spec, preparation=None))
 
     async def _adopt(self, pool: Pool[BwrapSandbox], spec: SandboxSpec) -> BwrapSandbox:
-        sandbox = await pool.take(_kind(spec))
+        try:
+            with trio.fail_after(READY_LIMIT_S):
+                sandbox = await pool.take(_kind(spec))
+        except trio.TooSlowError as exc:
+            raise ConfineError(f"there was none within {READY_LIMIT_S:.0f} s") from exc
         async with AsyncExitStack() as undo:
             undo.push_async_callback(sandbox.kill)
             await sandbox.adopt(spec, self._spawner)

@@ -60,10 +60,27 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def is_inside(pid: int, bwrap: int) -> bool:
+    """Whether `pid` lives in a sandbox, as a fork of the zygote that `bwrap` holds (or held, if it is dead:
+    then its forks are ours). True of what is gone: nobody can be hurt by that."""
+    parent, levels = _place(pid)
+    if parent is None:
+        return True
+    return levels > _levels("self") and parent in (os.getpid(), *children(bwrap))
+
+
 def _levels(pid: int | str) -> int:
     """How many pid namespaces, from ours downwards, know the process (NSpid of proc_pid_status(5))."""
+    return _place(pid)[1]
+
+
+def _place(pid: int | str) -> tuple[int | None, int]:
+    """Its parent, and `_levels`."""
+    parent = None
     with suppress(OSError), open(f"/proc/{pid}/status") as file:
         for line in file:
-            if line.startswith("NSpid:"):
-                return len(line.split()) - 1
-    return 0
+            if line.startswith("PPid:"):
+                parent = int(line.split()[1])
+            elif line.startswith("NSpid:"):
+                return parent, len(line.split()) - 1
+    return parent, 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import signal
 import socket
 import struct
@@ -25,7 +26,7 @@ from sandbox.confine.bwrap import Bwrap, Descriptors
 from sandbox.confine.calls import Family
 from sandbox.confine.spawner import Spawner, Started
 from sandbox.confine.spec import ConfineError, Preparation
-from sandbox.confine.strays import Strays, children
+from sandbox.confine.strays import Strays, children, is_inside
 
 log = logging.getLogger(__name__)
 REQUEST = struct.Struct("=cIII")
@@ -35,6 +36,10 @@ NAMESPACES = ("pid", "mnt", "net", "ipc", "uts", "cgroup", "user")
 """Of a sandbox's pid 1, in the order of the zygote's FDS. "user" is the inner of bwrap's two."""
 MOST_FORKS = 1000
 """After so many a fresh zygote takes over: the hash seed and the memory layout are the same in all forks of one."""
+MOST_ERRNO = 4095
+"""linux/err.h"""
+MOST_PID = 1 << 22
+"""PID_MAX_LIMIT of linux/threads.h"""
 START_LIMIT_S = 20.0
 ANSWER_LIMIT_S = 5.0
 ORPHANS_LIMIT_S = 5.0
@@ -108,6 +113,15 @@ class Child:
                 self.ended(None if result is None else _wait_status(result))
         self.ended(self._status)
 
+    @property
+    def lives(self) -> bool:
+        """Asked of the kernel."""
+        if self.fd < 0:
+            return False
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        return not poll.poll(0)
+
     def release(self) -> None:
         self._released = True
         self._strays.waited_for.discard(self.pid)
@@ -175,7 +189,9 @@ class Zygote:
         with trio.CancelScope(shield=True):
             with suppress(OSError):
                 while data := await self._channel.recv(64):
-                    self._take(data)
+                    if problem := self._take(data):
+                        log.error("a zygote is ended, it %s: %r", problem, data)
+                        break
             self.alive = False
             self.ready.set()
             self._channel.close()
@@ -207,25 +223,38 @@ class Zygote:
             while self._strays.reap():  # noqa: ASYNC110  no event tells
                 await trio.sleep(HANDOVER_S)
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, data: bytes) -> str:
+        """What is wrong with the message; empty if nothing is. It is root's, and still not believed:
+        a pid is waited for, so it has to be a fork of this zygote's."""
         if data == b"R":
             self.ready.set()
-        if len(data) < REPLY.size:
-            return
+            return ""
+        if len(data) not in (REPLY.size, ENDED.size):
+            return "said what it has no word for"
         what, ticket, value = REPLY.unpack_from(data)
         child = self._children.get(ticket)
         if child is None:
-            return
-        if what == b"C":
+            return "speaks of a fork that nobody has asked for"
+        if what == b"C" and len(data) == REPLY.size:
+            if child.pid or not 0 < value <= MOST_PID or not is_inside(value, self.pid):
+                return "named a process that is no fork of its"
             child.forked(value)
-            return
-        del self._children[ticket]
-        if len(data) == ENDED.size:
+            return ""
+        if what == b"E" and len(data) == REPLY.size and value <= MOST_ERRNO:
+            del self._children[ticket]
+            child.ended(None, value or errno.EAGAIN)
+        elif what == b"X" and len(data) == ENDED.size and _is_wait_status(value):
+            if child.lives:
+                return "calls a process ended that lives"
+            del self._children[ticket]
             user_us, system_us = ENDED.unpack(data)[3:]
             child.cpu_s = (user_us + system_us) / 1e6
-        child.ended(value if what == b"X" else None, 0 if what == b"X" else value or errno.EAGAIN)
+            child.ended(value)
+        else:
+            return "said what it has no word for"
         if self._retired and not self._children:
             self.kill()
+        return ""
 
     async def fork(
         self, pid1: int, fds: Sequence[int], procs: Sequence[str], on_end: Callable[[], None]
@@ -262,6 +291,11 @@ class Zygote:
             child.release()
             raise
         return child
+
+
+def _is_wait_status(value: int) -> bool:
+    """Of a process that has ended; 16 bits (wait(2))."""
+    return value <= 0xFFFF and (os.WIFEXITED(value) or os.WIFSIGNALED(value))
 
 
 @contextmanager
