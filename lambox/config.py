@@ -18,7 +18,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lambox import capacity
 from sandbox import functiontoml
@@ -68,6 +68,7 @@ class Config:
     pool_max: int
     preload: tuple[str, ...]
     allow_weaker: tuple[str, ...]
+    seccomp: Literal["enforce", "log"]
     fast_lane: bool
     defaults: FunctionDefaults
 
@@ -104,6 +105,12 @@ def _weaker(value: Any) -> tuple[str, ...]:
     if not isinstance(items, list) or any(item not in WEAKER for item in items):
         raise Wrong(f"must be a list out of {', '.join(map(json.dumps, WEAKER))}")
     return tuple(dict.fromkeys(items))
+
+
+def _calls(value: Any) -> str:
+    if value not in ("enforce", "log"):
+        raise Wrong('must be "enforce" or "log"')
+    return str(value)
 
 
 def _switch(value: Any) -> bool:
@@ -320,6 +327,14 @@ SETTINGS: tuple[Setting, ...] = (
         "cgroups, seccomp",
         "isolation to go without where this host lacks it",
         "nothing",
+    ),
+    Setting(
+        "seccomp",
+        _calls,
+        lambda _: "enforce",
+        "enforce, log",
+        "log: for a search, let system calls run that the filter would refuse, and log them",
+        is_text=True,
     ),
     Setting(
         "fast_lane",

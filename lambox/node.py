@@ -83,6 +83,7 @@ class Kitchen:
             network=function.network,
             late=layout.late(str(function.code), str(opt) if opt else None),
             preparation=self._preparation(runtime, env),
+            calls=runtime.family,
         )
         return spec, Program(argv=argv, env=env)
 
@@ -275,6 +276,7 @@ async def open_node(
                 uid_count=config.uid_count,
                 weaker=config.allow_weaker,
                 pool=PoolLimits(config.pool_min, config.pool_max) if config.zygote else None,
+                calls=config.seccomp,
             )
         )
         kitchen = Kitchen(config, runtimes)

@@ -64,8 +64,9 @@ def require(release: str, actions: str = ACTIONS) -> None:
 class Asked:
     """One kind of call that the filter asked about."""
 
-    call: str
-    """Its name; for some with the arguments of the first one."""
+    name: str
+    arguments: str
+    """For some: those of the first one."""
     family: Family
     number: int
     """0: it ran, and `enforce` would refuse it; else the errno that it got."""
@@ -75,14 +76,16 @@ class Asked:
         """For the function's log, when it is first met."""
         if self.number:
             code = errno.errorcode[self.number]
-            return f"seccomp: {self.call} is refused ({code}), in log mode too"
-        return f"seccomp: {self.call} would be refused by the filter for {self.family}"
+            return f"seccomp: {self.name}{self.arguments} is refused ({code}), in log mode too"
+        return (
+            f"seccomp: {self.name}{self.arguments} would be refused by the filter for {self.family}"
+        )
 
     def total(self) -> str:
         """For the function's log, when its environment ends."""
         what = "was refused" if self.number else "would have been refused"
         times = "once" if self.count == 1 else f"{self.count} times"
-        return f"seccomp: {self.call} {what} {times} in this environment"
+        return f"seccomp: {self.name}{self.arguments} {what} {times} in this environment"
 
 
 class Watch:
@@ -168,10 +171,10 @@ class Watch:
         asked = self._asked.get((name or "", error))
         if asked is None:
             shown = arguments[: WITH_ARGUMENTS.get(name or "", 0)]
-            text = name or f"a call that is newer than lambox ({number})"
-            if shown:
-                text += f"({', '.join(map(hex, shown))})"
-            asked = self._asked[name or "", error] = Asked(text, self._family, error)
+            text = f"({', '.join(map(hex, shown))})" if shown else ""
+            known = Asked(name, text, self._family, error) if name else None
+            asked = known or Asked("system call", f" {number}, unknown here,", self._family, error)
+            self._asked[name or "", error] = asked
             if self._tell is not None:
                 self._tell(asked)
         asked.count += 1

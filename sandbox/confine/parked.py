@@ -49,6 +49,9 @@ class Parked:
                 (self.watched,) = struct.unpack("=i", value[:4])
         if data == b"P" and observed == (self.watched >= 0):
             return
+        if self.watched >= 0:
+            os.close(self.watched)
+            self.watched = -1
         if data[:1] == b"E" and len(data) >= FRAME.size:
             text = data[FRAME.size :].decode("utf-8", "replace")
             raise ConfineError(f"a runtime could not be put into its sandbox: {text}")

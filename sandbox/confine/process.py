@@ -23,7 +23,7 @@ from sandbox.confine.control import Control
 from sandbox.confine.overseer import Overseer, Watch
 from sandbox.confine.parked import Parked
 from sandbox.confine.spawner import Spawner, Started
-from sandbox.confine.spec import ConfineError, Exit, Program, Refused, SandboxSpec, Usage
+from sandbox.confine.spec import ConfineError, Exit, Program, RefusedCall, SandboxSpec, Usage
 from sandbox.confine.strays import Strays
 from sandbox.confine.zygote import Child, Zygote
 
@@ -188,7 +188,7 @@ class BwrapSandbox:
             raise ConfineError("a sandbox sent a filter's listener that nobody asked for")
         self._watch = self._overseer.watch(listener, self.spec.calls)
 
-    def refused(self, tell: Callable[[Refused], None] | None = None) -> Sequence[Refused]:
+    def refused(self, tell: Callable[[RefusedCall], None] | None = None) -> Sequence[RefusedCall]:
         if self._watch is None:
             return ()
         if tell is not None:

@@ -149,12 +149,11 @@ class Usage:
     cpu_s: float | None
 
 
-class Refused(Protocol):
+class RefusedCall(Protocol):
     """A kind of system call that the filter refuses, or would refuse, as log mode met it."""
 
     @property
-    def call(self) -> str:
-        """Its name."""
+    def name(self) -> str: ...
 
     def line(self) -> str:
         """For a log, when it is first met."""
@@ -219,7 +218,7 @@ class Sandbox(Protocol):
         """Bytes. Read at every invocation: one system call at most."""
 
     def oom_kills(self) -> int: ...
-    def refused(self, tell: Callable[[Refused], None] | None = None) -> Sequence[Refused]:
+    def refused(self, tell: Callable[[RefusedCall], None] | None = None) -> Sequence[RefusedCall]:
         """Log mode: the system calls met up to now. `tell` is told of each kind once, of those to come too."""
 
 
