@@ -3,7 +3,7 @@
 ALLOWED is for every family of runtimes, EXTRA for one; what stands in neither is refused. A runtime starts
 other programs (layers and zips hold any binary), so ALLOWED is what C libraries and ordinary programs use,
 not what one interpreter does. Where a group says "measured", tests/unit/data/syscalls.json has by whom
-(`tools/measure-syscalls` makes it); the other names in such a group are the same thing for other
+(`python -m bench.syscalls` makes it); the other names in such a group are the same thing for other
 arguments, on aarch64 (which has no open, stat, fork, ... but openat, newfstatat, clone) or in newer C libraries.
 
 Names are the kernel's. A name that an architecture or this libseccomp does not know needs no rule there.
@@ -42,8 +42,8 @@ ALLOWED: dict[str, str] = {
         timer_create timer_delete timer_getoverrun timer_gettime timer_settime timerfd_create
         timerfd_gettime timerfd_settime""",
     "waiting for descriptors (measured)": """
-        poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_ctl_old epoll_wait
-        epoll_wait_old epoll_pwait epoll_pwait2 eventfd eventfd2""",
+        poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait
+        epoll_pwait2 eventfd eventfd2""",
     # Development servers and `tail -f`; held by fs.inotify.max_user_instances, per uid. Measured.
     "being told of changed files": "inotify_init inotify_init1 inotify_add_watch inotify_rm_watch",
     # ioctl: requests that write into a terminal are refused below. Measured.

@@ -101,7 +101,7 @@ def test_every_setting_has_a_variable_and_a_flag() -> None:
         "account_concurrency": "5", "memory_budget_mb": "512", "freeze_delay_ms": "0",
         "init_timeout_s": "2.5", "uid_base": "200000", "uid_count": "10", "max_starts": "3",
         "zygote": "false", "pool_min": "1", "pool_max": "2", "preload": "boto3 a.b",
-        "allow_weaker": "seccomp, cgroups", "fast_lane": "false",
+        "allow_weaker": "seccomp, cgroups", "seccomp": "log", "fast_lane": "false",
     }  # fmt: skip
     environ = {f"LAMBOX_{name.upper()}": text for name, text in texts.items()}
     assert load(texts, environ={}) == load(environ=environ)
@@ -111,7 +111,7 @@ def test_every_setting_has_a_variable_and_a_flag() -> None:
         state=Path("s"), grace_s=0.5, max_environment_age_s=60.0, account_concurrency=5,
         memory_budget_mb=512, freeze_delay_ms=0, init_timeout_s=2.5, uid_base=200000, uid_count=10,
         max_starts=3, zygote=False, pool_min=1, pool_max=2, preload=("boto3", "a.b"),
-        allow_weaker=("seccomp", "cgroups"), fast_lane=False, defaults=FunctionDefaults(),
+        allow_weaker=("seccomp", "cgroups"), seccomp="log", fast_lane=False, defaults=FunctionDefaults(),
     )  # fmt: skip
     assert found == expected
     assert texts.keys() == {setting.name for setting in SETTINGS}
@@ -135,6 +135,9 @@ def test_every_setting_has_a_variable_and_a_flag() -> None:
         ("ZYGOTE", "maybe", "must be true or false"),
         ("POOL_MIN", "-1", "must be a whole number from 0"),
         ("PRELOAD", "os; print()", "must be a list of Python modules"),
+        ("SECCOMP", "off", 'must be "enforce" or "log"'),
+        ("SECCOMP", "LOG", 'must be "enforce" or "log"'),
+        ("SECCOMP", "true", 'must be "enforce" or "log"'),
         ("ALLOW_WEAKER", "network", 'must be a list out of "cgroups", "seccomp"'),
     ],
 )

@@ -175,7 +175,7 @@ def test_missing_cgroups_are_essential_unless_weaker_is_allowed(
 def test_missing_seccomp_likewise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: str, verdict: str
 ) -> None:
-    monkeypatch.setattr(seccomp, "export", refuse("apt-get install libseccomp2"))
+    monkeypatch.setattr(seccomp, "enforce", refuse("apt-get install libseccomp2"))
     settings = config.load({"state": str(tmp_path), "allow_weaker": allowed}, environ={})
     (result,) = doctor._seccomp(settings)
     assert (result.verdict, result.remedy) == (verdict, "apt-get install libseccomp2")
