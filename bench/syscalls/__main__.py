@@ -57,7 +57,7 @@ def traced(
         )
         try:
             if done is not None:
-                threading.Thread(target=lambda: (process.wait(), done.set()), daemon=True).start()
+                threading.Thread(target=_until_ended, args=(process, done), daemon=True).start()
                 if not done.wait(LIMIT_S) or process.poll() is not None:
                     raise Failed(f"{argv[0]} ended early, or did not within {LIMIT_S} s")
                 os.killpg(process.pid, signal.SIGTERM)
@@ -69,6 +69,11 @@ def traced(
             process.wait()
         lines = trace.read_text(errors="replace").splitlines()
     return {match[1] for line in lines if (match := CALL.match(line))}
+
+
+def _until_ended(process: subprocess.Popen[bytes], done: threading.Event) -> None:
+    process.wait()
+    done.set()
 
 
 @contextmanager

@@ -20,7 +20,6 @@ import rootfs.inside
 from rootfs.layout import Bind, Entry
 from sandbox.confine import bwrap, cgroup, identity, mounts, overseer, seccomp, staging
 from sandbox.confine.bwrap import Bwrap, Descriptors
-from sandbox.confine.calls import FAMILIES
 from sandbox.confine.cgroup import Cgroup, CgroupTree
 from sandbox.confine.cgroup_none import WatchedTree
 from sandbox.confine.control import Control
@@ -29,6 +28,7 @@ from sandbox.confine.overseer import Overseer
 from sandbox.confine.parked import Parked
 from sandbox.confine.pool import Pool, PoolLimits
 from sandbox.confine.process import BwrapSandbox, Pipes, discard
+from sandbox.confine.seccomp import Filters
 from sandbox.confine.spawner import Spawner
 from sandbox.confine.spec import ConfineError, IsolationUnavailable, Limits, SandboxSpec
 from sandbox.confine.staging import Bridge, OutOfOrder
@@ -71,16 +71,16 @@ class BwrapLauncher:
         identities: Identities,
         tool: Bwrap,
         init: Path,
-        mode: seccomp.Mode | None,
+        filters: Filters | None,
         spawner: Spawner,
         overseer: Overseer | None = None,
     ) -> None:
-        """`mode`: of the system call filter, None: there is none. `overseer`: for mode "log"."""
+        """`overseer`: for filters in log mode."""
         self._tree = tree
         self._identities = identities
         self._bwrap = tool
         self._init = str(init)
-        self._mode = mode
+        self._filters = filters
         self._spawner = spawner
         self._overseer = overseer
         self._live: set[BwrapSandbox] = set()
@@ -94,7 +94,7 @@ class BwrapLauncher:
 
         Tasks of `makers` may be cancelled at any time, those of `zygotes` end with `close`.
         """
-        self._zygotes = Zygotes(self._spawner, self._bwrap, self._mode, self._strays, zygotes)
+        self._zygotes = Zygotes(self._spawner, self._bwrap, self._filters, self._strays, zygotes)
 
         def of(kind: SandboxSpec) -> PoolLimits:
             # A prepared process of its own costs tens of MB, a fork or nothing but namespaces a few.
@@ -111,8 +111,8 @@ class BwrapLauncher:
     def describe(self) -> str:
         version = ".".join(map(str, self._bwrap.version))
         users = "own uid each" if self._identities.any else f"uid {os.getuid()}"
-        calls = "no seccomp" if self._mode is None else "seccomp"
-        if self._mode == "log":
+        calls = "no seccomp" if self._filters is None else "seccomp"
+        if self._overseer is not None:
             calls = "seccomp in log mode"
         return f"bubblewrap {version}, {self._tree.describe()}, {users}, {calls}"
 
@@ -258,7 +258,8 @@ class BwrapLauncher:
             parked is not None and spec.preparation is not None and not spec.preparation.forks
         )
         # Where a fork comes in, pid 1 does nothing but wait: it is not asked about.
-        asks = self._mode == "log" and (parked is None or executed)
+        asks = self._overseer is not None and (parked is None or executed)
+        filters = self._filters
         who = str(-1 if uid is None else uid)
         return [
             *(self._init, "launch", who, who, str(telemetry), *group.procs, "--"),
@@ -268,8 +269,8 @@ class BwrapLauncher:
                 self._init,
                 inside,
                 fds,
-                seccomp=None if asks or self._mode is None else seccomp.enforce(spec.calls),
-                observe=seccomp.observe(spec.calls) if asks else None,
+                seccomp=filters.enforced[spec.calls] if filters and not asks else None,
+                observe=filters.observed[spec.calls] if filters and asks else None,
                 places=bridges,
                 composed=composed,
                 parked=fds.take(os.dup(parked.theirs.fileno())) if executed and parked else None,
@@ -358,7 +359,7 @@ async def open_launcher(
     """
     tool = await trio.to_thread.run_sync(bwrap.find, bwrap_path)
     init = init_path()
-    mode = await trio.to_thread.run_sync(_calls, calls, weaker)
+    filters = await trio.to_thread.run_sync(_filters, calls, weaker)
     uids = identity.choose(uid_base, uid_count)
     _raise_descriptor_limit()
     if tree is None:
@@ -373,11 +374,11 @@ async def open_launcher(
         identities = identity.claim(uids)
         stack.callback(identities.close)
         asked = None
-        if mode == "log":
+        if filters is not None and filters.mode == "log":
             watches = await stack.enter_async_context(trio.open_nursery())
             stack.callback(watches.cancel_scope.cancel)
-            asked = Overseer(watches)
-        launcher = BwrapLauncher(tree, identities, tool, init, mode, spawner, asked)
+            asked = Overseer(filters, watches)
+        launcher = BwrapLauncher(tree, identities, tool, init, filters, spawner, asked)
         if isinstance(tree, WatchedTree):
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)
@@ -402,24 +403,19 @@ def _tree(weaker: Collection[str]) -> CgroupTree:
         return WatchedTree()
 
 
-def _calls(mode: seccomp.Mode, weaker: Collection[str]) -> seccomp.Mode | None:
-    """Makes every filter that will be needed, 10 ms each; the mode that this host has."""
+def _filters(mode: seccomp.Mode, weaker: Collection[str]) -> Filters | None:
     try:
-        for family in FAMILIES:
-            seccomp.enforce(family)
+        filters = seccomp.filters(mode)
     except IsolationUnavailable:
         if "seccomp" not in weaker or mode == "log":
             raise
         return None
     if mode == "log":
         overseer.require(os.uname().release)
-        seccomp.dangerous()
-        for family in FAMILIES:
-            seccomp.observe(family)
         log.warning(
             "seccomp is in log mode: system calls that functions would be refused run, and are logged"
         )
-    return mode
+    return filters
 
 
 async def _close(tree: CgroupTree) -> None:

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 
 import trio
 
-from sandbox.confine import bpf, seccomp
+from sandbox.confine import bpf
 from sandbox.confine.calls import Family
+from sandbox.confine.seccomp import Filters
 from sandbox.confine.spec import IsolationUnavailable
 
 log = logging.getLogger(__name__)
@@ -91,9 +92,10 @@ class Asked:
 class Watch:
     """One sandbox's listener. Resource handling: `close` it."""
 
-    def __init__(self, fd: int, family: Family) -> None:
+    def __init__(self, fd: int, family: Family, filters: Filters) -> None:
         """Takes `fd` over."""
         self._fd = fd
+        self._filters = filters
         self._family: Family = family
         self._scope = trio.CancelScope()
         self._asked: dict[tuple[str, int], Asked] = {}
@@ -161,8 +163,8 @@ class Watch:
     def _judge(self, call: bytes) -> int:
         """The errno it gets; 0: it may go on."""
         number, _, _, *arguments = bpf.CALL.unpack(call)
-        verdict = bpf.run(seccomp.dangerous(), call)
-        name = seccomp.names().get(number)
+        verdict = bpf.run(self._filters.dangerous, call)
+        name = self._filters.names.get(number)
         error = 0
         if verdict != bpf.ALLOW:
             error = verdict & bpf.DATA or errno.EPERM
@@ -190,10 +192,11 @@ class Watch:
 class Overseer:
     """Makes the watches of one launcher; their tasks are in its nursery."""
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, filters: Filters, nursery: trio.Nursery) -> None:
+        self._filters = filters
         self._nursery = nursery
 
     def watch(self, fd: int, family: Family) -> Watch:
-        watch = Watch(fd, family)
+        watch = Watch(fd, family, self._filters)
         self._nursery.start_soon(watch.run)
         return watch

@@ -21,9 +21,10 @@ import trio
 
 from rootfs import layout
 from rootfs.layout import Entry
-from sandbox.confine import bwrap, seccomp
+from sandbox.confine import bwrap
 from sandbox.confine.bwrap import Bwrap, Descriptors
 from sandbox.confine.calls import Family
+from sandbox.confine.seccomp import Filters
 from sandbox.confine.spawner import Spawner, Started
 from sandbox.confine.spec import ConfineError, Preparation
 from sandbox.confine.strays import Strays, children, is_inside
@@ -320,14 +321,13 @@ class Zygotes:
         self,
         spawner: Spawner,
         tool: Bwrap,
-        mode: seccomp.Mode | None,
+        filters: Filters | None,
         strays: Strays,
         nursery: trio.Nursery,
     ) -> None:
-        """`mode`: of the forks' system call filter; None: they have none."""
         self._spawner = spawner
         self._bwrap = tool
-        self._mode = mode
+        self._filters = filters
         self._strays = strays
         self._nursery = nursery
         self._living: dict[tuple[tuple[Entry, ...], Preparation, Family], Zygote] = {}
@@ -356,6 +356,8 @@ class Zygotes:
     async def _start(
         self, root: tuple[Entry, ...], preparation: Preparation, calls: Family
     ) -> Zygote:
+        filters = self._filters
+        observed = filters.observed.get(calls) if filters is not None else None
         with ExitStack() as stack:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             stack.callback(theirs.close)
@@ -368,8 +370,8 @@ class Zygotes:
                     numbers = (
                         fds.take(os.dup(theirs.fileno())),
                         fds.take(os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)),
-                        -1 if self._mode is None else fds.data(self._program(calls)),
-                        int(self._mode == "log"),
+                        -1 if filters is None else fds.data(observed or filters.enforced[calls]),
+                        int(observed is not None),
                     )
                     argv = bwrap.zygote_command(root, preparation, numbers, self._bwrap, fds)
                     started = await self._spawner.spawn(argv, fds.fds, write, write)
@@ -392,9 +394,6 @@ class Zygotes:
             if said := _said(complaint):
                 log.warning("%s: %s", preparation.argv[0], said)
             return zygote
-
-    def _program(self, calls: Family) -> bytes:
-        return seccomp.observe(calls) if self._mode == "log" else seccomp.enforce(calls)
 
     async def _run(self, zygote: Zygote) -> None:
         self._all.append(zygote)

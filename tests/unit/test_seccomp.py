@@ -216,6 +216,7 @@ def test_known_calls_get_eperm_and_newer_ones_enosys(family: Family) -> None:
 def test_log_mode_asks_about_exactly_what_is_refused(family: Family) -> None:
     """And what it says of that is `dangerous`'s: whatever is not let through there is not here either."""
     enforced, observed = seccomp.enforce(family), seccomp.observe(family)
+    dangerous = seccomp.dangerous()
     tried = [(number, ()) for number in range(1024)]
     tried += [
         (41, (17, 3, 0)),
@@ -231,7 +232,7 @@ def test_log_mode_asks_about_exactly_what_is_refused(family: Family) -> None:
         else:
             assert (after, before == bpf.ALLOW) in ((bpf.ALLOW, True), (bpf.NOTIFY, False))
         # Never wider than the list of what nobody may: a call is let through only by both.
-        if run(seccomp.dangerous(), number, *args) != bpf.ALLOW:
+        if run(dangerous, number, *args) != bpf.ALLOW:
             assert before != bpf.ALLOW
     for arch in (I386, AARCH64):
         assert run(observed, 20, arch=arch) == bpf.KILL_PROCESS
@@ -239,12 +240,13 @@ def test_log_mode_asks_about_exactly_what_is_refused(family: Family) -> None:
 
 
 def test_what_the_list_refuses_for_danger_is_refused_in_log_mode_too() -> None:
+    dangerous = seccomp.dangerous()
     numbers = {known: number for number, known in seccomp.names().items()}
     for name in sorted(tables()["refused"] & set(numbers)):
-        assert refused(seccomp.dangerous(), numbers[name]) == "EPERM", name
+        assert refused(dangerous, numbers[name]) == "EPERM", name
     for name in sorted(tables()["not there"] & set(numbers)):
-        assert refused(seccomp.dangerous(), numbers[name]) == "ENOSYS", name
-    assert refused(seccomp.dangerous(), numbers["shmget"]) is None
+        assert refused(dangerous, numbers[name]) == "ENOSYS", name
+    assert refused(dangerous, numbers["shmget"]) is None
 
 
 @pytest.mark.parametrize(("number", "place"), [(133, 1), (259, 2)], ids=["mknod", "mknodat"])
