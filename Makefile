@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 PACKAGES := lambox runtimeapi sandbox rootfs
 
-.PHONY: help setup dev demo test unit lint bench bench-full lock clean
+.PHONY: help setup dev demo test escape unit faults lint bench bench-full soak lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +28,9 @@ test: lint ## every check and test: linters, unit, contract, system
 unit: dev ## the tests that need no sandbox
 	@$(BIN)/python -m pytest tests/unit tests/contract
 
+faults: dev ## faults of the host that take seconds each (the quick ones are in `make test`)
+	@$(BIN)/python -m pytest tests/faults $(ARGS)
+
 lint: dev ## ruff, mypy, flake8-async, import-linter
 	@$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -36,11 +39,17 @@ lint: dev ## ruff, mypy, flake8-async, import-linter
 		$(BIN)/flake8-async --enable=ASYNC101,ASYNC102,ASYNC103 {} + # cli.py: not async
 	$(BIN)/lint-imports --no-logo
 
+escape: dev ## the escape suite as a table: attempt x kind of sandbox (ARGS=--unfiltered: without seccomp too)
+	@$(BIN)/python -m tests.system.escape $(ARGS)
+
 bench: setup ## how fast it is, beside AWS's emulator; under 3 minutes (ARGS="--help" tells more)
 	@$(BIN)/python -m bench $(ARGS)
 
 bench-full: setup ## the same with more of everything and 500 environments; some 15 minutes
 	@$(BIN)/python -m bench --full $(ARGS)
+
+soak: setup ## random load, kills, reloads, hogs; every request accounted for. 10 min (ARGS="--minutes 1 --seed 7")
+	@$(BIN)/python -m bench.soak $(ARGS)
 
 # uv is needed for this alone.
 lock: setup ## pin the newest versions that pyproject.toml allows

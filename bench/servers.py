@@ -83,6 +83,8 @@ def lambox(variant: Variant, functions: Path, temp: Path, **settings: str) -> It
     state, log = temp / f"state-{time.monotonic_ns()}", temp / "lambox.log"
     env = {
         **{name: text for name, text in os.environ.items() if not name.startswith("LAMBOX_")},
+        # As it comes, unless the caller asks for something else.
+        **{name: os.environ[name] for name in ("LAMBOX_DEFAULT_NETWORK",) if name in os.environ},
         "PYTHONPATH": str(ROOT),  # this checkout's lambox, whichever is installed
         "LAMBOX_STATE": str(state),
         "LAMBOX_MEMORY_BUDGET_MB": str(MEMORY_BUDGET_MB),

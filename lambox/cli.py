@@ -6,6 +6,7 @@ host or its configuration is in the way.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -95,12 +96,13 @@ def serve(config: Path | None, **flags: str | None) -> None:
     from lambox import doctor, loglines, running
 
     checked = load(config, **flags)
-    if not checked.functions.is_dir():
+    if not os.path.isdir(checked.functions):
         fail(
             f"{checked.functions} is not a folder of functions. "
             f"Hint: lambox new hello --functions {checked.functions}",
             USAGE,
         )
+    become_root_of_our_own()
     writer = loglines.LineWriter()
     logging.basicConfig(level=logging.INFO, handlers=[loglines.LineHandler(writer)])
     logging.getLogger("hypercorn").setLevel(logging.WARNING)
@@ -125,6 +127,20 @@ def serve(config: Path | None, **flags: str | None) -> None:
         explain(exc, f"cannot serve at {checked.host}:{checked.port}")
     writer.close()
     sys.exit(code)
+
+
+def become_root_of_our_own() -> None:
+    """For an ordinary user: a user namespace in which sandboxes can be made ahead. Before any thread.
+
+    Where the host refuses, lambox goes on without; `lambox doctor` says what that costs.
+    """
+    from sandbox.confine import userns
+    from sandbox.confine.spec import IsolationUnavailable
+
+    try:
+        userns.enter()
+    except IsolationUnavailable as exc:
+        fail(f"cannot isolate functions here: {exc}", PLATFORM)
 
 
 def explain(exc: BaseException, doing: str) -> NoReturn:
@@ -247,6 +263,7 @@ def need_server(config: Path | None, endpoint: str | None) -> Server:
 
 
 def invoke_there(server: Server, name: str, event: bytes) -> None:
+    from lambox import loglines
     from lambox.client import Refused, Unreachable
 
     try:
@@ -255,7 +272,8 @@ def invoke_there(server: Server, name: str, event: bytes) -> None:
         fail(str(exc), code_for(exc.status))
     except Unreachable as exc:
         fail(f"the server is gone: {exc}", PLATFORM)
-    click.echo(answer.log_tail, err=True, nl=False)
+    tail = answer.log_tail
+    click.echo(loglines.harmless(tail) if sys.stderr.isatty() else tail, err=True, nl=False)
     show_answer(answer.payload, failed=bool(answer.function_error))
 
 
@@ -265,6 +283,7 @@ def invoke_here(checked: Config, name: str, event: bytes) -> None:
     from lambox import doctor, loglines, running
     from sandbox.errors import CallerError, FunctionNotFound
 
+    become_root_of_our_own()
     writer = loglines.LineWriter()
     logging.basicConfig(level=logging.WARNING, handlers=[loglines.LineHandler(writer)])
     try:
@@ -359,7 +378,7 @@ def local_functions(checked: Config) -> list[dict[str, Any]]:
     from runtimeapi.console import describe
     from sandbox.catalog import Catalog
 
-    if not checked.functions.is_dir():
+    if not os.path.isdir(checked.functions):
         fail(f"{checked.functions} is not a folder of functions. Hint: lambox new hello", USAGE)
     with tempfile.TemporaryDirectory(prefix="lambox-list-") as layers:
         store = LayerStore(Path(layers))
@@ -424,12 +443,15 @@ def duration(seconds: float) -> str:
 @config_option
 def logs(name: str | None, follow: bool, endpoint: str | None, config: Path | None) -> None:
     """Show the kept log lines of one function, or of all."""
+    from lambox import loglines
     from lambox.client import Refused, Unreachable
 
     server = need_server(config, endpoint)
+    # In a pipe or a file they are what the function wrote, as in CloudWatch.
+    shown = loglines.harmless if sys.stdout.isatty() else str
     try:
         for line in server.logs(name, follow=follow):
-            click.echo(line)
+            click.echo(shown(line))
     except Refused as exc:
         fail(str(exc), code_for(exc.status))
     except Unreachable as exc:
@@ -470,14 +492,21 @@ def show(table: Table) -> None:
 
 
 @main.command("doctor")
+@click.option("--matrix", is_flag=True, help="Try out what holds here: a table in Markdown.")
 @config_option
-def doctor_(config: Path | None) -> None:
+def doctor_(config: Path | None, matrix: bool) -> None:
     """Check what this host has for isolating functions, and how to mend what is missing."""
     from rich.markup import escape
 
     from lambox import doctor
 
     checked = load(config)
+    become_root_of_our_own()
+    if matrix:
+        from lambox.matrix import columns, markdown
+
+        click.echo(markdown(columns(checked)))
+        return
     results = doctor.examine(checked)
     table = plain_table("", "check", "found")
     for result in results:

@@ -15,18 +15,23 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any, Literal
 
 from lambox import capacity
+from lambox.setting import PREFIX, Setting
+from lambox.setting import matching as _matching
+from lambox.setting import path as _path
+from lambox.setting import switch as _switch
 from sandbox import functiontoml
-from sandbox.checks import Check, Wrong, seconds, show, whole
+from sandbox.checks import Wrong, seconds, show, whole
+from sandbox.confine import privilege
 from sandbox.functiontoml import FunctionDefaults, FunctionTomlError
 
 FILE = "lambox.toml"
-PREFIX = "LAMBOX_"
 DEFAULT_PREFIX = "LAMBOX_DEFAULT_"
 OTHER_VARIABLES = {"LAMBOX_CI", "LAMBOX_CONFIG", "LAMBOX_ENDPOINT"}
 """Ours, but no settings of a server."""
@@ -62,6 +67,7 @@ class Config:
     init_timeout_s: float
     uid_base: int | None
     uid_count: int | None
+    nat_range: IPv4Network | None
     max_starts: int
     zygote: bool
     pool_min: int
@@ -73,15 +79,6 @@ class Config:
     defaults: FunctionDefaults
 
 
-Default = Callable[[Mapping[str, str]], Any]
-
-
-def _path(value: Any) -> Path:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise Wrong("must be the path of a folder")
-    return Path(os.path.expanduser(value))
-
-
 def _host(value: Any) -> str:
     if value == "localhost":
         return "127.0.0.1"
@@ -89,15 +86,6 @@ def _host(value: Any) -> str:
         return str(ipaddress.ip_address(value if isinstance(value, str) else ""))
     except ValueError as exc:
         raise Wrong('must be an IP address, such as "127.0.0.1", or "localhost"') from exc
-
-
-def _matching(pattern: str, must: str) -> Check:
-    def check(value: Any) -> str:
-        if not isinstance(value, str) or not re.fullmatch(pattern, value):
-            raise Wrong(must)
-        return value
-
-    return check
 
 
 def _weaker(value: Any) -> tuple[str, ...]:
@@ -113,10 +101,14 @@ def _calls(value: Any) -> str:
     return str(value)
 
 
-def _switch(value: Any) -> bool:
-    if type(value) is not bool:
-        raise Wrong("must be true or false")
-    return value
+def _nat_range(value: Any) -> IPv4Network:
+    try:
+        found = IPv4Network(value if isinstance(value, str) else "")
+    except ValueError as exc:
+        raise Wrong('must be an IPv4 network, such as "10.77.0.0/16"') from exc
+    if not 8 <= found.prefixlen <= 26:
+        raise Wrong("must be a network of /8 to /26")
+    return found
 
 
 def _modules(value: Any) -> tuple[str, ...]:
@@ -128,49 +120,11 @@ def _modules(value: Any) -> tuple[str, ...]:
 
 
 def _state(environ: Mapping[str, str]) -> Path:
-    if os.geteuid() == 0:
+    if privilege.owns_files():
         return Path("/var/lib/lambox")
     base = environ.get("XDG_STATE_HOME", "")
     home = environ.get("HOME") or os.path.expanduser("~")
     return (Path(base) if base.startswith("/") else Path(home, ".local/state")) / "lambox"
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One setting; file key, variable and flag have its name."""
-
-    name: str
-    check: Check
-    default: Default
-    allowed: str
-    doc: str
-    shown: str = ""
-    """The default in words, where it depends on the host."""
-    is_text: bool = False
-    """A variable's or flag's characters are the value; else they are a number or a list."""
-
-    @property
-    def variable(self) -> str:
-        return PREFIX + self.name.upper()
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def is_switch(self) -> bool:
-        """Its flag has no value: --NAME or --no-NAME."""
-        return self.check is _switch
-
-    @property
-    def metavar(self) -> str:
-        if self.check is _path:
-            return "DIR"
-        return "TEXT" if self.is_text or self.check in (_weaker, _modules) else "N"
-
-    @property
-    def default_text(self) -> str:
-        return self.shown or str(self.default({}))
 
 
 SETTINGS: tuple[Setting, ...] = (
@@ -283,6 +237,15 @@ SETTINGS: tuple[Setting, ...] = (
         "65536",
     ),
     Setting(
+        "nat_range",
+        _nat_range,
+        lambda _: None,
+        "an IPv4 network of /8 to /26",
+        'addresses of functions with network = "nat"; no route of the host may know them',
+        "the first free of 10.219.0.0/16, 172.27.0.0/16, 100.127.0.0/16",
+        is_text=True,
+    ),
+    Setting(
         "max_starts",
         whole("", 1, 1024),
         lambda _: 2 * capacity.cores(),
@@ -319,6 +282,7 @@ SETTINGS: tuple[Setting, ...] = (
         "names of modules",
         "Python modules of the runtime (not of functions) that are loaded before a function is known",
         "nothing",
+        is_list=True,
     ),
     Setting(
         "allow_weaker",
@@ -327,6 +291,7 @@ SETTINGS: tuple[Setting, ...] = (
         "cgroups, seccomp",
         "isolation to go without where this host lacks it",
         "nothing",
+        is_list=True,
     ),
     Setting(
         "seccomp",

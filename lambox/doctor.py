@@ -18,8 +18,19 @@ from typing import Literal
 
 from lambox.config import Config
 from rootfs import runtimes, watch
-from sandbox.confine import bwrap, cgroup, identity, launcher, overseer, seccomp
+from sandbox.confine import (
+    bwrap,
+    cgroup,
+    hosts,
+    identity,
+    launcher,
+    overseer,
+    privilege,
+    seccomp,
+    userns,
+)
 from sandbox.confine.calls import FAMILIES
+from sandbox.confine.network import router
 from sandbox.confine.spec import ConfineError, IsolationUnavailable
 
 Verdict = Literal["ok", "note", "missing"]
@@ -28,6 +39,7 @@ OLDEST_KERNEL = (4, 18)
 FULL_KERNEL = (5, 19)
 """cgroup.kill is 5.14's, memory.peak 5.19's (v2)."""
 FEW_DESCRIPTORS = 4096
+MANY_ZOMBIES = 100
 FEW_WATCHES = 8192
 PROBE_LIMIT_S = 10.0
 
@@ -51,10 +63,12 @@ def examine(config: Config) -> list[Result]:
         _init,
         _switches,
         _sandbox,
+        _orphans,
         _cgroup,
         _seccomp,
         _uids,
         _prepared,
+        _network,
         _state,
         _loop,
         _inotify,
@@ -101,44 +115,8 @@ def _init(_: Config) -> Iterator[Result]:
         yield _refused("pid 1 of sandboxes", exc)
 
 
-@dataclass(frozen=True, slots=True)
-class _Switch:
-    path: str
-    forbids: Callable[[int], bool]
-    mend: str
-    certain: bool = True
-    """Whether it forbids by itself; AppArmor's has exceptions, which only a try shows."""
-
-
-SWITCHES = (
-    _Switch(
-        "user/max_user_namespaces",
-        lambda value: value == 0,
-        "sysctl -w user.max_user_namespaces=15000",
-    ),
-    _Switch(
-        "kernel/unprivileged_userns_clone",
-        lambda value: value == 0,
-        "sysctl -w kernel.unprivileged_userns_clone=1",
-    ),
-    _Switch(
-        "kernel/apparmor_restrict_unprivileged_userns",
-        lambda value: value != 0,
-        "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
-        certain=False,
-    ),
-)
-
-
-def _forbidding(sysctl: Path) -> Iterator[tuple[_Switch, str]]:
-    for switch in SWITCHES:
-        value = cgroup.read_int(str(sysctl / switch.path))
-        if value is not None and switch.forbids(value):
-            yield switch, f"{switch.path.replace('/', '.')} = {value}"
-
-
-def _switches(_: Config, sysctl: Path = Path("/proc/sys")) -> Iterator[Result]:
-    forbidding = [(switch, said) for switch, said in _forbidding(sysctl) if switch.certain]
+def _switches(_: Config, sysctl: Path = hosts.SYSCTL) -> Iterator[Result]:
+    forbidding = [(switch, said) for switch, said in hosts.forbidding(sysctl) if switch.certain]
     for switch, said in forbidding:
         yield Result("user namespaces", "missing", f"forbidden by {said}", switch.mend)
     if not forbidding:
@@ -157,23 +135,41 @@ def _sandbox(config: Config) -> Iterator[Result]:
     argv = [
         tool.path,
         *(f"--unshare-{kind}" for kind in kinds),
+        "--as-pid-1",  # else bwrap's process between us and pid 1 is left to whoever reaps orphans
         *("--disable-userns", "--uid", str(bwrap.UID), "--gid", str(bwrap.GID)),
         *("--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "--chdir", "/"),
         *("--cap-drop", "ALL", "--", "true"),
     ]
-    who = f"uid {uids[0] if uids else os.getuid()}"
+    who = f"uid {uids[0] if uids else privilege.host_uid()}"
     try:
         done = _run(argv) if uids is None else _run(argv, user=uids[0], group=uids[0])
     except (OSError, subprocess.SubprocessError) as exc:
-        yield Result("a sandbox", "missing", f"cannot be tried as {who}: {exc}", _container_mend())
+        yield Result(
+            "a sandbox", "missing", f"cannot be tried as {who}: {exc}", hosts.CONTAINER_MEND
+        )
         return
     if done.returncode == 0:
         yield Result("a sandbox", "ok", f"made as {who}")
         return
     said = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-    doubted = [switch.mend for switch, _ in _forbidding(Path("/proc/sys")) if not switch.certain]
-    mend = doubted[0] if doubted else _container_mend()
-    yield Result("a sandbox", "missing", f"{who} may not make one: {said[0]}", mend)
+    trouble = hosts.explain(said[0], hosts.refusals(uids[0] if uids else None))
+    found = f"{who} may not make one: {said[0]} ({trouble.cause})"
+    yield Result("a sandbox", "missing", found, trouble.mend)
+
+
+def _orphans(_: Config) -> Iterator[Result]:
+    """What a killed server leaves is its parent's to reap, and until then keeps its namespaces."""
+    name = "orphans"
+    many = {pid: count for pid, count in hosts.zombies().items() if count >= MANY_ZOMBIES}
+    if many:
+        pid, count = max(many.items(), key=lambda item: item[1])
+        found = f"process {pid} has left {count} dead children unreaped; each holds a pid"
+        yield Result(name, "note", found, "docker run --init ..." if pid == 1 else f"kill {pid}")
+    elif parent := hosts.unreaped():
+        found = f"{parent} does not reap within a second: what a killed server leaves stays a while"
+        yield Result(name, "note", found, "docker run --init ...")
+    else:
+        yield Result(name, "ok", "are reaped")
 
 
 def _run(
@@ -190,13 +186,6 @@ def _run(
         user=user,
         group=group,
         extra_groups=None if user is None else [],
-    )
-
-
-def _container_mend() -> str:
-    return (
-        "docker run --privileged ... (in a container; or --security-opt seccomp=unconfined "
-        "--security-opt apparmor=unconfined --security-opt systempaths=unconfined)"
     )
 
 
@@ -237,16 +226,23 @@ def _weaker(name: str, exc: ConfineError, allowed: bool) -> Result:
 
 
 def _uids(config: Config) -> Iterator[Result]:
-    if os.geteuid() != 0:
-        found = f"all sandboxes have uid {os.getuid()}; started by root, each has one of its own"
-        yield Result("uids", "note", found, "sudo lambox serve")
+    try:
+        uids = identity.choose(config.uid_base, config.uid_count)
+    except IsolationUnavailable as exc:
+        yield _refused("uids", exc)
         return
-    uids = identity.choose(config.uid_base, config.uid_count)
-    if uids is None:
+    if uids is not None:
+        yield Result("uids", "ok", f"{uids[0]} to {uids[-1]}, each live sandbox has its own")
+    elif os.geteuid() != 0 or not privilege.owns_files():
+        _, lacking, mend = userns.subordinate(privilege.host_uid())
+        lacking = lacking or "the range could not be mapped"
+        found = f"all sandboxes have uid {privilege.host_uid()} ({lacking})"
+        yield Result(
+            "uids", "note", found, mend or "chmod u+s /usr/bin/newuidmap /usr/bin/newgidmap"
+        )
+    else:
         found = "too few are mapped here for sandboxes to have their own"
         yield Result("uids", "note", found, "docker run --userns=host ...")
-    else:
-        yield Result("uids", "ok", f"{uids[0]} to {uids[-1]}, each live sandbox has its own")
 
 
 def _state(config: Config) -> Iterator[Result]:
@@ -255,7 +251,7 @@ def _state(config: Config) -> Iterator[Result]:
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         yield Result("state folder", "ok", str(folder))
     else:
-        mend = f"install -d -o {os.getuid()} {folder}"
+        mend = f"install -d -o {privilege.host_uid()} {folder}"
         yield Result("state folder", "missing", f"{folder} cannot be written", mend)
 
 
@@ -265,22 +261,33 @@ def _prepared(config: Config) -> Iterator[Result]:
         yield Result(
             name, "note", "switched off: every cold start is one of bubblewrap and interpreter"
         )
-    elif reason := launcher.unready(
-        watched="cgroups" in config.allow_weaker and not _has_cgroups()
-    ):
-        mend = "sudo lambox serve" if os.geteuid() else "apt-get install linux-image-amd64"
+    elif reason := launcher.unready():
+        mend = "apt-get install linux-image-amd64" if privilege.may_mount() else _entry_mend()
         yield Result(name, "note", f"no ({reason}): cold starts take about ten times as long", mend)
     else:
         most = f"{config.pool_min} to {config.pool_max} sandboxes per kind of runtime"
         yield Result(name, "ok", f"{most}; Python is forked from a zygote")
 
 
-def _has_cgroups() -> bool:
+def _entry_mend() -> str:
+    """What lets an ordinary user have a user namespace of his own."""
+    return userns.enter().remedy or "sudo lambox serve"
+
+
+def _network(config: Config) -> Iterator[Result]:
+    """Made and taken away: what another firewall lets through shows only so."""
+    default = config.defaults.network
+    name = "way out (nat)"
     try:
-        cgroup.detect().close()
-    except ConfineError:
-        return False
-    return True
+        found = router.try_out(config.nat_range)
+    except IsolationUnavailable as exc:
+        refused = _refused(name, exc)
+        without = (
+            'functions have network = "none"' if default is None else "no function can have it"
+        )
+        yield Result(name, "note", f"{refused.found}: {without}", refused.remedy)
+    else:
+        yield Result(name, "ok", found + (f" (default: {default})" if default else ""))
 
 
 def _loop(_: Config) -> Iterator[Result]:

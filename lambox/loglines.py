@@ -2,22 +2,40 @@
 
 Whoever reads our standard error may be slow or stand still (a pipe into a paged `less`): the event
 loop must not wait for it. Lines beyond the bound are dropped and counted, the count is told.
+
+What a function writes is shown, never obeyed: it cannot move a terminal's cursor, rename its window, nor
+write a line that looks like another function's or like lambox's own.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
 from collections import deque
+from sys import getsizeof
 
 MOST_BYTES = 4 * 1024 * 1024
-"""Text that may wait to be written."""
+"""Memory that lines waiting to be written may take."""
 BATCH = 256
 PAUSE_S = 0.02
 """Between two looks at the queue while lines come: woken for each line, the thread would take the interpreter
 from the event loop three times per invocation."""
+
+
+COMMANDING = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
+)
+"""What a terminal obeys: C0 and C1 but for tab and line feed, line separators, changes of direction."""
+
+
+def harmless(text: str) -> str:
+    """`text` with what a terminal would obey spelled out: `\\x1b[2J`."""
+    if COMMANDING.search(text) is None:
+        return text
+    return COMMANDING.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class LineWriter:
@@ -36,15 +54,17 @@ class LineWriter:
         self._thread.start()
 
     def function_line(self, function: str, line: str) -> None:
-        self.write(f"[{function}] {line}")
+        """Each line of an event says whose it is: a function must not be able to speak as another, or as lambox."""
+        mark = f"[{function}] "
+        self.write(mark + line.replace("\n", "\n" + mark))
 
     def write(self, line: str) -> None:
         with self._changed:
-            if self._size + len(line) > MOST_BYTES and self._lines:
+            if self._size + getsizeof(line) > MOST_BYTES and self._lines:
                 self._dropped += 1
                 return
             self._lines.append(line)
-            self._size += len(line) + 1
+            self._size += getsizeof(line)
             if self._waiting:
                 self._changed.notify()
 
@@ -57,7 +77,7 @@ class LineWriter:
 
     def _run(self) -> None:
         while batch := self._next():
-            text = "".join(line + "\n" for line in batch)
+            text = harmless("".join(line + "\n" for line in batch))
             # os.write, not sys.stderr: a thread that hangs in its lock would hang our exit too.
             data = memoryview(text.encode("utf-8", "replace"))
             try:
@@ -79,7 +99,7 @@ class LineWriter:
                 self._changed.wait()
                 self._waiting = False
             batch = [self._lines.popleft() for _ in range(min(BATCH, len(self._lines)))]
-            self._size -= sum(len(line) + 1 for line in batch)
+            self._size -= sum(map(getsizeof, batch))
             if self._dropped and not self._lines:
                 batch.append(f"lambox: {self._dropped} log lines dropped, the reader is too slow")
                 self._dropped = 0

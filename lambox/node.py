@@ -1,6 +1,6 @@
 """Owns the putting together: builds every part of a node once and opens them in shutdown order.
 
-    catalog < Runtime API app < launcher < scheduler < queue < Invoke API app
+    way out < catalog < Runtime API app < launcher < scheduler < queue < Invoke API app
 
 What stands further right is closed first: callers are turned away before the queue is written down,
 the queue before environments are killed, environments before the launcher lets go of cgroups.
@@ -17,12 +17,12 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import trio
 
 from lambox.config import Config
+from lambox.network import WayOut, open_way_out
 from rootfs import environ, host, layout
 from rootfs.layout import Entry
 from rootfs.runtimes import Runtime, Runtimes, discover
@@ -39,6 +39,7 @@ from sandbox.confine.launcher import BwrapLauncher, open_launcher
 from sandbox.confine.pool import PoolLimits
 from sandbox.confine.spec import MIB, Limits, Preparation, Program, SandboxSpec
 from sandbox.environment import Environment, ServeRuntimeApi, Surroundings
+from sandbox.eventstore import EventStore
 from sandbox.function import FunctionVersion, Network
 from sandbox.invocation import Invocation, Outcome
 from sandbox.keepwarm import KeepWarm, idle_limit_s
@@ -60,12 +61,14 @@ ASYNC_PER_CORE = 4
 class Kitchen:
     """Turns a function version into what to launch and what to run in it."""
 
-    def __init__(self, config: Config, runtimes: Runtimes) -> None:
+    def __init__(self, config: Config, runtimes: Runtimes, resolv_conf: str = "") -> None:
+        """`resolv_conf`: of functions that are not on the host's network."""
         self._region = config.region
         self._runtimes = runtimes
         self._host = host.scan()
         self._preload = config.preload
-        self._roots: dict[tuple[str, int, Network], tuple[Entry, ...]] = {}
+        self._resolv_conf = resolv_conf
+        self._roots: dict[tuple[str, int, str], tuple[Entry, ...]] = {}
 
     def prepare(
         self, function: FunctionVersion, id_: str, provisioned: bool = False
@@ -104,9 +107,12 @@ class Kitchen:
         )
 
     def _root(self, runtime: Runtime, tmp_mb: int, network: Network) -> tuple[Entry, ...]:
-        key = runtime.identifier, tmp_mb, network
+        names = host.resolv_conf() if network == "host" else self._resolv_conf
+        key = runtime.identifier, tmp_mb, names
         if key not in self._roots:
-            self._roots[key] = layout.plan(runtime, tmp_mb * MIB, host=self._host, network=network)
+            self._roots[key] = layout.plan(
+                runtime, tmp_mb * MIB, host=self._host, resolv_conf=names
+            )
         return self._roots[key]
 
     def _preparation(self, runtime: Runtime, env: dict[str, str]) -> Preparation | None:
@@ -131,10 +137,11 @@ class Node:
         logbook: LogBook,
         launcher: BwrapLauncher,
         kitchen: Kitchen,
+        way_out: WayOut,
     ) -> None:
         self.config = config
         self.catalog = catalog
-        self.isolation = launcher.describe()
+        self.isolation = f"{launcher.describe()}, {way_out.describe()}"
         """How functions are isolated here, in one line."""
         self._scheduler = scheduler
         self._queue = queue
@@ -144,6 +151,7 @@ class Node:
         self._kitchen = kitchen
         self._told: dict[str, str] = {}
         """Revisions of the functions, as they were last told to those who prepare for them."""
+        self._on_host_network: set[str] = set()
         self._stop = trio.Event()
 
     async def invoke(self, invocation: Invocation) -> Outcome:
@@ -240,7 +248,18 @@ class Node:
             self._told = revisions
             self._scheduler.retire_changed({function.name: function for function in functions})
             self._keepwarm.keep(functions)
+            self._warn_of_host_network(functions)
             self._launcher.keep(self._kitchen.prepare(one, "")[0] for one in functions)
+
+    def _warn_of_host_network(self, functions: list[FunctionVersion]) -> None:
+        names = {function.name for function in functions if function.network == "host"}
+        for name in sorted(names - self._on_host_network):
+            log.warning(
+                'function %s has network = "host": it reaches whatever this host reaches, '
+                "and what listens on its loopback",
+                name,
+            )
+        self._on_host_network = names
 
 
 @asynccontextmanager
@@ -255,11 +274,13 @@ async def open_node(
     runtimes = await trio.to_thread.run_sync(discover)
     logbook = LogBook(on_line)
     async with AsyncExitStack() as stack:
+        way_out = await stack.enter_async_context(open_way_out(config))
         catalog = stack.enter_context(
             Catalog(
                 config.functions,
                 runtimes,
-                defaults=config.defaults,
+                defaults=way_out.defaults,
+                unavailable=way_out.unavailable,
                 layers=LayerStore(config.state / "layers"),
             )
         )
@@ -277,9 +298,10 @@ async def open_node(
                 weaker=config.allow_weaker,
                 pool=PoolLimits(config.pool_min, config.pool_max) if config.zygote else None,
                 calls=config.seccomp,
+                router=way_out.router,
             )
         )
-        kitchen = Kitchen(config, runtimes)
+        kitchen = Kitchen(config, runtimes, way_out.resolv_conf)
         scheduler = await stack.enter_async_context(
             open_scheduler(
                 Surroundings(
@@ -306,7 +328,7 @@ async def open_node(
             open_queue(
                 scheduler.invoke,
                 lambda name: _current(catalog, name),
-                _spool(config),
+                EventStore(config.state / "events", _key(config)),
                 wall=time.time,
                 concurrency=ASYNC_PER_CORE * (os.cpu_count() or 1),
             )
@@ -321,7 +343,7 @@ async def open_node(
             max_age_s=config.max_environment_age_s,
             trace_id=lambda: read_trace_id(None),
         )
-        yield Node(config, catalog, scheduler, queue, keepwarm, logbook, launcher, kitchen)
+        yield Node(config, catalog, scheduler, queue, keepwarm, logbook, launcher, kitchen, way_out)
 
 
 def _runtime_api(rapi: ServedApp) -> ServeRuntimeApi:
@@ -344,7 +366,6 @@ def _current(catalog: Catalog, name: str) -> FunctionVersion:
     return catalog.get(name)
 
 
-def _spool(config: Config) -> Path:
-    """One file per folder of functions: two servers on one state folder do not take each other's."""
-    key = hashlib.sha256(str(config.functions.absolute()).encode()).hexdigest()[:16]
-    return config.state / "events" / f"{key}.jsonl"
+def _key(config: Config) -> str:
+    """Servers of one folder of functions take over each other's events, others do not."""
+    return hashlib.sha256(str(config.functions.absolute()).encode()).hexdigest()[:16]

@@ -24,6 +24,41 @@ ETC = (
 )
 """Of /etc: what linking, TLS and Debian's alternatives need; nothing that tells about this host."""
 
+HIDDEN_FILES = (
+    "kcore",
+    "keys",
+    "key-users",
+    "kallsyms",
+    "kmsg",
+    "timer_list",
+    "timer_stats",
+    "latency_stats",
+    "sched_debug",
+    "sysrq-trigger",
+    "interrupts",
+    "iomem",
+    "ioports",
+    "modules",
+    "partitions",
+    "locks",
+    "cmdline",
+    "config.gz",
+)
+HIDDEN_FOLDERS = (
+    "acpi",
+    "asound",
+    "bus",
+    "driver",
+    "dynamic_debug",
+    "fs",
+    "irq",
+    "pressure",
+    "scsi",
+)
+"""Of /proc: what runc hides or makes read-only, and what tells about this machine and its other tenants. Most
+is root's alone anyway. What libraries size themselves by (meminfo, cpuinfo, stat, loadavg, uptime...) stays,
+as on AWS; each hidden one costs a sandbox 0.1 ms."""
+
 
 @dataclass(frozen=True, slots=True)
 class Host:
@@ -32,8 +67,9 @@ class Host:
     folders: tuple[str, ...]
     links: tuple[tuple[str, str], ...]
     etc: tuple[str, ...]
-    resolv_conf: str = ""
-    """Content of the host's /etc/resolv.conf, for network = "host"."""
+    hidden_files: tuple[str, ...] = ()
+    hidden_folders: tuple[str, ...] = ()
+    """What this kernel has of HIDDEN_FILES and HIDDEN_FOLDERS, as paths."""
 
 
 def scan(root: str = "/") -> Host:
@@ -50,10 +86,21 @@ def scan(root: str = "/") -> Host:
     base = root.rstrip("/")
     folders += [f"/usr/share/{name}" for name in SHARE if os.path.isdir(f"{base}/usr/share/{name}")]
     etc = tuple(f"/etc/{name}" for name in ETC if os.path.exists(f"{base}/etc/{name}"))
-    return Host(tuple(folders), tuple(links), etc, _read(f"{base}/etc/resolv.conf"))
+    return Host(tuple(folders), tuple(links), etc, *hidden(base))
 
 
-def _read(path: str) -> str:
+def hidden(base: str = "") -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The files and the folders of /proc that are there, and are not for environments."""
+    files = (f"/proc/{name}" for name in HIDDEN_FILES)
+    folders = (f"/proc/{name}" for name in HIDDEN_FOLDERS)
+    return (
+        tuple(path for path in files if os.path.exists(base + path)),
+        tuple(path for path in folders if os.path.isdir(base + path)),
+    )
+
+
+def resolv_conf(path: str = "/etc/resolv.conf") -> str:
+    """Its content at the moment, for network = "host"; empty if it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()

@@ -58,9 +58,11 @@ class Directory:
 
 @dataclass(frozen=True, slots=True)
 class Proc:
-    """The environment's own procfs."""
+    """The environment's own procfs. `files` and `folders` of it cannot be read (each has to be there)."""
 
     target: str = "/proc"
+    files: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ NSSWITCH = "passwd: files\ngroup: files\nhosts: files dns\n"
 
 
 def plan(
-    runtime: Runtime, tmp_bytes: int, *, host: Host, network: str = "none"
+    runtime: Runtime, tmp_bytes: int, *, host: Host, resolv_conf: str = ""
 ) -> tuple[Entry, ...]:
     """What every environment of a runtime sees; /var/task and /opt are empty folders, for `late`.
 
@@ -92,13 +94,13 @@ def plan(
     """
     return (
         *_system(host),
-        *_etc(host, network),
+        *_etc(host, resolv_conf),
         *_lang(runtime),
         *_runtime(runtime),
         Directory("/var/task"),
         Directory("/opt"),
         Tmpfs("/tmp", tmp_bytes),
-        Proc(),
+        Proc(files=host.hidden_files, folders=host.hidden_folders),
         Dev(),
     )
 
@@ -134,14 +136,14 @@ def _system(host: Host) -> list[Entry]:
     return entries
 
 
-def _etc(host: Host, network: str) -> list[Entry]:
+def _etc(host: Host, resolv_conf: str) -> list[Entry]:
     return [
         *(Bind(path, path) for path in host.etc),
         Text(PASSWD, "/etc/passwd"),
         Text(GROUP, "/etc/group"),
         Text(HOSTS, "/etc/hosts"),
         Text(NSSWITCH, "/etc/nsswitch.conf"),
-        Text(host.resolv_conf if network == "host" else "", "/etc/resolv.conf"),
+        Text(resolv_conf, "/etc/resolv.conf"),
         Symlink("/usr/share/zoneinfo/UTC", "/etc/localtime"),
     ]
 

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from importlib.metadata import version
 from typing import Any
 
+import trio
 from quart import Response, request
 
 from runtimeapi.app import FaceApp, respond
@@ -37,6 +41,10 @@ def mount_console(app: FaceApp, functions: Functions, console: Console) -> None:
     async def list_prepared() -> Response:
         return respond(200, JSON, to_json(console.prepared()))
 
+    @app.get("/_lambox/supervisor")
+    async def show_supervisor() -> Response:
+        return respond(200, JSON, to_json(supervisor()))
+
     @app.get("/_lambox/logs")
     @app.get("/_lambox/logs/<name>")
     async def logs(name: str | None = None) -> Response:
@@ -48,6 +56,18 @@ def mount_console(app: FaceApp, functions: Functions, console: Console) -> None:
         # Asked for right here, before anything is awaited: no line falls between the kept and the
         # new.
         return Response(FollowedLog(kept, console.follow_logs(name)), 200, content_type=TEXT)
+
+
+def supervisor() -> dict[str, Any]:
+    """What this process holds now: `bench.soak` looks for growth in it."""
+    tasks: Counter[str] = Counter()
+    pending = [trio.lowlevel.current_root_task()]
+    while pending:
+        task = pending.pop()
+        if task is not None:
+            tasks[task.name] += 1
+            pending += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return {"pid": os.getpid(), "threads": threading.active_count(), "tasks": dict(tasks)}
 
 
 def describe(function: FunctionVersion | BrokenFunction) -> dict[str, Any]:

@@ -1,9 +1,8 @@
-"""Owns accepted Event invocations: run later, retried as AWS does, written down at a clean stop.
+"""Owns accepted Event invocations: on disk before they are accepted, run later, retried as AWS does.
 
 SPEC 8.1: a function error is retried twice, after one and two more minutes; a throttle or a fault of
 ours goes back to the queue with a growing delay until the event is six hours old. What has not ended
-when the node stops is written to one file (fsynced, renamed into place) and taken up at the next
-start; that file goes only when all its events have ended, so an event may run twice but is not lost.
+when the server ends, however it does, is taken up by the next: an event may run twice but is not lost.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +19,10 @@ from typing import Any
 import trio
 
 from sandbox.errors import CallerError, FunctionNotFound, PlatformFault
+from sandbox.eventjournal import LAST_WRITE_S, Aside, Journal, Store, in_a_thread
+from sandbox.eventstore import StoreProblem
 from sandbox.function import FunctionVersion
+from sandbox.ids import token
 from sandbox.invocation import Invocation, Outcome
 
 log = logging.getLogger(__name__)
@@ -33,10 +34,13 @@ BACKOFF_FIRST_S, BACKOFF_MOST_S = 1.0, 300.0
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """One event in the queue. Times are Unix seconds, so that they mean something after a restart."""
+    """One event in the queue."""
 
     invocation: Invocation
     accepted_at: float
+    """Unix seconds, so that it means something after a restart."""
+    since: float
+    """The same moment on trio's clock, which nobody sets: what its age is counted from."""
     attempts: int = 0
     """Attempts that ended in a function error."""
 
@@ -48,7 +52,7 @@ class AsyncQueue:
         self,
         invoke: Callable[[Invocation], Awaitable[Outcome]],
         find: Callable[[str], FunctionVersion],
-        spool: Path,
+        journal: Journal,
         nursery: trio.Nursery,
         *,
         wall: Callable[[], float],
@@ -56,24 +60,34 @@ class AsyncQueue:
     ) -> None:
         self._invoke = invoke
         self._find = find
-        self._spool = spool
+        self._journal = journal
         self._nursery = nursery
         self._wall = wall
         self._slots = trio.CapacityLimiter(concurrency)
         self._open: dict[str, Accepted] = {}
-        self._inherited: set[str] = set()
         self._settled = trio.Event()
+        self.stopped = False
+        """What is accepted from now on is the next server's."""
 
     def __len__(self) -> int:
         return len(self._open)
 
     async def accept(self, invocation: Invocation) -> None:
-        """Take an event. Once this returned, it ends in a result, in its retries, or in the file."""
-        await trio.lowlevel.checkpoint()
-        self._take(Accepted(invocation, self._wall()))
+        """Take an event. Once this returned it is on disk, and ends in a result or in its retries.
 
-    def _take(self, accepted: Accepted) -> None:
-        key = f"{accepted.invocation.request_id}/{len(self._open)}/{accepted.accepted_at}"
+        Raises PlatformFault when the disk does not take it: then it never runs.
+        """
+        key = token(16)
+        accepted = Accepted(invocation, self._wall(), trio.current_time())
+        try:
+            await self._journal.add(key, _to_text(accepted), lambda: self._take(key, accepted))
+        except StoreProblem as exc:
+            log.error("an event is refused: %s", exc)
+            raise PlatformFault(f"the event cannot be kept: {exc}") from exc
+
+    def _take(self, key: str, accepted: Accepted) -> None:
+        if self.stopped:
+            return
         self._open[key] = accepted
         self._nursery.start_soon(self._run, key)
 
@@ -93,7 +107,7 @@ class AsyncQueue:
                 delay, backoff = backoff, min(BACKOFF_MOST_S, backoff * 2)
             else:
                 delay = self._after(key, accepted, outcome)
-            if delay is not None and self._wall() + delay - accepted.accepted_at > MAX_AGE_S:
+            if delay is not None and trio.current_time() + delay - accepted.since > MAX_AGE_S:
                 self._give_up(accepted, "it is older than six hours")
                 delay = None
             if delay is None:
@@ -108,7 +122,8 @@ class AsyncQueue:
         if accepted.attempts >= len(RETRY_DELAYS_S):
             self._give_up(accepted, f"its retries are used up: {outcome.error_type}")
             return None
-        self._open[key] = replace(accepted, attempts=accepted.attempts + 1)
+        changed = self._open[key] = replace(accepted, attempts=accepted.attempts + 1)
+        self._journal.change(key, _to_text(changed))
         return RETRY_DELAYS_S[accepted.attempts]
 
     def _refreshed(self, invocation: Invocation) -> Invocation:
@@ -126,9 +141,7 @@ class AsyncQueue:
 
     def _ended(self, key: str) -> None:
         del self._open[key]
-        self._inherited.discard(key)
-        if not self._inherited and self._spool.exists():
-            self._spool.unlink(missing_ok=True)
+        self._journal.drop(key)
         if not self._open:
             self._settled.set()
             self._settled = trio.Event()
@@ -138,49 +151,20 @@ class AsyncQueue:
         while self._open:
             await self._settled.wait()
 
-    # --- across a restart
-
-    def write_down(self) -> int:
-        """Write what is open to the spool file, durably. Returns how many events that were."""
-        if not self._open:
-            return 0
-        # Payloads are the functions' own business: not for other users of the host.
-        self._spool.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        part = self._spool.with_suffix(".part")
-        with part.open("w", encoding="utf-8") as file:
-            for accepted in self._open.values():
-                file.write(json.dumps(_to_json(accepted)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        part.rename(self._spool)
-        folder = os.open(self._spool.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    def take_up(self, found: dict[str, str]) -> int:
+        """Take up what an earlier server left. Returns how many events that were."""
+        for key, text in found.items():
+            try:
+                self._take(key, _from_text(text, self._wall()))
+            except (ValueError, KeyError, TypeError) as exc:
+                log.error("no event can be read: %s: %s", exc, text[:1024])
+                self._journal.drop(key)
         return len(self._open)
 
-    def take_up(self) -> int:
-        """Take up what an earlier stop wrote down. Returns how many events that were."""
-        try:
-            lines = self._spool.read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return 0
-        before = set(self._open)
-        for number, line in enumerate(lines, 1):
-            try:
-                self._take(_from_json(json.loads(line)))
-            except (ValueError, KeyError, TypeError) as exc:
-                log.error(
-                    "%s:%d: no event can be read: %s: %s", self._spool, number, exc, line[:1024]
-                )
-        self._inherited = set(self._open) - before
-        return len(self._inherited)
 
-
-def _to_json(accepted: Accepted) -> dict[str, Any]:
+def _to_text(accepted: Accepted) -> str:
     invocation = accepted.invocation
-    return {
+    row = {
         "function": invocation.function.name,
         "payload": base64.b64encode(invocation.payload).decode(),
         "invoked_arn": invocation.invoked_arn,
@@ -190,9 +174,12 @@ def _to_json(accepted: Accepted) -> dict[str, Any]:
         "accepted_at": accepted.accepted_at,
         "attempts": accepted.attempts,
     }
+    return json.dumps(row)
 
 
-def _from_json(row: dict[str, Any]) -> Accepted:
+def _from_text(text: str, now: float) -> Accepted:
+    row: dict[str, Any] = json.loads(text)
+    accepted_at = float(row["accepted_at"])
     return Accepted(
         Invocation(
             # Only the name matters: what the function is now is looked up before each attempt.
@@ -204,7 +191,8 @@ def _from_json(row: dict[str, Any]) -> Accepted:
             trace_id=row["trace_id"],
             kind="Event",
         ),
-        accepted_at=float(row["accepted_at"]),
+        accepted_at=accepted_at,
+        since=trio.current_time() - max(0.0, now - accepted_at),
         attempts=int(row["attempts"]),
     )
 
@@ -213,21 +201,41 @@ def _from_json(row: dict[str, Any]) -> Accepted:
 async def open_queue(
     invoke: Callable[[Invocation], Awaitable[Outcome]],
     find: Callable[[str], FunctionVersion],
-    spool: Path,
+    store: Store,
     *,
     wall: Callable[[], float],
     concurrency: int,
+    aside: Aside = in_a_thread,
 ) -> AsyncIterator[AsyncQueue]:
-    """A queue that takes up the spool file at once and writes down what is open when it is left."""
-    async with trio.open_nursery() as nursery:
-        queue = AsyncQueue(invoke, find, spool, nursery, wall=wall, concurrency=concurrency)
-        taken = queue.take_up()
+    """A queue that takes up at once what an earlier server left, and leaves to the next what has not ended."""
+    journal = Journal(store, aside)
+    async with trio.open_nursery() as writing:
+        writing.start_soon(journal.run)
+        try:
+            async with trio.open_nursery() as nursery:
+                queue = AsyncQueue(
+                    invoke, find, journal, nursery, wall=wall, concurrency=concurrency
+                )
+                await _take_up(queue, journal)
+                try:
+                    yield queue
+                finally:
+                    left = len(queue)
+                    queue.stopped = True
+                    nursery.cancel_scope.cancel()
+            if left:
+                log.warning("%d accepted events are kept for the next start", left)
+        finally:
+            with trio.move_on_after(LAST_WRITE_S, shield=True):
+                await journal.finish()
+            journal.abandon()
+
+
+async def _take_up(queue: AsyncQueue, journal: Journal) -> None:
+    try:
+        taken = queue.take_up(await journal.take_up())
+    except StoreProblem as exc:
+        log.error("accepted events of the last server cannot be read: %s", exc)
+    else:
         if taken:
             log.warning("%d accepted events from before the last stop are run now", taken)
-        try:
-            yield queue
-        finally:
-            left = queue.write_down()
-            if left:
-                log.warning("%d accepted events are written to %s for the next start", left, spool)
-            nursery.cancel_scope.cancel()

@@ -8,23 +8,27 @@ fingerprints of everything instead. One broken folder is a `BrokenFunction`, nev
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
 import trio
 
+from rootfs.answering import Answering
 from rootfs.fingerprint import fingerprint
 from rootfs.handlers import NoProgram, detect
 from rootfs.runtimes import Runtimes, RuntimeUnavailable
 from rootfs.trees import LayerProblem, LayerStore
 from rootfs.watch import EVERYTHING, Watch, WatchUnavailable
+from sandbox.confine import privilege
 from sandbox.errors import CallerError, FunctionFailed, FunctionNotFound, InvalidRuntime
 from sandbox.function import BrokenFunction, FunctionVersion
 from sandbox.functiontoml import Description, FunctionDefaults, FunctionTomlError, read
@@ -35,17 +39,29 @@ NAME = re.compile(r"[a-zA-Z0-9-_]{1,64}\Z")
 TOML = "function.toml"
 POLL_S = 2.0
 SETTLE_S = 0.1
+RETRY_S = 1.0
+"""Between two looks at a function that could not be read for a reason that need not show in its folder."""
 ROOT = ""
 """Owner of the watch on the functions' folder itself; no function has this name."""
 
 
 class _Broken(Exception):
-    """This folder is no function as it stands; `error` is what an invoke of it raises."""
+    """This folder is no function as it stands; `error` is what an invoke of it raises.
 
-    def __init__(self, problem: str, error: type[CallerError] = FunctionFailed) -> None:
+    `passing`: what is wrong may pass with nothing changed in the folder.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        error: type[CallerError] = FunctionFailed,
+        *,
+        passing: bool = False,
+    ) -> None:
         super().__init__(problem)
         self.problem = problem
         self.error = error
+        self.passing = passing
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +74,14 @@ class _Entry:
     missing: tuple[Path, ...] = ()
     """Of the sources, those that did not exist."""
     error: type[CallerError] = FunctionFailed
+    passing: bool = False
 
 
 class Catalog:
     """Implements `runtimeapi.ports.Functions`. Close it: it holds an inotify descriptor.
 
     `layers` is where layers are merged; without it one folder is all a function can have.
+    `unavailable`: networks this host does not give, and why.
     A FunctionVersion's `layers` holds at most one folder: what is to be bound at /opt.
     """
 
@@ -74,15 +92,24 @@ class Catalog:
         *,
         defaults: FunctionDefaults | None = None,
         layers: LayerStore | None = None,
+        unavailable: Mapping[str, str] = MappingProxyType({}),
         watch: bool = True,
+        answering: Answering | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder = folder.absolute()
         self._runtimes = runtimes
         self._defaults = defaults or FunctionDefaults()
         self._layers = layers
+        self._unavailable = unavailable
         self._entries: dict[str, _Entry] = {}
         self._incomplete: dict[str, tuple[Path, ...]] = {}
         """Of functions that lack a layer, what is missing."""
+        self._again: set[str] = set()
+        """Functions to be read again although nothing has changed, from `_again_at` on."""
+        self._again_at = 0.0
+        self._answering = answering or Answering()
+        self._clock = clock
         self._reserved: int | None = None
         self._watch: Watch | None = None
         self._root_watched = False
@@ -141,19 +168,19 @@ class Catalog:
             for name, missing in self._incomplete.items()
             if any(path.exists() for path in missing)
         )
+        if self._again and self._clock() >= self._again_at:
+            touched |= self._again
         if EVERYTHING in touched or ROOT in touched:
             # Rare, so all are read again: folders came or went, links point elsewhere, events lost.
             self._root_watched = False
             self._refresh_all()
-        else:
-            for name in touched:
-                self._reread(name)
+        elif touched:
+            self._reread(touched)
 
     def reload(self) -> None:
         """Read everything anew, whether anything seems to have changed or not. Never raises."""
         self._root_watched = False
-        if self._watch is None:
-            self._entries.clear()
+        self._entries = {name: replace(entry, seen="") for name, entry in self._entries.items()}
         self._refresh_all()
 
     async def changed(self) -> None:
@@ -173,36 +200,57 @@ class Catalog:
 
     def _refresh_all(self) -> None:
         """Drop what is gone, read all others."""
-        if self._watch is not None and not self._root_watched and self.folder.is_dir():
+        if self._answering.silent([self.folder]):
+            self._root_watched = False
+            return
+        if self._watch is not None and not self._root_watched and os.path.isdir(self.folder):
             self._watched(lambda watch: watch.add_folder(ROOT, self.folder))
             self._root_watched = self._watch is not None
         names = self._names()
         for gone in self._entries.keys() - names:
             self._drop(gone)
-        for name in sorted(names):
-            self._reread(name)
+        self._reread(names)
 
     def _names(self) -> set[str]:
         try:
             with os.scandir(self.folder) as entries:
-                return {e.name for e in entries if _may_be_function(e.name) and e.is_dir()}
-        except OSError:
-            return set()
+                return {e.name for e in entries if _may_be_function(e.name) and _may_be_folder(e)}
+        except OSError as exc:
+            if exc.errno in (errno.ENOENT, errno.ENOTDIR):
+                return set()
+            # Out of descriptors, a disk's error: that is no reason to forget what there was.
+            self._root_watched = False
+            return set(self._entries)
 
     def _drop(self, name: str) -> None:
         self._entries.pop(name, None)
         self._incomplete.pop(name, None)
+        self._again.discard(name)
         self._reserved = None
         if self._watch is not None:
             self._watch.forget(name)
 
-    def _reread(self, name: str) -> None:
-        code = self.folder / name
-        if not code.is_dir():
+    def _reread(self, names: Iterable[str]) -> None:
+        """What does not answer stays as it was, and is tried again."""
+        names = sorted(names)
+        self._again_at = self._clock() + RETRY_S
+        silent = self._answering.silent(self.folder / name for name in names)
+        for name in names:
+            code = self.folder / name
+            if code not in silent:
+                self._reread_one(name, code)
+                continue
+            self._again.add(name)
+            if name not in self._entries:
+                broken = BrokenFunction(name, code, _silence(code))
+                self._entries[name] = _Entry(broken, (), "", passing=True)
+
+    def _reread_one(self, name: str, code: Path) -> None:
+        if not os.path.isdir(code):
             self._drop(name)
             return
         entry = self._entries.get(name)
-        if self._watch is None and entry and entry.seen == _look(code, *entry.sources):
+        if self._watch is None and _unchanged(entry, code):
             return
         if self._watch is not None:
             self._watch.forget(name)
@@ -211,6 +259,10 @@ class Catalog:
         entry = self._read(name, code)
         self._entries[name] = entry
         self._reserved = None
+        if entry.passing:
+            self._again.add(name)
+        else:
+            self._again.discard(name)
         if entry.missing:
             self._incomplete[name] = entry.missing
         else:
@@ -237,7 +289,11 @@ class Catalog:
         try:
             _check_name(name, code)
             description = _read_description(code, self._defaults)
+            if why := self._unavailable.get(description.network):
+                raise _Broken(f'{code / TOML}: network = "{description.network}": {why}')
             sources = tuple(_source(code, layer) for layer in description.layers)
+            for source in self._answering.silent(sources):
+                raise _Broken(_silence(source), passing=True)
             seen += _look(*sources)
             _check_readable(code, *sources)
             runtime, handler = self._program(code, description)
@@ -245,11 +301,11 @@ class Catalog:
         except _Broken as broken:
             missing = tuple(source for source in sources if not source.exists())
             function = BrokenFunction(name, code, broken.problem)
-            return _Entry(function, sources, seen, missing, broken.error)
+            return _Entry(function, sources, seen, missing, broken.error, broken.passing)
         except OSError as exc:
             where = exc.filename or code
             problem = f"{where}: cannot be read: {exc.strerror}. Hint: chmod -R a+rX {code}"
-            return _Entry(BrokenFunction(name, code, problem), sources, seen)
+            return _Entry(BrokenFunction(name, code, problem), sources, seen, passing=True)
         version = _function(name, code.resolve(), description, runtime, handler, opt, seen)
         return _Entry(version, sources, seen)
 
@@ -277,7 +333,8 @@ class Catalog:
             if self._layers is not None:
                 return self._layers.opt(sources)
         except LayerProblem as exc:
-            raise _Broken(f"{code / TOML}: layers: {exc}") from exc
+            # Read again: it may be our own disk that is full.
+            raise _Broken(f"{code / TOML}: layers: {exc}", passing=True) from exc
         if len(sources) == 1 and sources[0].is_dir():
             return sources[0]
         raise _Broken(f"{code / TOML}: layers: there is no state folder to merge them in")
@@ -285,6 +342,25 @@ class Catalog:
 
 def _may_be_function(name: str) -> bool:
     return not name.startswith((".", "_"))
+
+
+def _unchanged(entry: _Entry | None, code: Path) -> bool:
+    return entry is not None and not entry.passing and entry.seen == _look(code, *entry.sources)
+
+
+def _may_be_folder(entry: os.DirEntry[str]) -> bool:
+    """Where a link leads is not looked at here: it may be a file system that does not answer."""
+    try:
+        return entry.is_symlink() or entry.is_dir(follow_symlinks=False)
+    except OSError:
+        return True
+
+
+def _silence(path: Path) -> str:
+    return (
+        f"{path}: its file system does not answer. "
+        "Hint: look after the server or daemon behind it, or unmount it"
+    )
 
 
 def _look(*paths: Path) -> str:
@@ -314,8 +390,8 @@ def _check_name(name: str, code: Path) -> None:
 
 
 def _check_readable(*paths: Path) -> None:
-    """Started by root, environments run as nobody: they must be able to read code and layers."""
-    if os.geteuid() != 0:
+    """Environments with uids of their own are nobody: they must be able to read code and layers."""
+    if not privilege.may_change_uid():
         return
     for path in paths:
         found = fingerprint(path).unreadable if path.is_dir() else None
@@ -329,7 +405,7 @@ def _read_description(code: Path, defaults: FunctionDefaults) -> Description:
     try:
         return read(code / TOML, defaults=defaults)
     except FunctionTomlError as exc:
-        raise _Broken(str(exc)) from exc
+        raise _Broken(str(exc), passing=isinstance(exc.__cause__, OSError)) from exc
 
 
 def _source(code: Path, layer: str) -> Path:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from sandbox.schedules import Schedule
 
-Network = Literal["none", "host"]
+Network = Literal["none", "nat", "host"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import re
+import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from sandbox.function import Network
 from sandbox.schedules import Schedule, ScheduleError
 from sandbox.schedules import parse as parse_schedule
 
+MAX_BYTES = 1024 * 1024
 MAX_LAYERS = 5
 MAX_DESCRIPTION = 256
 MAX_ENVIRONMENT_BYTES = 4096
@@ -54,7 +57,8 @@ class FunctionDefaults:
     ephemeral_storage: int = 512
     idle_timeout: float = 30.0
     reserved_concurrency: int | None = None
-    network: Network = "none"
+    network: Network | None = None
+    """None: the server chooses, "nat" where the host can."""
     freeze: bool = True
     environment: Mapping[str, str] = field(default_factory=_nothing)
 
@@ -165,7 +169,9 @@ KEYS: tuple[Key, ...] = (
     Key("provisioned_concurrency", whole("", 0), "0 or more", "environments always initialised"),
     Key("warm", _warm, "rate(...), cron(...), list", "when a ping keeps an environment warm"),
     Key("layers", _layers, "up to 5 folders or zips", "merged into /opt in this order"),
-    Key("network", _choice("none", "host"), "none, host", "what the function can reach"),
+    Key(
+        "network", _choice("none", "nat", "host"), "none, nat, host", "what the function can reach"
+    ),
     Key("freeze", _boolean, "true, false", "whether idle environments stand still"),
     Key("description", _text, "up to 256 characters", "for people"),
     Key("environment", lambda value: value, "[environment] table", "variables of the function"),
@@ -193,6 +199,7 @@ def parse(
     if reader.problems:
         raise FunctionTomlError(reader.problems)
     base.pop("environment")
+    base["network"] = base["network"] or "none"
     base.pop("runtime")  # which of its family a function gets: `rootfs.handlers.detect` decides
     return Description(
         **{**base, **given},
@@ -204,7 +211,7 @@ def parse(
 def read(path: Path, *, defaults: FunctionDefaults | None = None) -> Description:
     """Read and check a file; a missing one means all defaults. Raises FunctionTomlError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _content(path)
     except FileNotFoundError:
         text = ""
     except OSError as exc:
@@ -216,6 +223,19 @@ def read(path: Path, *, defaults: FunctionDefaults | None = None) -> Description
             [f"{path}: is not UTF-8 text (byte {exc.start}). Hint: save it as UTF-8"]
         ) from exc
     return parse(text, file=str(path), defaults=defaults)
+
+
+def _content(path: Path) -> str:
+    """Raises OSError, UnicodeDecodeError, FunctionTomlError. Waits for no writer: it may be a pipe."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise FunctionTomlError([f"{path}: is no regular file. Hint: write one in its place"])
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise FunctionTomlError(
+            [f"{path}: is larger than {MAX_BYTES} bytes. Hint: shorten it, 4 KB is much"]
+        )
+    return data.decode("utf-8")
 
 
 class _Reader:

@@ -27,6 +27,9 @@ RATE = 4 * 1024 * 1024
 LINE_COST = 128
 """What a line costs at least: a flood of empty lines is a flood."""
 
+READ_COST = 1024
+"""What a read costs at least: from a pipe in packet mode (O_DIRECT, pipe(2)) comes one byte at a time."""
+
 
 class LogPipes:
     """Non-blocking read ends; duplicates of the sandbox's, so that their owner may close his any time."""
@@ -94,7 +97,7 @@ class LogPipes:
         lines = self._pipes[fd].feed(data)
         for line in lines:
             self._on_line(line)
-        self._credit -= max(len(data), LINE_COST * len(lines))
+        self._credit -= max(len(data), LINE_COST * len(lines), READ_COST)
         return len(data)
 
     async def _pace(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable
+from sys import getsizeof
 
 import trio
 
@@ -18,7 +19,7 @@ MAX_LINE = 256 * 1024
 TAIL_BYTES = 4096
 """Bytes of a log tail (SPEC 4.6)."""
 KEPT_BYTES = 1024 * 1024
-"""Text kept per function for `lambox logs`."""
+"""Memory that the lines kept per function for `lambox logs` take: a short line is some 50 bytes to Python."""
 FOLLOWER_LINES = 1000
 """Lines a follower may lag behind; further ones are dropped for it, and counted."""
 
@@ -118,9 +119,9 @@ class LogBook:
         if kept is None:
             kept = self._kept[function] = deque()
         kept.append(line)
-        size = self._sizes.get(function, 0) + len(line) + 1
+        size = self._sizes.get(function, 0) + getsizeof(line)
         while size > KEPT_BYTES and len(kept) > 1:
-            size -= len(kept.popleft()) + 1
+            size -= getsizeof(kept.popleft())
         self._sizes[function] = size
         if self._on_line is not None:
             self._on_line(function, line)

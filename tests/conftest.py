@@ -1,4 +1,8 @@
-"""With LAMBOX_CI=1 a skipped test is a failed one, unless it is marked `optional`."""
+"""With LAMBOX_CI=1 a skipped test is a failed one, unless it is marked `optional`.
+
+Servers under test leave this machine's network alone: those that give functions a way out do so in network
+namespaces of the tests' own (tests/system/internet.py).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import os
 from collections.abc import Generator
 
 import pytest
+
+os.environ["LAMBOX_DEFAULT_NETWORK"] = "none"
 
 
 @pytest.hookimpl(wrapper=True)

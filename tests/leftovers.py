@@ -10,9 +10,12 @@ from pathlib import Path
 
 import psutil
 
+from sandbox.confine.network import nftables
+from sandbox.confine.network.netlink import NETLINK_NETFILTER, Netlink
+
 
 def leftovers() -> set[str]:
-    """Processes, cgroups, mounts, loop devices, network namespaces and temp folders of ours.
+    """Processes, cgroups, mounts, loop devices, network namespaces, interfaces, nftables' tables, temp folders.
 
     What a lambox that lives beside this test session holds is not left behind, and not listed.
     """
@@ -37,9 +40,25 @@ def leftovers() -> set[str]:
     for backing in glob.glob("/sys/block/loop*/loop/backing_file"):
         if "lambox" in Path(backing).read_text():
             found.add(f"loop {backing}")
+    tables = _tables()
+    found.update(f"table {name}" for name in tables if not _held_elsewhere(name))
+    for line in Path("/proc/self/net/dev").read_text().splitlines()[2:]:
+        name = line.partition(":")[0].strip()
+        owners = [table for table in tables if table.endswith(f"-{name}")]
+        if name.startswith("lambox") and not any(map(_held_elsewhere, owners)):
+            found.add(f"interface {name}")
     found.update(f"netns {path}" for path in glob.glob("/run/netns/*lambox*"))
     found.update(f"temp {path}" for path in glob.glob("/tmp/lambox*") + glob.glob("/run/lambox*"))
     return found
+
+
+def _tables() -> list[str]:
+    """Of ours, in the network namespace we are in; none are seen without the right to."""
+    try:
+        with contextlib.closing(Netlink(NETLINK_NETFILTER)) as netlink:
+            return [name for name in nftables.tables(netlink) if name.startswith("lambox-")]
+    except OSError:
+        return []
 
 
 def _held_elsewhere(text: str) -> bool:

@@ -51,6 +51,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#define KEYCTL_JOIN_SESSION_KEYRING 1 /* linux/keyctl.h */
 #define PARKED_FD 61
 #define TELEMETRY_FD 62
 #define MAX_MESSAGE (4u << 20)
@@ -81,6 +82,9 @@ static int launch(int argc, char **argv) {
     if (uid >= 0) {
         if (setgroups(0, NULL) || setresgid(gid, gid, gid) || setresuid(uid, uid, uid)) die("becoming the environment's user");
     }
+    /* Whoever started the supervisor may have keys in the session keyring, which a fork inherits
+     * (keyrings(7)); a fresh one is empty. Where there are no keyrings there is nothing to leave. */
+    syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL);
     /* After the change of credentials, which clears it. */
     if (prctl(PR_SET_PDEATHSIG, SIGKILL)) die("PR_SET_PDEATHSIG");
     if (getppid() != parent) _exit(125);

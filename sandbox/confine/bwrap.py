@@ -29,13 +29,8 @@ OLDEST = (0, 8, 0)
 ZYGOTE_CAPABILITIES = (
     "CAP_SYS_ADMIN",  # setns(2)
     "CAP_SYS_CHROOT",  # setns(2) into a mount namespace
-    "CAP_SYS_PTRACE",  # /proc/PID/ns of what is not dumpable: not needed for descriptors, see zygote.py
     "CAP_SETUID",
     "CAP_SETGID",
-    "CAP_SETPCAP",
-    "CAP_DAC_OVERRIDE",  # /proc/self/oom_score_adj in a namespace where root is nobody
-    "CAP_SYS_RESOURCE",
-    "CAP_KILL",
 )
 
 
@@ -123,7 +118,7 @@ def command(
         "--unshare-pid",
         "--unshare-uts",
         "--unshare-cgroup",
-        *(["--unshare-net"] if spec.network == "none" else []),
+        *([] if spec.network == "host" else ["--unshare-net"]),
         "--die-with-parent",
         "--new-session",
         "--as-pid-1",
@@ -155,7 +150,7 @@ def command(
     if seccomp is not None:
         argv += ["--seccomp", str(fds.data(seccomp))]
     # A host-network sandbox shares 127.0.0.1 with everybody: the kernel picks its port.
-    port = "9001" if spec.network == "none" else "0"
+    port = "0" if spec.network == "host" else "9001"
     argv += ["--remount-ro", "/", "--chdir", "/", "--"]
     argv += [INIT_INSIDE, "run", str(control), "127.0.0.1", port]
     if parked is not None or observe is not None:
@@ -209,8 +204,13 @@ def _entry(entry: Entry, bind: Callable[[str, str], list[str]], fds: Descriptors
             return ["--perms", "0444", "--ro-bind-data", str(fds.data(content.encode())), target]
         case Directory(target):
             return ["--dir", target]
-        case Proc(target):
-            return ["--proc", target]
+        case Proc(target, files, folders):
+            argv = ["--proc", target]
+            for path in files:  # bound without its device: not even to be opened
+                argv += ["--ro-bind", "/dev/null", path]
+            for path in folders:
+                argv += ["--perms", "0555", "--size", "4096", "--tmpfs", path, "--remount-ro", path]
+            return argv
         case Dev(target):
             # Its tmpfs would be a second writable place (with /dev/shm, which AWS has not).
             return ["--dev", target, "--remount-ro", target]

@@ -33,7 +33,7 @@ class Cgroup(Protocol):
         """The cgroup.procs files that a process writes "0" into to be inside."""
 
     def joined(self, pid: int) -> None:
-        """The process that wrote itself into `procs`; all that is to be inside descends from it."""
+        """A process that wrote itself into `procs`; all that is to be inside descends from such a one."""
 
     def limit(self, limits: Limits) -> None:
         """Other limits of memory and processes than it was made with."""
@@ -89,6 +89,19 @@ def make_own(bases: Sequence[Path]) -> str:
         else:
             break
     return name
+
+
+def restore(folders: Sequence[Path]) -> bool:
+    """Make our own folders again where somebody has removed them (they are empty before the first sandbox).
+
+    Returns whether one was missing. Raises nothing: whoever makes a group below says what is wrong.
+    """
+    missing = [folder for folder in folders if not folder.is_dir()]
+    for folder in missing:
+        with contextlib.suppress(OSError):
+            folder.mkdir()
+            log.warning("%s was removed by somebody, it is made again", folder)
+    return bool(missing)
 
 
 def _remove(folders: list[Path]) -> None:

@@ -4,7 +4,8 @@ Memory is watched: four times a second a tree's shares of pages are added up, an
 killed; between two looks it may take more. A limit per process (setrlimit) would not hold a tree. Pids and CPU
 are not limited, and there is no freezing: SIGSTOP would be seen by the function, and by its parent's waitpid.
 
-A tree is told by descent from bwrap: in its pid namespace every orphan goes to pid 1, so none gets out.
+A tree is told by descent from bwrap, and from the zygote's fork where there is one: in its pid namespace every
+orphan goes to pid 1, so none gets out.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class WatchedGroup:
         self._tree = tree
         self.name = name
         self._limit = limits.memory_bytes
-        self._top: int | None = None
+        self._tops: set[int] = set()
         self._seen: dict[int, str] = {}
         """Start time by pid, of bwrap and whatever was found below it."""
         self._looking = threading.Lock()
@@ -45,20 +46,19 @@ class WatchedGroup:
         return []
 
     def joined(self, pid: int) -> None:
-        self._top = pid
+        self._tops.add(pid)
         self._look()
 
     def _look(self) -> list[int]:
         """Who of the tree lives. What was seen once stays known when its parents are gone."""
         with self._looking:
-            if self._top is not None:
-                for pid in (self._top, *strays.descendants(self._top)):
+            for top in self._tops:
+                for pid in (top, *strays.descendants(top)):
                     if found := _alive(pid):
                         self._seen.setdefault(pid, found)
             self._seen = {pid: start for pid, start in self._seen.items() if _alive(pid) == start}
-            if self._top not in self._seen:
-                # Dead: the number may become another's.
-                self._top = None
+            # Those of the dead may become others'.
+            self._tops &= self._seen.keys()
             return list(self._seen)
 
     def limit(self, limits: Limits) -> None:

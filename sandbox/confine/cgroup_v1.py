@@ -176,6 +176,7 @@ class V1Tree:
             return None if base is None else base / self._name / name
 
         bases = self._bases
+        cgroup.restore([base / self._name for base in bases.all()])
         return V1Cgroup(
             Bases(
                 memory=bases.memory / self._name / name,

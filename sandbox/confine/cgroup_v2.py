@@ -120,7 +120,7 @@ class V2Tree:
         if not (MOUNT / "cgroup.controllers").exists():
             raise ConfineError(f"{MOUNT} is no cgroup v2 mount")
         problems: dict[str, None] = {}
-        for base, move in bases(_own(), root=os.geteuid() == 0):
+        for base, move in bases(_own(), root=os.access(MOUNT, os.W_OK)):
             try:
                 cleared = _enable(base, move=move)
                 return cls(base, cleared=cleared)
@@ -130,6 +130,8 @@ class V2Tree:
 
     def create(self, name: str, limits: Limits) -> V2Cgroup:
         try:
+            if cgroup.restore([self._folder]):
+                cgroup.write(f"{self._folder}/cgroup.subtree_control", _signed("+"))
             return V2Cgroup(self._folder / name, limits)
         except OSError as exc:
             raise ConfineError(
@@ -161,6 +163,8 @@ def _own() -> Path:
 
 def bases(own: Path, *, root: bool) -> list[tuple[Path, bool]]:
     """Where to try, best first, and whether the processes there may be moved to a leaf.
+
+    `root`: the top of the mount is ours to write.
 
     What systemd gave us with Delegate=yes is ours to arrange. Else a folder without processes is
     sought: nobody's need be moved there. Moving is the last resort: a container has but one folder.

@@ -8,8 +8,8 @@ import re
 import resource
 import secrets
 import subprocess
-from collections.abc import AsyncIterator, Collection, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,21 +17,24 @@ import prctl
 import trio
 
 import rootfs.inside
-from rootfs.layout import Bind, Entry
-from sandbox.confine import bwrap, cgroup, identity, mounts, overseer, seccomp, staging
+from rootfs.layout import Bind
+from sandbox.confine import bwrap, cgroup, identity, mounts, overseer, privilege, seccomp, staging
 from sandbox.confine.bwrap import Bwrap, Descriptors
 from sandbox.confine.cgroup import Cgroup, CgroupTree
 from sandbox.confine.cgroup_none import WatchedTree
 from sandbox.confine.control import Control
 from sandbox.confine.identity import Identities
+from sandbox.confine.latemounts import Folders
+from sandbox.confine.network.router import Router
 from sandbox.confine.overseer import Overseer
 from sandbox.confine.parked import Parked
 from sandbox.confine.pool import Pool, PoolLimits
 from sandbox.confine.process import BwrapSandbox, Pipes, discard
+from sandbox.confine.roots import Roots
 from sandbox.confine.seccomp import Filters
 from sandbox.confine.spawner import Spawner
 from sandbox.confine.spec import ConfineError, IsolationUnavailable, Limits, SandboxSpec
-from sandbox.confine.staging import Bridge, OutOfOrder
+from sandbox.confine.staging import Bridge
 from sandbox.confine.strays import Strays
 from sandbox.confine.zygote import Zygote, Zygotes
 
@@ -73,6 +76,7 @@ class BwrapLauncher:
         init: Path,
         filters: Filters | None,
         spawner: Spawner,
+        router: Router | None,
         overseer: Overseer | None = None,
     ) -> None:
         """`overseer`: for filters in log mode."""
@@ -83,9 +87,11 @@ class BwrapLauncher:
         self._filters = filters
         self._spawner = spawner
         self._overseer = overseer
+        self._router = router
         self._live: set[BwrapSandbox] = set()
         self._strays = Strays()
-        self._composed: dict[tuple[Entry, ...], str | None] = {}
+        self._folders = Folders()
+        self._roots = Roots(spawner)
         self._zygotes: Zygotes | None = None
         self._pool: Pool[BwrapSandbox] | None = None
 
@@ -101,16 +107,18 @@ class BwrapLauncher:
             own = kind.preparation is not None and not kind.preparation.forks
             return PoolLimits(min(limits.least, 1), min(limits.most, 4)) if own else limits
 
-        most = min(max(MOST_READY, limits.most), self._identities.count / 2)
+        most: float = max(MOST_READY, limits.most)
+        if self._identities.any:
+            most = min(most, self._identities.count / 2)
         self._pool = Pool(self._make_ahead, of, makers, most_held=most)
 
     def unready(self) -> str:
         """Why sandboxes cannot be made ahead here; empty if they can."""
-        return unready(watched=isinstance(self._tree, WatchedTree))
+        return unready()
 
     def describe(self) -> str:
         version = ".".join(map(str, self._bwrap.version))
-        users = "own uid each" if self._identities.any else f"uid {os.getuid()}"
+        users = "own uid each" if self._identities.any else f"uid {privilege.host_uid()}"
         calls = "no seccomp" if self._filters is None else "seccomp"
         if self._overseer is not None:
             calls = "seccomp in log mode"
@@ -130,15 +138,16 @@ class BwrapLauncher:
         return await self._make(replace(spec, preparation=None))
 
     async def _adopt(self, pool: Pool[BwrapSandbox], spec: SandboxSpec) -> BwrapSandbox:
-        try:
-            with trio.fail_after(READY_LIMIT_S):
-                sandbox = await pool.take(_kind(spec))
-        except trio.TooSlowError as exc:
-            raise ConfineError(f"there was none within {READY_LIMIT_S:.0f} s") from exc
-        async with AsyncExitStack() as undo:
-            undo.push_async_callback(sandbox.kill)
-            await sandbox.adopt(spec, self._spawner)
-            undo.pop_all()
+        async with self._folders.copied(spec.late) as trees:
+            try:
+                with trio.fail_after(READY_LIMIT_S):
+                    sandbox = await pool.take(_kind(spec))
+            except trio.TooSlowError as exc:
+                raise ConfineError(f"there was none within {READY_LIMIT_S:.0f} s") from exc
+            async with AsyncExitStack() as undo:
+                undo.push_async_callback(sandbox.kill)
+                await sandbox.adopt(spec, self._spawner, trees)
+                undo.pop_all()
         return sandbox
 
     def keep(self, specs: Iterable[SandboxSpec]) -> None:
@@ -165,8 +174,17 @@ class BwrapLauncher:
         zygote = None
         if spec.preparation and spec.preparation.forks and self._zygotes:
             zygote = await self._zygotes.get(spec.root, spec.preparation, spec.calls)
-        composed = await self._compose(spec.root)
-        bridges = self._bridges(spec, composed)
+        async with AsyncExitStack() as stack:
+            composed = None
+            if self._spawner.staged:
+                init = Bind(self._init, bwrap.INIT_INSIDE)
+                composed = await stack.enter_async_context(self._roots.use((*spec.root, init)))
+            return await self._make_on(spec, composed, zygote)
+
+    async def _make_on(
+        self, spec: SandboxSpec, composed: str | None, zygote: Zygote | None
+    ) -> BwrapSandbox:
+        bridges = await self._bridges(spec, composed)
         try:
             sandbox = await self._spawn(spec, bridges, composed)
             async with AsyncExitStack() as undo:
@@ -179,30 +197,15 @@ class BwrapLauncher:
             self._spawner.take_down(bridges.values())
         return sandbox
 
-    async def _compose(self, root: tuple[Entry, ...]) -> str | None:
-        """Where this root stands, put together once; None where that cannot be, and bwrap does it each time."""
-        if not self._identities.any:
-            return None
-        if root not in self._composed:
-            init = Bind(self._init, bwrap.INIT_INSIDE)
-            try:
-                self._composed[root] = await self._spawner.compose((*root, init))
-            except OutOfOrder:
-                self._composed[root] = None
-            except OSError:
-                return (
-                    None  # bwrap says what is wrong with it, and it may be mended by the next time
-                )
-        return self._composed[root]
-
     async def _spawn(
         self, spec: SandboxSpec, bridges: dict[str, Bridge], composed: str | None
     ) -> BwrapSandbox:
         async with AsyncExitStack() as undo:
             uid = self._identities.take()
-            undo.callback(self._identities.give_back, uid)
+            given = undo.enter_context(ExitStack())
+            given.callback(self._identities.give_back, uid)
             group = self._tree.create(spec.name, spec.limits)
-            undo.push_async_callback(_discard, group)
+            undo.push_async_callback(_discard, group, given)
             control = Control()
             undo.callback(control.close)
             pipes = Pipes(uid)
@@ -277,22 +280,38 @@ class BwrapLauncher:
             ),
         ]
 
+    def _way_out(self) -> Router:
+        if self._router is None:
+            raise IsolationUnavailable('this server gives no sandbox the network "nat"')
+        return self._router
+
     async def _open(self, sandbox: BwrapSandbox, zygote: Zygote | None) -> None:
         try:
             with trio.fail_after(LAUNCH_LIMIT_S):
                 await sandbox.open()
+                if sandbox.spec.network == "nat":
+                    await sandbox.connect(self._way_out())
                 await sandbox.prepare(zygote)
         except trio.TooSlowError as exc:
             raise ConfineError(
                 f"bubblewrap did not make a sandbox within {LAUNCH_LIMIT_S:.0f} s"
             ) from exc
 
-    def _bridges(self, spec: SandboxSpec, composed: str | None) -> dict[str, Bridge]:
-        if not self._identities.any:
+    async def _bridges(self, spec: SandboxSpec, composed: str | None) -> dict[str, Bridge]:
+        """Whoever walks these paths next (bwrap, the spawner's thread) finds that they answer."""
+        sources = bwrap.sources(spec, self._init, composed=composed is not None)
+        if not sources:
             return {}
+
+        def walk(sources: Sequence[str]) -> dict[str, Bridge]:
+            if self._identities.any:
+                return staging.bridges(sources, spec.name)
+            for source in sources:
+                os.path.isdir(source)
+            return {}
+
         try:
-            sources = bwrap.sources(spec, self._init, composed=composed is not None)
-            return staging.bridges(sources, spec.name)
+            return await self._folders.reach(sources, walk)
         except OSError as exc:
             raise ConfineError(f"cannot mount {exc.filename}: {exc.strerror}") from exc
 
@@ -306,17 +325,15 @@ class BwrapLauncher:
                 self._zygotes.close()
 
 
-def unready(*, watched: bool = False) -> str:
-    """Why this host does not let sandboxes be made ahead; empty if it does. `watched`: without cgroups."""
-    if os.geteuid() != 0:
-        return "not started by root: nothing can be mounted into a sandbox that stands"
-    if watched:
-        return "without cgroups only bubblewrap's descendants are watched, and forks are not"
+def unready() -> str:
+    """Why this host does not let sandboxes be made ahead; empty if it does."""
+    if not privilege.may_mount():
+        return "no user namespace of our own: nothing can be mounted into a sandbox that stands"
     return mounts.probe()
 
 
 def _poolable(spec: SandboxSpec) -> bool:
-    return spec.network == "none"
+    return spec.network != "host"
 
 
 def _kind(spec: SandboxSpec) -> SandboxSpec:
@@ -333,9 +350,14 @@ async def _kill(sandbox: BwrapSandbox) -> None:
         log.error("%s", exc)
 
 
-async def _discard(group: Cgroup) -> None:
-    with trio.CancelScope(shield=True):
-        await discard(group)
+async def _discard(group: Cgroup, given: ExitStack) -> None:
+    """A group that cannot be emptied keeps the uid: something of it lives."""
+    with trio.CancelScope(shield=True), given.pop_all() as after:
+        try:
+            await discard(group)
+        except BaseException:
+            after.pop_all()
+            raise
 
 
 @asynccontextmanager
@@ -347,12 +369,14 @@ async def open_launcher(
     tree: CgroupTree | None = None,
     bwrap_path: str = "bwrap",
     pool: PoolLimits | None = None,
+    router: Router | None = None,
     calls: seccomp.Mode = "enforce",
 ) -> AsyncIterator[BwrapLauncher]:
     """A launcher that owns its sandboxes: leaving kills them and removes the cgroups.
 
-    With `pool`, sandboxes are made ahead where this host allows it (`unready`). `calls` "log": system calls
-    that only the family's list lacks are let through and told (`BwrapSandbox.refused`).
+    With `pool`, sandboxes are made ahead where this host allows it (`unready`). `router`: the way out of
+    those with the network "nat"; it is to be closed later. `calls` "log": system calls that only the family's
+    list lacks are let through and told (`BwrapSandbox.refused`).
 
     Sweeps what dead supervisors left. Raises IsolationUnavailable with the remedy, but for those of
     "cgroups" and "seccomp" that `weaker` says may be gone without.
@@ -363,22 +387,22 @@ async def open_launcher(
     uids = identity.choose(uid_base, uid_count)
     _raise_descriptor_limit()
     if tree is None:
-        tree = _tree(weaker)
+        tree = await trio.to_thread.run_sync(_tree, weaker)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(_close, tree)
         await trio.to_thread.run_sync(tree.sweep)
         stack.callback(prctl.set_child_subreaper, prctl.get_child_subreaper())
         prctl.set_child_subreaper(1)
-        spawner = Spawner(stage=uids is not None)
+        spawner = Spawner(stage=uids is not None or privilege.may_mount())
         stack.callback(spawner.close)
-        identities = identity.claim(uids)
+        identities = await trio.to_thread.run_sync(identity.claim, uids)
         stack.callback(identities.close)
         asked = None
         if filters is not None and filters.mode == "log":
             watches = await stack.enter_async_context(trio.open_nursery())
             stack.callback(watches.cancel_scope.cancel)
             asked = Overseer(filters, watches)
-        launcher = BwrapLauncher(tree, identities, tool, init, filters, spawner, asked)
+        launcher = BwrapLauncher(tree, identities, tool, init, filters, spawner, router, asked)
         if isinstance(tree, WatchedTree):
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)

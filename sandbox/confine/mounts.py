@@ -11,8 +11,6 @@ import os
 import threading
 from collections.abc import Sequence
 
-from rootfs.layout import Bind
-
 CLONE_NEWNS = 0x20000
 """linux/sched.h"""
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE = 2, 4, 4096, 16384, 1 << 18, 1 << 19
@@ -100,29 +98,22 @@ def probe() -> str:
     return ""
 
 
-def attach(pidfd: int, binds: Sequence[Bind]) -> None:
-    """Put each bind's source, read-only, at its target in the mount namespace of the process `pidfd`.
+def attach(pidfd: int, trees: Sequence[tuple[int, str]]) -> None:
+    """Put each copy (`copy_read_only`) at its target in the mount namespace of the process `pidfd`.
 
     For a thread that has called `unshare`. Raises OSError naming the path; nothing is attached by halves
-    that matters: the caller gives the sandbox up.
+    that matters: the caller gives the sandbox up. The descriptors stay the caller's to close.
     """
-    trees = []
+    own = os.open(f"/proc/self/task/{threading.get_native_id()}/ns/mnt", os.O_RDONLY)
     try:
-        for bind in binds:  # one by one: those before a failing one are closed too
-            trees += [copy_read_only(bind.source)]
-        own = os.open(f"/proc/self/task/{threading.get_native_id()}/ns/mnt", os.O_RDONLY)
+        _checked(_libc.setns(pidfd, CLONE_NEWNS), "setns")
         try:
-            _checked(_libc.setns(pidfd, CLONE_NEWNS), "setns")
-            try:
-                for tree, bind in zip(trees, binds, strict=True):
-                    move(tree, bind.target)
-            finally:
-                _checked(_libc.setns(own, CLONE_NEWNS), "setns")
+            for tree, target in trees:
+                move(tree, target)
         finally:
-            os.close(own)
+            _checked(_libc.setns(own, CLONE_NEWNS), "setns")
     finally:
-        for tree in trees:
-            os.close(tree)
+        os.close(own)
 
 
 def move(tree: int, target: str) -> None:

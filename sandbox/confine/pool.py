@@ -83,7 +83,11 @@ class Shelf(Generic[T]):
         """When the target may change by itself."""
         if self.takes:
             return self.takes[0] + WINDOW_S
-        return math.inf if self.kept or not self.ready else self.last_take + FORGET_S + 1
+        return math.inf if self.kept else self.last_take + FORGET_S + 1
+
+    def forgotten(self, now: float) -> bool:
+        """Nobody has asked for this kind for long, and nothing of it is left."""
+        return not (self.target(now) or self.kept or self.ready or self.waiting or self.making)
 
 
 class Waiter(Generic[T]):
@@ -227,6 +231,9 @@ class Pool(Generic[T]):
         while True:
             shelf.changed = trio.Event()
             now = trio.current_time()
+            if shelf.forgotten(now):
+                del self._shelves[kind]
+                return
             target = shelf.target(now)
             coming = len(shelf.ready) + shelf.making - len(shelf.waiting)
             wake_at = shelf.wake_at()

@@ -20,6 +20,7 @@ import trio
 from sandbox.confine import peers
 from sandbox.confine.cgroup import Cgroup
 from sandbox.confine.control import Control
+from sandbox.confine.network.router import Lease, Router
 from sandbox.confine.overseer import Overseer, Watch
 from sandbox.confine.parked import Parked
 from sandbox.confine.spawner import Spawner, Started
@@ -118,6 +119,8 @@ class BwrapSandbox:
         self._listener: socket.socket | None = None
         self._port = 0
         self._stdout, self._stderr, self._telemetry = pipes.reads
+        self._lease: Lease | None = None
+        self._router: Router | None = None
         self._exit: Exit | None = None
         self._exit_lock = trio.Lock()
         self._kill_lock = trio.Lock()
@@ -143,6 +146,12 @@ class BwrapSandbox:
             raise ConfineError("the sandbox died while it was made")
         self._pid1, self._pid1_fd = pid1, fd
 
+    async def connect(self, router: Router) -> None:
+        """Give it its way out. Raises ConfineError."""
+        assert self._pid1_fd is not None
+        self._lease = await router.join(self._pid1_fd)
+        self._router = router
+
     async def prepare(self, zygote: Zygote | None) -> None:
         """Put in the runtime that the spec's preparation describes. Raises ConfineError or OSError."""
         if self._parked is None:
@@ -167,18 +176,22 @@ class BwrapSandbox:
         # Not reaped yet: so its number was its own when the namespaces were opened by it.
         assert self._pid1_fd is not None
         signal.pidfd_send_signal(self._pid1_fd, 0)
+        if self._child is not None:
+            self._cgroup.joined(self._child.pid)
         if self._child is not None and self._child.pid not in self._cgroup.pids():
             raise ConfineError("the runtime died while it was prepared")
 
-    async def adopt(self, spec: SandboxSpec, spawner: Spawner) -> None:
-        """Become what `spec` describes: its limits and its own folders. Raises ConfineError or OSError."""
+    async def adopt(
+        self, spec: SandboxSpec, spawner: Spawner, trees: Sequence[tuple[int, str]]
+    ) -> None:
+        """Become what `spec` describes: its limits and its own folders, `trees`. Raises ConfineError or OSError."""
         if spec.limits != self.spec.limits:
             self._cgroup.limit(spec.limits)
         self.spec = spec
-        if spec.late:
+        if trees:
             # By descriptor: it stood on a shelf, and its number may be another's by now.
             assert self._pid1_fd is not None
-            await spawner.attach(self._pid1_fd, spec.late)
+            await spawner.attach(self._pid1_fd, trees)
 
     def _oversee(self, listener: int) -> None:
         if listener < 0:
@@ -224,7 +237,7 @@ class BwrapSandbox:
         return self._telemetry
 
     def admits(self, peer: tuple[str, int]) -> bool:
-        if self.spec.network == "none" or self._uid is None:
+        if self.spec.network != "host" or self._uid is None:
             return True
         return peers.uid_of(peer, ("127.0.0.1", self._port)) == self._uid
 
@@ -362,4 +375,6 @@ class BwrapSandbox:
         if self._listener is not None:
             with suppress(OSError):
                 self._listener.close()
+        if self._router is not None and self._lease is not None:
+            self._router.leave(self._lease)
         self._on_gone(self)

@@ -29,6 +29,9 @@ from sandbox.confine.spec import IsolationUnavailable
 
 CLONE_NEW = 0x7E020080
 """CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME} of linux/sched.h."""
+CLONE_PARENT = 0x8000
+"""A child of our parent, which for a zygote's fork is outside: its pid namespace, and so the sandbox, could
+not end before the zygote has reaped it (zap_pid_ns_processes of kernel/pid_namespace.c)."""
 
 SOCKETS = (
     socket.AF_UNIX,
@@ -134,7 +137,7 @@ def _arguments(builder: _Builder, refusal: Refusal) -> bytes:
     refuse, no_family = refusal(errno.EPERM), refusal(errno.EAFNOSUPPORT)
     # Namespaces: a fresh user namespace brings capabilities.
     for bit in range(32):
-        if CLONE_NEW >> bit & 1:
+        if (CLONE_NEW | CLONE_PARENT) >> bit & 1:
             builder.add(rules, refuse, "clone", arg(0, masked, 1 << bit, 1 << bit))
     # Allowed are 0 (Linux) and the query, so no bit may differ from the highest one. The others switch
     # off what protects a program (ADDR_NO_RANDOMIZE, READ_IMPLIES_EXEC) or reach rarely used kernel code.

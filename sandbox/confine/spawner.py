@@ -18,7 +18,7 @@ from typing import Any
 
 import trio
 
-from rootfs.layout import Bind, Entry
+from rootfs.layout import Entry
 from sandbox.confine import mounts
 from sandbox.confine.staging import Bridge, Stage
 
@@ -45,8 +45,11 @@ class Spawner:
 
     def __init__(self, *, stage: bool) -> None:
         """`stage`: bridge sources that bwrap's unprivileged uid may not walk to (needs CAP_SYS_ADMIN)."""
-        self._orders: queue.SimpleQueue[_Order | Collection[Bridge] | None] = queue.SimpleQueue()
-        self._stage_wanted = stage
+        self._orders: queue.SimpleQueue[_Order | Callable[[Stage], None] | None] = (
+            queue.SimpleQueue()
+        )
+        self.staged = stage
+        """Whether there may be a stage; what asks for one that is not to be had gets an OSError."""
         self._stage: Stage | None = None
         self._refused: OSError | None = None
         self._thread = threading.Thread(target=self._work, name="lambox-spawner", daemon=True)
@@ -74,13 +77,13 @@ class Spawner:
         started: Started = await self._order(action)
         return started
 
-    async def attach(self, pidfd: int, binds: Sequence[Bind]) -> None:
+    async def attach(self, pidfd: int, trees: Sequence[tuple[int, str]]) -> None:
         """`mounts.attach`. Raises OSError, also where this host gives us no mount namespace."""
 
         def action() -> None:
             if self._stage is None:
-                raise self._refused or OSError(errno.EPERM, "not started by root")
-            mounts.attach(pidfd, binds)
+                raise self._refused or OSError(errno.EPERM, "no mount namespace of our own")
+            mounts.attach(pidfd, trees)
 
         await self._order(action)
 
@@ -89,7 +92,7 @@ class Spawner:
 
         def action() -> str:
             if self._stage is None:
-                raise self._refused or OSError(errno.EPERM, "not started by root")
+                raise self._refused or OSError(errno.EPERM, "no mount namespace of our own")
             return self._stage.compose(entries)
 
         place: str = await self._order(action)
@@ -98,7 +101,11 @@ class Spawner:
     def take_down(self, bridges: Collection[Bridge]) -> None:
         """The launch is over, the sandbox has mounts of its own."""
         if bridges:
-            self._orders.put(bridges)
+            self._orders.put(lambda stage: stage.remove(bridges))
+
+    def dismantle(self, place: str) -> None:
+        """What `compose` has made is not used any more; who has mounted it keeps it."""
+        self._orders.put(lambda stage: stage.dismantle(place))
 
     async def _order(self, action: Callable[[], Any]) -> Any:
         order = _Order(action, trio.lowlevel.current_trio_token())
@@ -111,16 +118,15 @@ class Spawner:
         return order.result
 
     def _work(self) -> None:
-        if self._stage_wanted:
+        if self.staged:
             try:
                 self._stage = Stage()
             except OSError as exc:
                 self._refused = exc
         while (order := self._orders.get()) is not None:
             if not isinstance(order, _Order):
-                for bridge in order:
-                    if self._stage is not None:
-                        self._stage.remove(bridge)
+                if self._stage is not None:
+                    order(self._stage)
                 continue
             try:
                 order.result = order.action()

@@ -77,7 +77,7 @@ class SandboxSpec:
     """Unique among live sandboxes; names the cgroup: [a-z0-9-]+, at most 64 characters."""
     root: tuple[Entry, ...]
     limits: Limits = field(default_factory=Limits)
-    network: Literal["none", "host"] = "none"
+    network: Literal["none", "nat", "host"] = "none"
     hostname: str = "sandbox"
     late: tuple[Bind, ...] = ()
     """Code and layers, on folders that `root` has: may be mounted when the sandbox stands already."""

@@ -12,7 +12,7 @@ folder instead of forty, which halves what a sandbox costs.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -77,8 +77,7 @@ class Stage:
             finally:
                 os.close(fd)
         except OSError:
-            with suppress(OSError):
-                unmount(place)
+            self.dismantle(place)
             raise
         return place
 
@@ -90,14 +89,21 @@ class Stage:
             os.close(os.open(bridge.place, os.O_CREAT | os.O_CLOEXEC))
         mount(bridge.source, bridge.place, None, MS_BIND | MS_REC)
 
-    def remove(self, bridge: Bridge) -> None:
+    def dismantle(self, place: str) -> None:
+        """Take apart what `compose` has put together there."""
         with suppress(OSError):
-            unmount(bridge.place)
-            if os.path.isdir(bridge.place):
-                os.rmdir(bridge.place)
-            else:
-                os.unlink(bridge.place)
-            os.rmdir(os.path.dirname(bridge.place))
+            unmount(place)
+            os.rmdir(place)
+
+    def remove(self, bridges: Collection[Bridge]) -> None:
+        for bridge in bridges:
+            with suppress(OSError):
+                unmount(bridge.place)
+                if os.path.isdir(bridge.place):
+                    os.rmdir(bridge.place)
+                else:
+                    os.unlink(bridge.place)
+                os.rmdir(os.path.dirname(bridge.place))
 
 
 class OutOfOrder(Exception):
@@ -150,7 +156,7 @@ def walkable(path: str) -> bool:
     return True
 
 
-def bridges(sources: list[str], name: str) -> dict[str, Bridge]:
+def bridges(sources: Sequence[str], name: str) -> dict[str, Bridge]:
     """The sources that need one. `name` is the sandbox's: places are its own. Raises OSError."""
     found: dict[str, Bridge] = {}
     for source in sources:

@@ -30,7 +30,9 @@ class Strays:
         """
         dying = 0
         for pid in children(os.getpid()):
-            if pid in self.waited_for or (pid not in known and _levels(pid) <= _levels("self")):
+            if pid in self.waited_for or (
+                pid not in known and namespaces(pid) <= namespaces("self")
+            ):
                 continue
             with suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, signal.SIGKILL)
@@ -66,16 +68,16 @@ def is_inside(pid: int, bwrap: int) -> bool:
     parent, levels = _place(pid)
     if parent is None:
         return True
-    return levels > _levels("self") and parent in (os.getpid(), *children(bwrap))
+    return levels > namespaces("self") and parent in (os.getpid(), *children(bwrap))
 
 
-def _levels(pid: int | str) -> int:
+def namespaces(pid: int | str) -> int:
     """How many pid namespaces, from ours downwards, know the process (NSpid of proc_pid_status(5))."""
     return _place(pid)[1]
 
 
 def _place(pid: int | str) -> tuple[int | None, int]:
-    """Its parent, and `_levels`."""
+    """Its parent, and `namespaces`."""
     parent = None
     with suppress(OSError), open(f"/proc/{pid}/status") as file:
         for line in file:

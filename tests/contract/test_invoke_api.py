@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import AsyncIterator
 from urllib.parse import quote
 
@@ -491,6 +492,15 @@ async def test_console_lists(callers: Callers) -> None:
     assert functions[2]["problem"] == "broken/function.toml:1: memory: mend it"
     environments = (await ask(callers.address, "GET", "/_lambox/environments")).json
     assert environments == [{"id": "1", "function": "hello", "state": "ready"}]
+
+
+@pytest.mark.trio
+async def test_console_counts_what_the_supervisor_holds(callers: Callers) -> None:
+    held = (await ask(callers.address, "GET", "/_lambox/supervisor")).json
+    assert held["pid"] == os.getpid()
+    assert held["threads"] >= 1
+    assert sum(held["tasks"].values()) > 3
+    assert all(isinstance(name, str) for name in held["tasks"])
 
 
 @pytest.mark.trio

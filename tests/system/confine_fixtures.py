@@ -18,10 +18,12 @@ import psutil
 import trio
 
 from rootfs import environ
+from rootfs.host import hidden
 from rootfs.layout import INSIDE, Bind, Dev, Directory, Entry, Proc, Symlink, Tmpfs
 from rootfs.runtimes import discover
-from sandbox.confine import cgroup
+from sandbox.confine import cgroup, privilege
 from sandbox.confine.launcher import BwrapLauncher, open_launcher
+from sandbox.confine.network.router import Router
 from sandbox.confine.pool import PoolLimits
 from sandbox.confine.process import BwrapSandbox
 from sandbox.confine.spec import MIB, Limits, Preparation, Program, SandboxSpec
@@ -34,10 +36,10 @@ ROOT: tuple[Entry, ...] = (
     Bind(sys.base_prefix, "/var/lang"),
     Directory("/var/task"),
     Tmpfs("/tmp", TMP_BYTES),
-    Proc(),
+    Proc("/proc", *hidden()),
     Dev(),
 )
-MAKINGS = ["scratch", *(["ready", "forked"] if os.geteuid() == 0 else [])]
+MAKINGS = ["scratch", *(["ready", "forked"] if privilege.may_mount() else [])]
 """How a sandbox comes about: bwrap on demand; made ahead, its program executed by pid 1; made ahead with a
 zygote's fork in it, which executes the program: whatever confines a forked runtime confines that."""
 MAKING: ContextVar[str] = ContextVar("MAKING", default="scratch")
@@ -127,7 +129,11 @@ class Box:
 
 @asynccontextmanager
 async def confined(
-    launcher: BwrapLauncher | None = None, root: Sequence[Entry] = ROOT, **how: Any
+    launcher: BwrapLauncher | None = None,
+    root: Sequence[Entry] = ROOT,
+    *,
+    router: Router | None = None,
+    **how: Any,
 ) -> AsyncIterator[Box]:
     """A sandbox, killed at the end; 30 s at most. `how`: fields of SandboxSpec and of Limits."""
     of_limits = {key: how.pop(key) for key in list(how) if key in Limits.__dataclass_fields__}
@@ -136,7 +142,7 @@ async def confined(
     if MAKING.get() == "forked":
         spec = replace(spec, root=(*spec.root, *CLIENT), preparation=PYTHON_FORKS)
     with trio.fail_after(30):
-        async with opened(launcher) as maker:
+        async with opened(launcher, router) as maker:
             if launcher is None and MAKING.get() != "scratch":
                 await made_ahead(maker, spec)
             sandbox = await maker.launch(spec)
@@ -149,19 +155,21 @@ async def confined(
 
 
 @asynccontextmanager
-async def opened(launcher: BwrapLauncher | None = None) -> AsyncIterator[BwrapLauncher]:
+async def opened(
+    launcher: BwrapLauncher | None = None, router: Router | None = None
+) -> AsyncIterator[BwrapLauncher]:
     if launcher is not None:
         yield launcher
         return
     pool = None if MAKING.get() == "scratch" else PoolLimits(1, 1)
-    async with open_launcher(pool=pool) as fresh:
+    async with open_launcher(pool=pool, router=router) as fresh:
         yield fresh
 
 
 async def made_ahead(launcher: BwrapLauncher, spec: SandboxSpec) -> None:
     """Wait until the next launch of `spec` is of a sandbox that stands already."""
     assert launcher.unready() == ""
-    assert spec.network == "none"
+    assert spec.network != "host"
     launcher.keep([spec])
     while not any(row.ready for row in launcher.prepared()):  # noqa: ASYNC110
         await trio.sleep(0.001)

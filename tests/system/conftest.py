@@ -20,10 +20,13 @@ import boto3
 import botocore.config
 import pytest
 
+from sandbox.confine import privilege, userns
 from tests.leftovers import leftovers
 from tests.system.confine_fixtures import MAKING, MAKINGS
 
 LAMBOX = Path(sys.executable).with_name("lambox")
+OWN_UIDS = privilege.may_change_uid() or userns.subordinate()[0] is not None
+"""Whether the environments of a server started by us have uids of their own."""
 
 
 def until(condition: Callable[[], object], seconds: float = 10.0) -> None:

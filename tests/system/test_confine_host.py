@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+import trio
 
 from sandbox.confine import cgroup, process
 from sandbox.confine.launcher import open_launcher
@@ -83,10 +85,46 @@ async def test_a_living_launchers_groups_are_neither_swept_nor_closed_by_another
 
 
 async def test_a_supervisors_folder_removed_from_outside() -> None:
+    """It is made again by the next launch, and says so."""
     async with open_launcher() as launcher:
         async with confined(launcher, name="first") as box:
             folders = [Path(procs).parents[1] for procs in box.sandbox._cgroup.procs]
         for folder in folders:
             folder.rmdir()
-        with nothing_left(), pytest.raises(ConfineError, match="No such file"):
-            await launcher.launch(SandboxSpec("second", ROOT))
+        with nothing_left():
+            async with confined(launcher, name="second") as box:
+                assert await box.ask("1") == 1
+                assert box.inside()
+
+
+async def test_groups_removed_while_a_sandbox_is_made_cost_that_one_alone() -> None:
+    """Somebody kills what is in our groups and removes them, again and again: a launch fails or works, no more."""
+    async with open_launcher() as launcher:
+        async with confined(launcher, name="warm-up") as box:
+            folders = [Path(procs).parents[1] for procs in box.sandbox._cgroup.procs]
+        ended = trio.Event()
+
+        def vandalise() -> None:
+            for folder in folders:
+                for procs in folder.glob("*/cgroup.procs"):
+                    for pid in cgroup.read_pids(str(procs)):
+                        with suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGKILL)
+                    with suppress(OSError):
+                        procs.parent.rmdir()
+                with suppress(OSError):
+                    folder.rmdir()
+
+        async def vandal() -> None:
+            while not ended.is_set():
+                await trio.to_thread.run_sync(vandalise)
+
+        with nothing_left(), trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(vandal)
+                for number in range(10):
+                    with suppress(ConfineError):
+                        await (await launcher.launch(SandboxSpec(f"doomed-{number}", ROOT))).kill()
+                ended.set()
+            async with confined(launcher, name="after") as box:
+                assert await box.ask("1") == 1

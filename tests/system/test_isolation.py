@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import threading
 from typing import Any
 
 import pytest
 
-from tests.system.conftest import Server
+from tests.system.conftest import OWN_UIDS, Server
 
 pytestmark = pytest.mark.system
 
@@ -58,9 +57,7 @@ def test_identity(probe: Any) -> None:
     assert status["Seccomp"] == "2"
 
 
-@pytest.mark.skipif(
-    os.geteuid() != 0, reason="host: uids of their own need a server started by root"
-)
+@pytest.mark.skipif(not OWN_UIDS, reason="host: needs uids for environments to have")
 def test_every_environment_has_a_host_uid_of_its_own(shared: Server) -> None:
     import psutil
 
@@ -264,7 +261,7 @@ def test_host_network_is_an_explicit_choice(shared: Server) -> None:
     assert shared.invoke("online")["Payload"] == [name for _, name in socket.if_nameindex()]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="host: peers are told by their uid, as root only")
+@pytest.mark.skipif(not OWN_UIDS, reason="host: peers are told by their uid")
 def test_on_the_hosts_network_the_runtime_api_answers_its_environment_alone(
     shared: Server,
 ) -> None:

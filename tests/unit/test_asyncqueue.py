@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
 from sandbox.asyncqueue import AsyncQueue, open_queue
-from sandbox.errors import FunctionNotFound, TooManyRequests
+from sandbox.errors import FunctionNotFound, PlatformFault, TooManyRequests
+from sandbox.eventstore import EventStore, StoreProblem
 from sandbox.function import FunctionVersion
 from sandbox.invocation import Invocation, Outcome
 from tests.fakes import make_function, make_invocation
@@ -50,9 +52,26 @@ async def queueing(
     backend: Backend,
     spool: Path,
     find: Callable[..., FunctionVersion] = make_function,
+    wall: Callable[[], float] = trio.current_time,
 ) -> AsyncIterator[AsyncQueue]:
-    async with open_queue(backend, find, spool, wall=trio.current_time, concurrency=2) as queue:
+    async with open_queue(
+        backend, find, EventStore(spool, "key"), wall=wall, concurrency=2, aside=at_once
+    ) as queue:
         yield queue
+
+
+async def at_once(call: Callable[[], Any]) -> Any:
+    """In place of a thread, during which the clock would jump."""
+    await trio.lowlevel.checkpoint()
+    return call()
+
+
+def kept(spool: Path) -> int:
+    store = EventStore(spool, "key")
+    try:
+        return len(store.take_up())
+    finally:
+        store.close()
 
 
 async def test_an_event_runs_once_when_it_succeeds(autojump_clock: Clock, tmp_path: Path) -> None:
@@ -61,7 +80,7 @@ async def test_an_event_runs_once_when_it_succeeds(autojump_clock: Clock, tmp_pa
         await queue.accept(make_invocation(make_function(), b"1"))
         await queue.settle()
     assert [invocation.payload for _, invocation in backend.attempts] == [b"1"]
-    assert not (tmp_path / "spool").exists()
+    assert kept(tmp_path / "spool") == 0
 
 
 async def test_function_errors_are_retried_after_one_and_two_minutes(
@@ -104,20 +123,17 @@ async def test_what_is_open_at_a_stop_is_run_at_the_next_start(
         for number in range(5):
             await queue.accept(make_invocation(make_function(f"f{number}"), b"%d" % number))
         await trio.testing.wait_all_tasks_blocked()
-    assert spool.exists()
-    assert spool.parent.stat().st_mode & 0o777 == 0o700
+    assert kept(spool) == 5
     backend = Backend(GOOD)
     async with queueing(backend, spool) as queue:
         await queue.settle()
     assert {(i.function.name, i.payload) for _, i in backend.attempts} == {
         (f"f{number}", b"%d" % number) for number in range(5)
     }
-    assert not spool.exists()
+    assert kept(spool) == 0
 
 
-async def test_the_file_stays_until_the_last_of_its_events_has_ended(
-    autojump_clock: Clock, tmp_path: Path
-) -> None:
+async def test_an_event_is_kept_until_it_has_ended(autojump_clock: Clock, tmp_path: Path) -> None:
     spool = tmp_path / "spool"
     async with queueing(Backend(None), spool) as queue:
         await queue.accept(make_invocation(make_function(), b"1"))
@@ -125,7 +141,7 @@ async def test_the_file_stays_until_the_last_of_its_events_has_ended(
     async with queueing(Backend(GOOD, None), spool) as queue:
         await trio.testing.wait_all_tasks_blocked()
         assert len(queue) == 1
-        assert spool.exists()
+    assert kept(spool) == 1
 
 
 async def test_retries_keep_their_count_across_a_restart(
@@ -153,15 +169,127 @@ async def test_a_function_that_is_gone_ends_the_event_aloud(
     assert "the function is gone" in caplog.text
 
 
-async def test_a_damaged_line_does_not_cost_the_others(
+async def test_a_damaged_event_does_not_cost_the_others(
     autojump_clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spool = tmp_path / "spool"
     async with queueing(Backend(None), spool) as queue:
         await queue.accept(make_invocation(make_function(), b"1"))
-    spool.write_text("{damaged\n" + spool.read_text())
+    store = EventStore(spool, "key")
+    store.commit({"bad": "{damaged", "worse": "[]", "empty": "{}"}, sync=True)
+    store.close()
     backend = Backend(GOOD)
     async with queueing(backend, spool) as queue:
         await queue.settle()
     assert len(backend.attempts) == 1
     assert "damaged" in caplog.text
+    assert kept(spool) == 0
+
+
+@pytest.mark.parametrize("hours", [1, -1, 24 * 365, -24 * 365])
+async def test_a_clock_that_is_set_neither_ages_events_nor_holds_them_up(
+    autojump_clock: Clock, tmp_path: Path, hours: int
+) -> None:
+    """Retries come at their intervals, and an event is not dropped as too old."""
+    stepped = [0.0]
+    backend = Backend(BAD, TooManyRequests("X"), GOOD)
+    async with queueing(
+        backend, tmp_path, wall=lambda: 1e9 + trio.current_time() + stepped[0]
+    ) as queue:
+        await queue.accept(make_invocation(make_function()))
+        await trio.sleep(1)
+        stepped[0] = hours * 3600.0
+        await queue.settle()
+    assert backend.times == [0, 60, 61]
+
+
+@pytest.mark.parametrize(("hours", "attempts"), [(5, 2), (-5, 2), (7, 1)])
+async def test_age_counts_across_a_restart_by_the_wall_clock(
+    autojump_clock: Clock, tmp_path: Path, hours: int, attempts: int
+) -> None:
+    """Older than six hours it has one more try; a clock set back makes it no younger than new."""
+    async with queueing(Backend(None), tmp_path, wall=lambda: 1e9) as queue:
+        await queue.accept(make_invocation(make_function()))
+    backend = Backend(TooManyRequests("X"), GOOD)
+    async with queueing(backend, tmp_path, wall=lambda: 1e9 + hours * 3600) as queue:
+        await queue.settle()
+    assert len(backend.attempts) == attempts
+
+
+class FullDisk(EventStore):
+    """Takes nothing while `full`."""
+
+    full = False
+    commits = 0
+
+    def commit(self, put: Mapping[str, str], drop: Collection[str] = (), *, sync: bool) -> None:
+        self.commits += 1
+        if self.full:
+            raise StoreProblem("database or disk is full")
+        super().commit(put, drop, sync=sync)
+
+
+async def test_a_full_disk_refuses_events_and_forgets_no_end(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """An event that cannot be written is refused and never runs; one that ended meanwhile is dropped later."""
+    store, backend = FullDisk(tmp_path, "key"), Backend(None)
+    async with open_queue(
+        backend, make_function, store, wall=trio.current_time, concurrency=2, aside=at_once
+    ) as queue:
+        await queue.accept(make_invocation(make_function(), b"1"))
+        store.full = True
+        with pytest.raises(PlatformFault, match="disk is full"):
+            await queue.accept(make_invocation(make_function(), b"2"))
+        backend.plan = [GOOD]
+        store.full = False
+        await queue.accept(make_invocation(make_function(), b"3"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert [one.payload for _, one in backend.attempts] == [b"1", b"3"]
+        assert len(queue) == 1
+    assert kept(tmp_path) == 1
+
+
+async def test_ends_are_written_once_the_disk_takes_them(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    store, backend = FullDisk(tmp_path, "key"), Backend(GOOD)
+    async with open_queue(
+        backend, make_function, store, wall=trio.current_time, concurrency=2, aside=at_once
+    ) as queue:
+        await queue.accept(make_invocation(make_function(), b"1"))
+        store.full = True
+        await queue.settle()
+        await trio.sleep(10.5)
+        assert 10 <= store.commits <= 14  # once a second, not more
+        store.full = False
+        await trio.sleep(2)
+    assert kept(tmp_path) == 0
+
+
+async def test_a_caller_that_goes_while_its_event_is_written_loses_nothing(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """What is on disk runs, whether its 202 could be sent or not."""
+    backend = Backend(GOOD)
+    async with queueing(backend, tmp_path) as queue, trio.open_nursery() as nursery:
+        nursery.start_soon(queue.accept, make_invocation(make_function(), b"1"))
+        await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await trio.testing.wait_all_tasks_blocked()
+    assert len(backend.attempts) in (0, 1)
+    assert kept(tmp_path) == 0
+
+
+async def test_many_events_share_a_write(autojump_clock: Clock, tmp_path: Path) -> None:
+    store, backend = FullDisk(tmp_path, "key"), Backend(None)
+    async with open_queue(
+        backend, make_function, store, wall=trio.current_time, concurrency=2, aside=at_once
+    ) as queue:
+        async with trio.open_nursery() as nursery:
+            for number in range(100):
+                invocation = make_invocation(make_function(), b"%d" % number)
+                nursery.start_soon(queue.accept, invocation)
+        assert store.commits <= 3
+    assert kept(tmp_path) == 100

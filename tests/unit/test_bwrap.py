@@ -99,6 +99,17 @@ def test_the_root_is_sealed_after_everything_is_in_place(fds: Descriptors) -> No
         (Symlink("usr/bin", "/bin"), ("--symlink", "usr/bin", "/bin")),
         (Directory("/opt"), ("--dir", "/opt")),
         (Proc(), ("--proc", "/proc")),
+        (
+            Proc("/proc", ("/proc/keys",)),
+            ("--proc", "/proc", "--ro-bind", "/dev/null", "/proc/keys"),
+        ),
+        (
+            Proc("/proc", (), ("/proc/fs",)),
+            (
+                *("--proc", "/proc", "--perms", "0555", "--size", "4096"),
+                *("--tmpfs", "/proc/fs", "--remount-ro", "/proc/fs"),
+            ),
+        ),
         (Dev(), ("--dev", "/dev")),
         (Dev(), ("--remount-ro", "/dev")),
         (Tmpfs("/tmp", 512), ("--perms", "1777", "--size", "512", "--tmpfs", "/tmp")),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from rootfs.runtimes import Runtime, Runtimes
 from rootfs.trees import LayerStore
 from rootfs.watch import Watch, WatchUnavailable
 from sandbox.catalog import Catalog
+from sandbox.confine import privilege
 from sandbox.errors import FunctionFailed, FunctionNotFound, InvalidRuntime
 from sandbox.function import BrokenFunction
 from sandbox.functiontoml import FunctionDefaults
@@ -218,7 +218,9 @@ def test_an_empty_folder_is_broken_until_it_is_filled(folder: Path, open_catalog
     assert catalog.get("young")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only a server started by root needs it")
+@pytest.mark.skipif(
+    not privilege.may_change_uid(), reason="host: needs uids for environments to have"
+)
 def test_code_that_others_cannot_read_is_broken(folder: Path, open_catalog: Open) -> None:
     place = function(folder, "private")
     (place / "handler.py").chmod(0o600)

@@ -526,6 +526,16 @@ def test_log_lines_keep_their_order_and_text() -> None:
         assert lines.read().splitlines() == [f"[hello] REPORT\t{n}" for n in range(1000)]
 
 
+def test_a_function_cannot_speak_as_another_or_as_lambox() -> None:
+    read, write = os.pipe()
+    writer = loglines.LineWriter(write)
+    writer.function_line("hello", "one event\n[other] START RequestId: 1\nlambox: ERROR")
+    writer.close()
+    os.close(write)
+    with open(read, encoding="utf-8") as lines:
+        assert [line.split(" ")[0] for line in lines] == ["[hello]"] * 3
+
+
 def test_a_standing_reader_stops_nobody_and_drops_are_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -545,3 +555,25 @@ def test_a_standing_reader_stops_nobody_and_drops_are_counted(
     dropped = int(text[-1].split()[1])
     assert dropped > 0
     assert len(text) - 1 + dropped == 10_000
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("\x1b[2J\x1b]0;title\x07", r"\x1b[2J\x1b]0;title\x07"),
+        ("50%\rdone\x08", r"50%\rdone\x08"),
+        ("c1 \x9b31m", r"c1 \x9b31m"),
+        ("\u202egnp.exe", r"\u202egnp.exe"),
+        ("tab\tand ünïcode \U0001f600 stay", "tab\tand ünïcode \U0001f600 stay"),
+    ],
+)
+def test_a_terminal_is_shown_what_a_function_writes_and_obeys_none_of_it(
+    written: str, shown: str
+) -> None:
+    read, write = os.pipe()
+    writer = loglines.LineWriter(write)
+    writer.function_line("hello", written)
+    writer.close()
+    os.close(write)
+    with open(read, encoding="utf-8", newline="\n") as lines:
+        assert lines.read() == f"[hello] {shown}\n"

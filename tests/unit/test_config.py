@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ import pytest
 from lambox import capacity, config
 from lambox.config import SETTINGS, Config, ConfigError, load
 from sandbox import functiontoml
-from sandbox.confine import cgroup
+from sandbox.confine import cgroup, privilege
 from sandbox.functiontoml import KEYS, FunctionDefaults
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -68,7 +68,7 @@ def test_defaults() -> None:
 def test_state_is_where_the_user_may_write(
     monkeypatch: pytest.MonkeyPatch, uid: int, environ: dict[str, str], expected: str
 ) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    monkeypatch.setattr(privilege, "owns_files", lambda: uid == 0)
     assert load(environ=environ).state == Path(expected)
 
 
@@ -100,6 +100,7 @@ def test_every_setting_has_a_variable_and_a_flag() -> None:
         "account": "000000000001", "state": "s", "grace_s": "0.5", "max_environment_age_s": "60",
         "account_concurrency": "5", "memory_budget_mb": "512", "freeze_delay_ms": "0",
         "init_timeout_s": "2.5", "uid_base": "200000", "uid_count": "10", "max_starts": "3",
+        "nat_range": "10.77.0.0/16",
         "zygote": "false", "pool_min": "1", "pool_max": "2", "preload": "boto3 a.b",
         "allow_weaker": "seccomp, cgroups", "seccomp": "log", "fast_lane": "false",
     }  # fmt: skip
@@ -110,8 +111,9 @@ def test_every_setting_has_a_variable_and_a_flag() -> None:
         functions=Path("f"), host="::1", port=0, region="eu-central-1", account="000000000001",
         state=Path("s"), grace_s=0.5, max_environment_age_s=60.0, account_concurrency=5,
         memory_budget_mb=512, freeze_delay_ms=0, init_timeout_s=2.5, uid_base=200000, uid_count=10,
-        max_starts=3, zygote=False, pool_min=1, pool_max=2, preload=("boto3", "a.b"),
-        allow_weaker=("seccomp", "cgroups"), seccomp="log", fast_lane=False, defaults=FunctionDefaults(),
+        nat_range=IPv4Network("10.77.0.0/16"), max_starts=3, zygote=False, pool_min=1, pool_max=2,
+        preload=("boto3", "a.b"), allow_weaker=("seccomp", "cgroups"), seccomp="log",
+        fast_lane=False, defaults=FunctionDefaults(),
     )  # fmt: skip
     assert found == expected
     assert texts.keys() == {setting.name for setting in SETTINGS}
@@ -121,6 +123,8 @@ def test_every_setting_has_a_variable_and_a_flag() -> None:
     ("variable", "text", "message"),
     [
         ("PORT", "70000", "LAMBOX_PORT = 70000: must be a whole number from 0 to 65535"),
+        ("NAT_RANGE", "10.0.0.1/8", 'must be an IPv4 network, such as "10.77.0.0/16"'),
+        ("NAT_RANGE", "10.0.0.0/27", "must be a network of /8 to /26"),
         ("PORT", "http", 'LAMBOX_PORT = "http": must be a whole number from 0 to 65535'),
         ("PORT", "true", "LAMBOX_PORT = true: must be a whole number"),
         ("PORT", "", 'LAMBOX_PORT = "": must be a whole number'),

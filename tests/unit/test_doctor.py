@@ -11,7 +11,8 @@ import pytest
 
 from lambox import config, doctor
 from lambox.config import Config
-from sandbox.confine import bwrap, cgroup, identity, launcher, seccomp
+from sandbox.confine import bwrap, cgroup, hosts, identity, launcher, seccomp
+from sandbox.confine.network import router
 from sandbox.confine.spec import ConfineError, IsolationUnavailable
 
 BWRAP = bwrap.Bwrap("/usr/bin/bwrap", (0, 8, 0))
@@ -20,6 +21,12 @@ BWRAP = bwrap.Bwrap("/usr/bin/bwrap", (0, 8, 0))
 @pytest.fixture
 def settings(tmp_path: Path) -> Config:
     return config.load({"state": str(tmp_path / "state")}, environ={})
+
+
+@pytest.fixture(autouse=True)
+def way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine's network is left alone; the real thing: tests/system/test_nat_server.py."""
+    monkeypatch.setattr(router, "try_out", lambda _: "nat by 10.219.0.0/20")
 
 
 class FakeTree:
@@ -106,7 +113,7 @@ def test_a_sandbox_is_tried_with_every_namespace_of_the_real_ones(
     unshared = {word for word in runs[0] if word.startswith("--unshare-")}
     kinds = ("user", "ipc", "pid", "uts", "cgroup", "net")
     assert unshared == {f"--unshare-{kind}" for kind in kinds}
-    assert "--disable-userns" in runs[0]
+    assert {"--disable-userns", "--as-pid-1"} <= set(runs[0])
 
 
 def test_a_refused_sandbox_says_what_bwrap_said(
@@ -141,7 +148,7 @@ def test_serve_refuses_with_doctors_words(
 
 def test_a_good_host_is_not_refused(settings: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     bwrap_ends(monkeypatch, 0)
-    monkeypatch.setattr(doctor, "SWITCHES", ())
+    monkeypatch.setattr(hosts, "SWITCHES", ())
     doctor.require_sandbox(settings)
 
 
@@ -227,8 +234,24 @@ def test_sandboxes_made_ahead(
     verdict: str,
     says: str,
 ) -> None:
-    monkeypatch.setattr("sandbox.confine.launcher.unready", lambda watched: reason)
+    monkeypatch.setattr("sandbox.confine.launcher.unready", lambda: reason)
     (result,) = doctor._prepared(dataclasses.replace(settings, zygote=zygote))
     assert result.verdict == verdict
     assert says in result.found
     assert reason in result.found
+
+
+def test_without_a_way_out_doctor_says_why_and_what_functions_get(
+    settings: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (result,) = doctor._network(settings)
+    assert (result.verdict, result.found) == ("ok", "nat by 10.219.0.0/20")
+    monkeypatch.setattr(router, "try_out", refuse("modprobe veth", "no veth"))
+    (result,) = doctor._network(settings)
+    assert (result.verdict, result.remedy) == ("note", "modprobe veth")
+    assert result.found == 'no veth: functions have network = "none"'
+    chosen = dataclasses.replace(
+        settings, defaults=dataclasses.replace(settings.defaults, network="none")
+    )
+    (result,) = doctor._network(chosen)
+    assert result.found == "no veth: no function can have it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -96,8 +97,8 @@ def test_server_wide_defaults_stand_behind_the_file() -> None:
         ('warm = "cron(* * * * *)"', "has 5 fields"),
         ('warm = ["rate(1 day)", "often"]', '"often": must be "rate(5 minutes)" or "cron('),
         ('warm = ["rate(1 day)", "rate( 1 day )"]', "names rate(1 day) twice"),
-        ('network = "nat"', 'network = "nat": must be one of "none", "host"'),
-        ("network = []", 'must be one of "none", "host"'),
+        ('network = "lan"', 'network = "lan": must be one of "none", "nat", "host"'),
+        ("network = []", 'must be one of "none", "nat", "host"'),
         ('freeze = "no"', "must be true or false (without quotes)"),
         ('runtime = "python2.7"', 'must be "python3.x", "nodejsN.x"'),
         ('handler = "a b"', "text of 1 to 128 characters without spaces"),
@@ -224,3 +225,23 @@ def test_files_are_read(tmp_path: Path) -> None:
     path.mkdir()
     with pytest.raises(FunctionTomlError, match="cannot be read"):
         read(path)
+
+
+def test_a_pipe_in_its_place_is_told_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "function.toml")
+    with pytest.raises(FunctionTomlError, match="is no regular file"):
+        read(tmp_path / "function.toml")
+
+
+@pytest.mark.parametrize("to", ["/dev/zero", "/dev/tty", "."])
+def test_a_link_to_something_endless_is_told(tmp_path: Path, to: str) -> None:
+    (tmp_path / "function.toml").symlink_to(to)
+    with pytest.raises(FunctionTomlError, match=r"is no regular file|cannot be read"):
+        read(tmp_path / "function.toml")
+
+
+def test_a_huge_one_is_told(tmp_path: Path) -> None:
+    with open(tmp_path / "function.toml", "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(FunctionTomlError, match="larger than 1048576 bytes"):
+        read(tmp_path / "function.toml")

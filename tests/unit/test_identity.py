@@ -7,18 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.confine import identity
+from sandbox.confine import identity, privilege
 from sandbox.confine.identity import PREFERRED, Identities
-from sandbox.confine.spec import ConfineError
+from sandbox.confine.spec import ConfineError, IsolationUnavailable
 
 FAR = 4_000_000_000
 """Uids nobody claims: these tests may run beside a server."""
 
 
-def choose(monkeypatch: pytest.MonkeyPatch, uid_map: str, euid: int = 0) -> range | None:
-    monkeypatch.setattr(os, "geteuid", lambda: euid)
+def choose(
+    monkeypatch: pytest.MonkeyPatch, uid_map: str, capable: bool = True, base: int | None = None
+) -> range | None:
+    monkeypatch.setattr(privilege, "has", lambda *_: capable)
     monkeypatch.setattr(Path, "read_text", lambda self: uid_map)
-    return identity.choose()
+    return identity.choose(base, None if base is None else 10)
 
 
 def test_on_a_host_the_preferred_range(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +28,7 @@ def test_on_a_host_the_preferred_range(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_user_has_one_uid_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose(monkeypatch, "0 0 4294967295\n", euid=1000) is None
+    assert choose(monkeypatch, "0 0 4294967295\n", capable=False) is None
 
 
 @pytest.mark.parametrize(
@@ -49,10 +51,25 @@ def test_in_a_container_what_is_mapped(
     assert choose(monkeypatch, uid_map) == expected
 
 
-def test_the_configured_range_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert identity.choose(5000, 10) == range(5000, 5010)
+def test_the_configured_range_is_taken_if_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose(monkeypatch, "0 0 4294967295", base=5000) == range(5000, 5010)
     assert identity.choose(5000) == range(5000, 5000 + len(PREFERRED))
+    assert choose(monkeypatch, "0 1000 1", base=5000) is None
+    with pytest.raises(IsolationUnavailable, match=r"uids 70000 to 70009 .* not mapped"):
+        choose(monkeypatch, "0 1000 1\n1 100000 65536", base=70000)
+
+
+def test_a_uid_that_a_process_has_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    """As when a supervisor was killed and its sandboxes are still dying."""
+    caplog.set_level("INFO")
+    own = os.getuid()
+    assert own in identity.in_use()
+    uids = identity.claim(range(own, own + 4))
+    assert [uids.take() for _ in range(3)] == [own + 1, own + 2, own + 3]
+    with pytest.raises(ConfineError):
+        uids.take()
+    assert "1 uids are passed over" in caplog.text
+    uids.close()
 
 
 def test_the_longest_unused_uid_comes_first() -> None:
@@ -107,6 +124,6 @@ def test_when_no_slice_is_left_it_says_so_and_goes_on(caplog: pytest.LogCaptureF
     one = identity.claim(only)
     two = identity.claim(only)
     assert "shared with another lambox" in caplog.text
-    assert [two.take(), two.take()] == [FAR, FAR + 1]
+    assert {two.take(), two.take()} == {FAR, FAR + 1}
     one.close()
     two.close()

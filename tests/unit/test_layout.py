@@ -13,7 +13,6 @@ HOST = Host(
     folders=("/usr/bin", "/usr/lib"),
     links=(("/bin", "usr/bin"),),
     etc=("/etc/ld.so.cache",),
-    resolv_conf="nameserver 192.0.2.1\n",
 )
 PYENV = Runtime(
     "python3.11", "python", "/opt/py/bin/python3.11", "/opt/py", "3.11.7", "/share/python3.11"
@@ -104,8 +103,8 @@ def test_etc_tells_nothing_about_the_host() -> None:
     assert texts["/etc/resolv.conf"] == ""
 
 
-def test_the_hosts_name_servers_only_with_its_network() -> None:
-    found = targets(plan(PROVIDED, 1, host=HOST, network="host"))
+def test_name_servers_are_those_that_are_given() -> None:
+    found = targets(plan(PROVIDED, 1, host=HOST, resolv_conf="nameserver 192.0.2.1\n"))
     assert found["/etc/resolv.conf"] == Text("nameserver 192.0.2.1\n", "/etc/resolv.conf")
 
 
@@ -135,4 +134,5 @@ def test_a_split_usr_is_scanned_as_folders(tmp_path: Path) -> None:
     assert set(found.folders) == {"/usr/bin", "/bin", "/usr/lib", "/lib"}
     assert found.links == ()
     assert found.etc == ("/etc/ssl/certs",)
-    assert found.resolv_conf == "nameserver 192.0.2.1\n"
+    assert host.resolv_conf(str(tmp_path / "etc/resolv.conf")) == "nameserver 192.0.2.1\n"
+    assert host.resolv_conf(str(tmp_path / "etc/none")) == ""

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import os
 import struct
+import tracemalloc
 from contextlib import aclosing
 
+import pytest
 import trio
 import trio.testing
 
 from sandbox.logpipes import LogPipes
 from sandbox.logs import (
+    KEPT_BYTES,
     MAX_LINE,
     TAIL_BYTES,
     FrameSplitter,
@@ -188,3 +191,53 @@ async def test_a_flood_is_paced(autojump_clock: trio.testing.MockClock) -> None:
             os.close(fd)
     # A line costs at least 128 bytes of credit: 1 MiB of burst + 4 MiB/s for two seconds.
     assert count <= (1024 * 1024 + 3 * 4 * 1024 * 1024) / 2
+
+
+@pytest.mark.parametrize("line", ["", "ab", "x" * 64_000, "\U0001f600" * 1000])
+def test_what_is_kept_is_bounded_in_memory_whatever_its_lines_are(line: str) -> None:
+    book = LogBook()
+    tracemalloc.start()
+    try:
+        for number in range(4 * KEPT_BYTES // (50 + len(line))):
+            book.write("f", f"{line}{number % 10}")
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 1.5 * KEPT_BYTES
+    assert book.lines("f")
+
+
+async def test_a_pipe_in_packet_mode_is_paced_by_reads(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """With O_DIRECT a function makes every read of ours bring one byte (pipe(2))."""
+    read, write = os.pipe2(os.O_DIRECT | os.O_NONBLOCK)
+    quiet = [os.pipe(), os.pipe()]
+    for fd in (quiet[0][0], quiet[1][0]):
+        os.set_blocking(fd, False)
+    reads = 0
+
+    async def flood() -> None:
+        nonlocal reads
+        while True:
+            try:
+                os.write(write, b"x")
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(write)
+            else:
+                reads += 1
+            await trio.lowlevel.checkpoint()
+
+    try:
+        with LogPipes((read, quiet[0][0]), quiet[1][0], lambda _: None) as pipes:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(pipes.read)
+                nursery.start_soon(flood)
+                with trio.move_on_after(1):
+                    await trio.sleep_forever()
+                nursery.cancel_scope.cancel()
+    finally:
+        for fd in (read, write, *quiet[0], *quiet[1]):
+            os.close(fd)
+    # 1 KiB of credit each, of 1 MiB and 4 MiB/s; what is still in the pipe comes on top.
+    assert reads <= 5 * 1024 + 32

@@ -162,6 +162,23 @@ async def test_a_shelf_that_is_not_kept_is_forgotten(autojump_clock: MockClock) 
         assert ready(pool) == 0
 
 
+async def test_a_shelf_of_a_kind_that_is_gone_goes_too(autojump_clock: MockClock) -> None:
+    """However many kinds there have been: neither shelves nor their tasks pile up."""
+    async with trio.open_nursery() as nursery:
+        pool = Pool(Maker().make, lambda _: PoolLimits(1, 2), nursery)
+        pool.keep(["kept"])
+        for number in range(50):
+            thing = await pool.take(f"kind {number}")
+            await thing.kill()
+        assert len(pool.held()) == 51
+        await trio.sleep(FORGET_S + MAKING_S + 2)
+        assert [kind for kind, _, _ in pool.held()] == ["kept"]
+        assert len(nursery.child_tasks) == 2  # the shelf's, and who watches what is on it
+        assert not pool.offers("kind 7")
+        await (await pool.take("kind 7")).kill()
+        nursery.cancel_scope.cancel()
+
+
 async def test_kinds_are_kept_apart(autojump_clock: MockClock) -> None:
     async with pool_of(Maker()) as pool:
         pool.keep({"a", "b"})

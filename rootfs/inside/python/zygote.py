@@ -38,6 +38,7 @@ import resource
 import select
 import signal
 import socket
+import stat
 import struct
 import sys
 import time
@@ -47,7 +48,9 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 NAMESPACES = ("pid", "mnt", "net", "ipc", "uts", "cgroup", "user")
-FDS = ("control", "stdout", "stderr", "telemetry", *NAMESPACES)
+PIPES = ("stdout", "stderr", "telemetry")
+FDS = ("control", *PIPES, *NAMESPACES)
+"""What comes with a request, in this order; cgroup.procs files open for writing follow."""
 CLONE_NEW = {
     "mnt": 0x00020000,
     "cgroup": 0x02000000,
@@ -58,14 +61,21 @@ CLONE_NEW = {
     "net": 0x40000000,
 }
 """linux/sched.h"""
+NS_GET_NSTYPE = 0xB703
+"""linux/nsfs.h, Linux 4.11"""
 PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP = 4, 22, 24
 PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
 SECCOMP_MODE_FILTER = 2
 SECCOMP_SET_MODE_FILTER, NEW_LISTENER, WAIT_KILLABLE_RECV = 1, 1 << 3, 1 << 5
 """linux/prctl.h, linux/seccomp.h"""
+SFD_NONBLOCK, SFD_CLOEXEC = os.O_NONBLOCK, os.O_CLOEXEC
+"""sys/signalfd.h"""
 RT_SIGACTION = {"x86_64": 13, "aarch64": 134}
 SECCOMP = {"x86_64": 317, "aarch64": 277}
 """asm/unistd.h"""
+KEYCTL = {"x86_64": 250, "aarch64": 219}
+KEYCTL_JOIN_SESSION_KEYRING = 1
+"""asm/unistd.h, linux/keyctl.h"""
 CAPABILITY_VERSION_3 = 0x20080522
 """linux/capability.h"""
 
@@ -96,6 +106,8 @@ NUMBERS = {
 }
 """What a fork keeps, under which number; the last but one is all that user code finds besides 0, 1, 2."""
 MOST_FDS = 32
+MOST_ID = 0xFFFFFFFF
+"""(uid_t) -1, which setresuid(2) takes for "as it is"."""
 MAX_MESSAGE = 4 << 20
 AT_START = (
     "AWS_LAMBDA_LOG_FORMAT",
@@ -136,6 +148,15 @@ def prctl(option: int, value: int, pointer: object = None) -> None:
     )
 
 
+def child_signals() -> int:
+    """A descriptor (signalfd(2)) that can be read when children have ended. Blocks SIGCHLD: a fork lets go of it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
+    mask = struct.pack("=Q", 1 << (signal.SIGCHLD - 1)) + bytes(120)  # sigset_t of the C library
+    fd: int = libc.signalfd(-1, mask, SFD_NONBLOCK | SFD_CLOEXEC)
+    check(fd, "signalfd")
+    return fd
+
+
 class Zygote:
     """The loop of the parent. `serve` returns only in a fork that has been told its function."""
 
@@ -145,27 +166,37 @@ class Zygote:
         self._own = own_pid_namespace
         self._filter = b"" if filter_ < 0 else os.read(filter_, 1 << 20)
         self._observed = observed
-        self._children: dict[int, tuple[int, int]] = {}
-        """pidfd -> (pid, ticket)"""
+        self._children: dict[int, int] = {}
+        """pid -> ticket"""
+        self._deaths = child_signals()
         self._poll = select.epoll()
 
     def serve(self) -> None:
         self._channel.send(b"R")
         self._poll.register(self._channel.fileno(), select.EPOLLIN)
+        self._poll.register(self._deaths, select.EPOLLIN)
         while True:
             for fd, _ in self._poll.poll():
-                if fd != self._channel.fileno():
-                    self._reap(fd)
+                if fd == self._deaths:
+                    self._reap()
                 elif self._take_request():
                     return
 
-    def _reap(self, pidfd: int) -> None:
-        pid, ticket = self._children.pop(pidfd)
-        self._poll.unregister(pidfd)
-        os.close(pidfd)
-        _, status, usage = os.wait4(pid, 0)
-        user, system = (int(seconds * 1e6) for seconds in (usage.ru_utime, usage.ru_stime))
-        self._channel.send(struct.pack("=cIIQQ", b"X", ticket, status, user, system))
+    def _reap(self) -> None:
+        """Whatever is dead: what a fork made with CLONE_PARENT is our child too, and a sandbox cannot
+        end before all in it are reaped."""
+        os.read(self._deaths, 4096)
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            ticket = self._children.pop(pid, None)
+            if ticket is not None:
+                user, system = (int(seconds * 1e6) for seconds in (usage.ru_utime, usage.ru_stime))
+                self._channel.send(struct.pack("=cIIQQ", b"X", ticket, status, user, system))
 
     def _take_request(self) -> bool:
         """True in a fork."""
@@ -177,14 +208,19 @@ class Zygote:
         for level, kind, value in extras:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 fds.frombytes(value[: len(value) - len(value) % 4])
-        if len(data) == REQUEST.size and data[:1] == b"F":
+        cut = flags & socket.MSG_CTRUNC
+        # Anything else is no request, and has nobody who waits for an answer.
+        if len(data) == REQUEST.size and data[:1] == b"F" and (cut or len(fds) >= len(FDS)):
             _, ticket, uid, gid = REQUEST.unpack(data)
-            if flags & socket.MSG_CTRUNC:
-                self._failed(ticket, OSError(errno.EMFILE, ""))
-            elif len(fds) >= len(FDS) and uid > 0 and gid > 0 and self._fork(ticket, list(fds)):
+            number = errno.EMFILE if cut else wrong(list(fds), uid, gid)
+            if number:
+                self._failed(ticket, OSError(number, ""))
+            elif self._fork(ticket, list(fds)):
                 # Closed now: their finalizers would close whatever has these numbers by then.
                 self._channel.close()
                 self._poll.close()
+                os.close(self._deaths)
+                signal.pthread_sigmask(signal.SIG_SETMASK, ())
                 sandbox = dict(zip(FDS, fds, strict=False))
                 fork = Fork(sandbox, list(fds[len(FDS) :]), uid, gid)
                 fork.enter(self._filter, self._observed)
@@ -203,26 +239,47 @@ class Zygote:
         try:
             pid = os.fork()
         except OSError as exc:
-            setns(self._own, "pid")
+            self._go_back()
             self._failed(ticket, exc)
             return False
         if pid == 0:
             return True
-        setns(self._own, "pid")
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError as exc:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            self._failed(ticket, exc)
-            return False
-        self._children[pidfd] = (pid, ticket)
-        self._poll.register(pidfd, select.EPOLLIN)
+        self._go_back()
+        self._children[pid] = ticket
         self._channel.send(struct.pack("=cII", b"C", ticket, pid))
         return False
 
+    def _go_back(self) -> None:
+        """Not where our pid namespace is the host's and we are root of a user namespace only.
+
+        Nothing depends on it: where the next child goes is said before each fork (pid_namespaces(7)).
+        """
+        try:  # noqa: SIM105  contextlib is not loaded
+            setns(self._own, "pid")
+        except PermissionError:
+            pass
+
     def _failed(self, ticket: int, exc: OSError) -> None:
         self._channel.send(struct.pack("=cII", b"E", ticket, exc.errno or 0))
+
+
+def wrong(fds: list[int], uid: int, gid: int) -> int:
+    """What is wrong with a request, as an errno; 0 if nothing is. Each descriptor is asked what it is."""
+    if not (0 < uid < MOST_ID and 0 < gid < MOST_ID):
+        return errno.EINVAL
+    try:
+        kinds = [stat.S_IFMT(os.fstat(fd).st_mode) for fd in fds[: len(PIPES) + 1]]
+        if kinds != [stat.S_IFSOCK, *[stat.S_IFIFO] * len(PIPES)]:
+            return errno.ENOTSOCK
+        for name, fd in zip(NAMESPACES, fds[len(PIPES) + 1 :], strict=False):
+            if fcntl.ioctl(fd, NS_GET_NSTYPE) != CLONE_NEW[name]:
+                return errno.EINVAL
+        for fd in fds[len(FDS) :]:
+            if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_WRONLY:
+                return errno.EBADF
+    except OSError as exc:
+        return exc.errno or errno.EINVAL
+    return 0
 
 
 class Fork:
@@ -280,11 +337,14 @@ class Fork:
         resource.setrlimit(resource.RLIMIT_CORE, (no_core(), no_core()))
         resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0))
         resource.setrlimit(resource.RLIMIT_NICE, (0, 0))
-        os.setgroups([])
+        if may_drop_groups():
+            os.setgroups([])
         setns(USER_FD, "user")
         os.close(USER_FD)
         os.setresgid(self._gid, self._gid, self._gid)
         os.setresuid(self._uid, self._uid, self._uid)
+        # Whoever started lambox may have keys in the session keyring, which all forks inherit (keyrings(7)).
+        libc.syscall(KEYCTL[os.uname().machine], KEYCTL_JOIN_SESSION_KEYRING, None)
         # The new user namespace brought a full bounding set.
         for capability in range(64):
             try:
@@ -327,6 +387,12 @@ def parked(control: int, listener: int) -> None:
     socket.send_fds(channel, [b"P"], [listener])
     channel.close()
     os.close(listener)  # who holds it decides what is allowed
+
+
+def may_drop_groups() -> bool:
+    """Not where an ordinary user mapped himself alone (user_namespaces(7)): then they stay, as nobody's."""
+    with open("/proc/self/setgroups", "rb") as file:
+        return file.read(4) != b"deny"
 
 
 def no_core() -> int:

@@ -1,0 +1,135 @@
+"""Owns measuring what a well-behaved function notices of hogs beside it.
+
+Each hog is two invocations of a function that has the right to a whole core, so both hogs together could have
+the whole of a two-core host. Quiet and hogged windows alternate: what is compared was measured side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import trio
+
+from bench.soak.caller import Caller, Unanswered
+from bench.soak.functions import Written
+
+CALLERS, EVERY_S = 4, 0.05
+"""80 requests per second."""
+SETTLE_S = 0.3
+"""From a hog's start until it counts."""
+CLEAR_S = 1.0
+FACTOR, FLOOR_MS = 10.0, 250.0
+"""p99 beside a hog: at most the larger of FACTOR times the quiet one and FLOOR_MS. With all cores taken by hogs,
+a turn of the supervisor and one of the function each wait for a scheduler's slice or more, and the CPU quota
+makes a function that has used its share wait for the rest of a period of 100 ms; two of those and some."""
+
+
+@dataclass(slots=True)
+class Window:
+    """Latencies in ms."""
+
+    latencies: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def quantile(self, share: float) -> float:
+        if not self.latencies:
+            return float("inf")
+        row = sorted(self.latencies)
+        return row[min(len(row) - 1, int(len(row) * share))]
+
+    def figures(self) -> dict[str, float]:
+        return {
+            "requests": len(self.latencies),
+            "failures": len(self.failures),
+            "p50_ms": round(self.quantile(0.5), 1),
+            "p99_ms": round(self.quantile(0.99), 1),
+            "worst_ms": round(self.quantile(1.0), 1),
+        }
+
+
+@dataclass(slots=True)
+class Pair:
+    quiet: Window = field(default_factory=Window)
+    hogged: Window = field(default_factory=Window)
+
+    @property
+    def bound_ms(self) -> float:
+        return max(FACTOR * self.quiet.quantile(0.99), FLOOR_MS)
+
+    def problems(self, hog: str) -> Iterator[str]:
+        for window in (self.quiet, self.hogged):
+            for failure in window.failures:
+                yield f"beside a {hog}: {failure}"
+        if not (self.hogged.latencies and self.quiet.latencies):
+            yield f"beside a {hog}: nothing was answered"
+        elif self.hogged.quantile(0.99) > self.bound_ms:
+            figures = self.hogged.figures()
+            yield f"beside a {hog}: p99 {figures['p99_ms']} ms, bound {self.bound_ms:.0f} ms"
+
+
+async def measure(
+    port: int, functions: Written, hogs: tuple[str, ...], rounds: int, window_s: float
+) -> dict[str, Pair]:
+    found = {hog: Pair() for hog in hogs}
+    for _ in range(rounds):
+        for hog in hogs:
+            async with trio.open_nursery() as nursery:
+                await _window(found[hog].quiet, port, functions.neighbour, window_s / 2)
+                for _ in range(2):
+                    name = functions.small_hog if hog == "memory hog" else functions.hog
+                    nursery.start_soon(_invoke, port, name, hog)
+                await trio.sleep(SETTLE_S)
+                await _window(found[hog].hogged, port, functions.neighbour, window_s)
+            # A hog ends at its timeout. A thousand dead processes take a while to be cleared away, which
+            # must not be in the next quiet window.
+            await trio.sleep(CLEAR_S)
+    return found
+
+
+async def _window(window: Window, port: int, name: str, seconds: float) -> None:
+    end = trio.current_time() + seconds
+
+    async def call(number: int) -> None:
+        caller = Caller(port)
+        await trio.sleep(number * EVERY_S / CALLERS)
+        try:
+            while (began := trio.current_time()) < end:
+                await _once(window, caller, name)
+                await trio.sleep_until(max(trio.current_time(), began + EVERY_S))
+        finally:
+            caller.drop()
+
+    async with trio.open_nursery() as nursery:
+        for number in range(CALLERS):
+            nursery.start_soon(call, number)
+
+
+async def _once(window: Window, caller: Caller, name: str) -> None:
+    began = trio.current_time()
+    try:
+        status = await _ask(caller, name, "echo")
+    except Unanswered as exc:
+        window.failures.append(str(exc))
+    else:
+        window.latencies.append((trio.current_time() - began) * 1000)
+        if status != 200:
+            window.failures.append(f"status {status}")
+
+
+async def _invoke(port: int, name: str, act: str) -> None:
+    """The hog's own caller: how that ends is the hog's affair, that it ends is checked."""
+    caller = Caller(port)
+    try:
+        await _ask(caller, name, act)
+    finally:
+        caller.drop()
+
+
+async def _ask(caller: Caller, name: str, act: str) -> int:
+    event = json.dumps({"id": str(uuid.uuid4()), "act": act}).encode()
+    path = f"/2015-03-31/functions/{name}/invocations"
+    answer = await caller.ask("POST", path, {}, event)
+    return 599 if "x-amz-function-error" in answer.headers else answer.status

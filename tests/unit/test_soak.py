@@ -1,0 +1,156 @@
+"""The soak's accounts: what it must call wrong, and what it must not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.soak.census import growth
+from bench.soak.functions import reload, write
+from bench.soak.ledger import Ledger, Log, Request, spooled_ids
+from bench.soak.neighbours import Pair
+
+ID = "8f9ecd4a-4e4d-4bb4-a0a3-1b1c2d3e4f50"
+RAN = [
+    f"[plain] START RequestId: {ID} Version: $LATEST",
+    f"[plain] SOAK {ID}",
+    f"[plain] END RequestId: {ID}",
+    f"[plain] REPORT RequestId: {ID}\tDuration: 1 ms",
+]
+
+
+def request(kind: Any = "sync", act: str = "echo", **changes: Any) -> Request:
+    made = Request(ID, kind, "plain", act, 10.0, 11.0, 200, body=json.dumps({"id": ID}).encode())
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
+def judged(
+    one: Request, lines: list[str], kills: tuple[float, ...] = (), spooled: tuple[str, ...] = ()
+) -> list[str]:
+    log = Log()
+    log.read(lines)
+    return [text.split(":")[0] for text in Ledger([one], list(kills)).judge(log, set(spooled))]
+
+
+def error(kind: str) -> dict[str, Any]:
+    return {"function_error": True, "body": json.dumps({"errorType": kind}).encode()}
+
+
+FINE = {
+    "a success": (request(), RAN, ()),
+    "a crash": (request(act="crash", **error("RuntimeError")), RAN, ()),
+    "killed": (request(**error("Runtime.ExitError")), RAN, (10.5,)),
+    "killed a moment before": (request(**error("Runtime.ExitError")), RAN, (9.5,)),
+    "a start that was killed": (request(status=500), [], (10.5,)),
+    "throttled": (request(status=429, function="reserved"), [], ()),
+    "a dry run": (request("dry", status=204), [], ()),
+    "an event": (request("event", status=202), RAN, ()),
+    "an event that was tried three times": (
+        request("event", "crash", status=202),
+        RAN * 3,
+        (),
+    ),
+    "left before it began": (request("left", status=0), [], ()),
+    "left meanwhile": (request("left", status=0), RAN, ()),
+    "refused": (request("bad", status=400, expected=(400,)), [], ()),
+    "a newer revision": (
+        request(revision=3, body=json.dumps({"id": ID, "revisions": [4, 4]}).encode()),
+        RAN,
+        (),
+    ),
+}
+
+
+@pytest.mark.parametrize(("one", "lines", "kills"), FINE.values(), ids=FINE)
+def test_what_is_as_it_must_be(one: Request, lines: list[str], kills: tuple[float, ...]) -> None:
+    assert judged(one, lines, kills) == []
+
+
+WRONG = {
+    "not answered (reset)": (request(status=0, unanswered="reset"), []),
+    "ran more than once": (request(**error("Runtime.ExitError")), RAN * 2),
+    "succeeded, and did not run once": (request(), []),
+    "succeeded, and should have failed": (request(act="crash"), RAN),
+    "somebody else's answer": (request(body=b'{"id": "x"}'), RAN),
+    "a function error that nothing explains": (request(**error("Runtime.ExitError")), RAN),
+    "an answer that nothing explains": (request(status=500), []),
+    "throttled, and should not have been": (request(status=429), []),
+    "a dry run was no dry run": (request("dry", status=204), RAN),
+    "an accepted event is lost": (request("event", status=202), []),
+    "an event that succeeds ran again": (request("event", status=202), RAN * 2),
+    "an event ran more often than it is tried": (
+        request("event", "crash", status=202),
+        RAN * 4,
+    ),
+    "bad input was not answered with (400,)": (request("bad", status=200, expected=(400,)), []),
+    "an answer of mixed revisions": (
+        request(body=json.dumps({"id": ID, "revisions": [4, 3]}).encode()),
+        RAN,
+    ),
+    "code from before 5, which was there when it was asked for": (
+        request(revision=5, body=json.dumps({"id": ID, "revisions": [4, 4]}).encode()),
+        RAN,
+    ),
+    "a turn did not begin and end alike": (request(), RAN[:2]),
+}
+
+
+@pytest.mark.parametrize(("problem", "case"), WRONG.items(), ids=WRONG)
+def test_what_is_not(problem: str, case: tuple[Request, list[str]]) -> None:
+    assert judged(*case) == [problem]
+
+
+def test_an_event_left_for_the_next_start_is_not_lost() -> None:
+    assert judged(request("event", status=202), [], spooled=(ID,)) == []
+    dropped = f"lambox: ERROR sandbox.asyncqueue: event {ID} of plain is dropped, its retries"
+    assert judged(request("event", status=202), [dropped]) == []
+
+
+def test_functions_cannot_forge_lines() -> None:
+    log = Log()
+    log.read(["[plain] lambox: ERROR x", "[plain] Traceback (most recent call last):"])
+    assert not log.errors
+    assert not log.tracebacks
+
+
+def test_growth_is_told_by_slope_not_by_one_point() -> None:
+    assert growth([{"fd": n} for n in (10, 11, 12, 13)]) == {"fd": 1.0}
+    assert growth([{"fd": n} for n in (10, 30, 10, 10)]) == {}
+    assert growth([{"fd": n} for n in (13, 12, 11, 10)]) == {}
+    assert growth([{"rss_mb": n} for n in (70.0, 70.5, 71.0, 71.5)]) == {}
+    assert growth([{"rss_mb": n} for n in (70.0, 72.5, 75.0, 77.5)]) == {"rss_mb": 2.5}
+    assert growth([{}, {"socket": 1}, {"socket": 2}]) == {"socket": 1.0}
+
+
+def test_the_bound_of_a_neighbour() -> None:
+    pair = Pair()
+    pair.quiet.latencies = [2.0] * 100
+    pair.hogged.latencies = [200.0] * 100
+    assert list(pair.problems("hog")) == []
+    pair.hogged.latencies = [300.0] * 100
+    assert [text.split(",")[0] for text in pair.problems("hog")] == ["beside a hog: p99 300.0 ms"]
+    assert list(Pair().problems("hog"))  # nothing was answered at all
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    write(tmp_path / "functions")
+    return tmp_path / "functions"
+
+
+def test_code_is_replaced_in_one_go(written: Path) -> None:
+    for name in ("reloaded", "renamed"):
+        reload(written, name, 7)
+        assert "REVISION = 7" in (written / name / "handler.py").read_text()
+        for path in written.glob("*/*.py"):
+            compile(path.read_text(), str(path), "exec")
+    assert (written / "reloaded" / "revision.txt").read_text() == "7"
+
+
+def test_events_that_are_left(tmp_path: Path) -> None:
+    assert spooled_ids(tmp_path) == set()
