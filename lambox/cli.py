@@ -404,7 +404,7 @@ def ps(endpoint: str | None, config: Path | None) -> None:
     server = need_server(config, endpoint)
     rows = ask(server.environments)
     table = plain_table(
-        "id", "function", "type", "state", ">age", ">invocations", ">memory", ">of", ">cpu"
+        "id", "function", "type", "state", ">age", ">invocations", ">memory", ">of", "/tmp", ">cpu"
     )
     for row in rows:
         table.add_row(
@@ -416,6 +416,7 @@ def ps(endpoint: str | None, config: Path | None) -> None:
             str(row["invocations"]),
             quantity(row.get("memory_mb"), "MB"),
             quantity(row.get("memory_size_mb"), "MB"),
+            row.get("tmp") or "-",
             quantity(row.get("cpu_s"), "s", 2),
         )
     show(table)

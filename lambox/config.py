@@ -73,6 +73,7 @@ class Config:
     pool_min: int
     pool_max: int
     preload: tuple[str, ...]
+    tmp: Literal["auto", "disk", "memory"]
     allow_weaker: tuple[str, ...]
     seccomp: Literal["enforce", "log"]
     fast_lane: bool
@@ -283,6 +284,14 @@ SETTINGS: tuple[Setting, ...] = (
         "Python modules of the runtime (not of functions) that are loaded before a function is known",
         "nothing",
         is_list=True,
+    ),
+    Setting(
+        "tmp",
+        _matching("auto|disk|memory", 'must be "auto", "disk" or "memory"'),
+        lambda _: "auto",
+        "auto, disk, memory",
+        "where /tmp of environments lies: on a disk of its own each, or in their memory; auto: on disk if possible",
+        is_text=True,
     ),
     Setting(
         "allow_weaker",

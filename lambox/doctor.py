@@ -27,9 +27,11 @@ from sandbox.confine import (
     overseer,
     privilege,
     seccomp,
+    storage,
     userns,
 )
 from sandbox.confine.calls import FAMILIES
+from sandbox.confine.images import Images
 from sandbox.confine.network import router
 from sandbox.confine.spec import ConfineError, IsolationUnavailable
 
@@ -70,7 +72,7 @@ def examine(config: Config) -> list[Result]:
         _prepared,
         _network,
         _state,
-        _loop,
+        _tmp,
         _inotify,
         _descriptors,
         _runtimes,
@@ -247,12 +249,16 @@ def _uids(config: Config) -> Iterator[Result]:
 
 def _state(config: Config) -> Iterator[Result]:
     folder = config.state.absolute()
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    existing = _existing(folder)
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         yield Result("state folder", "ok", str(folder))
     else:
         mend = f"install -d -o {privilege.host_uid()} {folder}"
         yield Result("state folder", "missing", f"{folder} cannot be written", mend)
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def _prepared(config: Config) -> Iterator[Result]:
@@ -290,13 +296,23 @@ def _network(config: Config) -> Iterator[Result]:
         yield Result(name, "ok", found + (f" (default: {default})" if default else ""))
 
 
-def _loop(_: Config) -> Iterator[Result]:
-    devices = [path for path in Path("/dev").glob("loop[0-9]*") if path.is_block_device()]
-    if devices or Path("/dev/loop-control").exists():
-        busy = len(list(Path("/sys/block").glob("loop*/loop/backing_file")))
-        yield Result("loop devices", "ok", f"{len(devices)}, {busy} in use")
+def _tmp(config: Config) -> Iterator[Result]:
+    """Make one as environments get them, in the state folder or, as it may not be there yet, above it."""
+    name = "/tmp of functions"
+    in_memory = "in memory, and counts as the function's"
+    if config.tmp == "memory":
+        yield Result(name, "note", f'{in_memory} (tmp = "memory")', "lambox serve --tmp auto")
+        return
+    try:
+        storage.try_out(Images(_existing(config.state), cgroup.own_name()))
+    except IsolationUnavailable as exc:
+        said = f"{exc}".partition("\nHint: ")[0]
+        verdict: Verdict = "missing" if config.tmp == "disk" else "note"
+        yield Result(name, verdict, f"{in_memory}: {said}", exc.remedy)
     else:
-        yield Result("loop devices", "note", "none (not needed yet)", "modprobe loop")
+        yield Result(
+            name, "ok", "on disk: an ext4 of its own each, and no memory of the function's"
+        )
 
 
 def _inotify(_: Config) -> Iterator[Result]:

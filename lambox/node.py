@@ -38,6 +38,7 @@ from sandbox.catalog import Catalog
 from sandbox.confine.launcher import BwrapLauncher, open_launcher
 from sandbox.confine.pool import PoolLimits
 from sandbox.confine.spec import MIB, Limits, Preparation, Program, SandboxSpec
+from sandbox.confine.storage import open_storage
 from sandbox.environment import Environment, ServeRuntimeApi, Surroundings
 from sandbox.eventstore import EventStore
 from sandbox.function import FunctionVersion, Network
@@ -51,6 +52,8 @@ from sandbox.ticket import Ticket
 log = logging.getLogger("lambox")
 CORE_MB = 1769
 """Memory that buys one whole core (SPEC 5.4)."""
+IMAGES = "tmp"
+"""Folder of the state folder in which the files behind /tmp lie, without names."""
 LOOK_S = 2.0
 """At the latest after this long all functions are looked at: the news of a change on disk may have gone to an
 invocation's own look."""
@@ -68,7 +71,7 @@ class Kitchen:
         self._host = host.scan()
         self._preload = config.preload
         self._resolv_conf = resolv_conf
-        self._roots: dict[tuple[str, int, str], tuple[Entry, ...]] = {}
+        self._roots: dict[tuple[str, str], tuple[Entry, ...]] = {}
 
     def prepare(
         self, function: FunctionVersion, id_: str, provisioned: bool = False
@@ -79,12 +82,14 @@ class Kitchen:
         argv = environ.command(runtime, environment=env, code=function.code, opt=opt)
         spec = SandboxSpec(
             name=id_,
-            root=self._root(runtime, function.ephemeral_storage_mb, function.network),
+            root=self._root(runtime, function.network),
             limits=Limits(
                 memory_bytes=function.memory_mb * MIB, cpu_cores=function.memory_mb / CORE_MB
             ),
             network=function.network,
-            late=layout.late(str(function.code), str(opt) if opt else None),
+            late=layout.late(
+                str(function.code), str(opt) if opt else None, function.ephemeral_storage_mb * MIB
+            ),
             preparation=self._preparation(runtime, env),
             calls=runtime.family,
         )
@@ -106,13 +111,11 @@ class Kitchen:
             user=function.environment,
         )
 
-    def _root(self, runtime: Runtime, tmp_mb: int, network: Network) -> tuple[Entry, ...]:
+    def _root(self, runtime: Runtime, network: Network) -> tuple[Entry, ...]:
         names = host.resolv_conf() if network == "host" else self._resolv_conf
-        key = runtime.identifier, tmp_mb, names
+        key = runtime.identifier, names
         if key not in self._roots:
-            self._roots[key] = layout.plan(
-                runtime, tmp_mb * MIB, host=self._host, resolv_conf=names
-            )
+            self._roots[key] = layout.plan(runtime, host=self._host, resolv_conf=names)
         return self._roots[key]
 
     def _preparation(self, runtime: Runtime, env: dict[str, str]) -> Preparation | None:
@@ -291,14 +294,19 @@ async def open_node(
                 runtime_lane if config.fast_lane else None,
             )
         )
+        ready = PoolLimits(config.pool_min, config.pool_max) if config.zygote else None
+        storage = await stack.enter_async_context(
+            open_storage(config.tmp, config.state / IMAGES, ready=ready)
+        )
         launcher = await stack.enter_async_context(
             open_launcher(
                 uid_base=config.uid_base,
                 uid_count=config.uid_count,
                 weaker=config.allow_weaker,
-                pool=PoolLimits(config.pool_min, config.pool_max) if config.zygote else None,
                 calls=config.seccomp,
+                pool=ready,
                 router=way_out.router,
+                storage=storage,
             )
         )
         kitchen = Kitchen(config, runtimes, way_out.resolv_conf)

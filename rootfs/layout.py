@@ -26,7 +26,7 @@ class Bind:
 
 @dataclass(frozen=True, slots=True)
 class Tmpfs:
-    """An empty writable folder in memory, `size` bytes at most, permission bits `mode`."""
+    """An empty writable folder, `size` bytes at most, permission bits `mode`; in memory, unless it is late."""
 
     target: str
     size: int
@@ -72,6 +72,8 @@ class Dev:
     target: str = "/dev"
 
 
+Late = Bind | Tmpfs
+"""What may be put into an environment that stands already."""
 Entry = Bind | Tmpfs | Symlink | Text | Directory | Proc | Dev
 
 
@@ -84,10 +86,8 @@ HOSTS = "127.0.0.1 localhost sandbox.localdomain sandbox\n::1 localhost\n"
 NSSWITCH = "passwd: files\ngroup: files\nhosts: files dns\n"
 
 
-def plan(
-    runtime: Runtime, tmp_bytes: int, *, host: Host, resolv_conf: str = ""
-) -> tuple[Entry, ...]:
-    """What every environment of a runtime sees; /var/task and /opt are empty folders, for `late`.
+def plan(runtime: Runtime, *, host: Host, resolv_conf: str = "") -> tuple[Entry, ...]:
+    """What every environment of a runtime sees; /var/task, /opt and /tmp are empty folders, for `late`.
 
     Pure: whether the sources exist is the caller's affair. Nothing of the host's /home, /root,
     /var, /run and /sys is in it.
@@ -99,15 +99,16 @@ def plan(
         *_runtime(runtime),
         Directory("/var/task"),
         Directory("/opt"),
-        Tmpfs("/tmp", tmp_bytes),
+        Directory("/tmp"),
         Proc(files=host.hidden_files, folders=host.hidden_folders),
         Dev(),
     )
 
 
-def late(code: str, opt: str | None) -> tuple[Bind, ...]:
-    """What is one function's own: its code, and its layers (None: there are none)."""
-    return (Bind(code, "/var/task"), *([Bind(opt, "/opt")] if opt else []))
+def late(code: str, opt: str | None, tmp_bytes: int) -> tuple[Late, ...]:
+    """What is one function's own: its code, its layers (None: there are none), and its /tmp."""
+    layers = [Bind(opt, "/opt")] if opt else []
+    return (Bind(code, "/var/task"), *layers, Tmpfs("/tmp", tmp_bytes))
 
 
 def zygote(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
@@ -116,7 +117,7 @@ def zygote(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
     The folders in which a function may bring libraries are there, empty: the dynamic linker remembers,
     across a fork too, which of LD_LIBRARY_PATH did not exist.
     """
-    own = ("/var/task", "/opt")
+    own = ("/var/task", "/opt", "/tmp")
     kept = tuple(
         entry
         for entry in entries

@@ -369,5 +369,6 @@ class Environment(Conversation):
             if not usage or usage.memory_bytes is None
             else round(usage.memory_bytes / MIB, 1),
             "memory_size_mb": self.function.memory_mb,
+            "tmp": self._sandbox.tmp if self._sandbox else None,
             "cpu_s": None if not usage or usage.cpu_s is None else round(usage.cpu_s, 3),
         }

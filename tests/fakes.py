@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import trio
 
@@ -82,6 +82,7 @@ class FakeSandbox:
         self.stdout, self.write_stdout = _pipe()
         self.stderr, self.write_stderr = _pipe()
         self.telemetry, self.write_telemetry = _pipe()
+        self.tmp: Literal["disk", "memory"] = "memory"
         self.frozen = False
         self.killed = False
         self.settled = False

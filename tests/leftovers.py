@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from sandbox.confine import loops
 from sandbox.confine.network import nftables
 from sandbox.confine.network.netlink import NETLINK_NETFILTER, Netlink
 
@@ -37,9 +38,10 @@ def leftovers() -> set[str]:
     for line in Path("/proc/mounts").read_text().splitlines():
         if "lambox" in line:
             found.add(f"mount {line}")
-    for backing in glob.glob("/sys/block/loop*/loop/backing_file"):
-        if "lambox" in Path(backing).read_text():
-            found.add(f"loop {backing}")
+    # The file behind one has no name; the device has its supervisor's.
+    for device, name in loops.named().items() if os.geteuid() == 0 else ():
+        if name.startswith("lambox") and not _held_elsewhere(name):
+            found.add(f"loop {device} {name}")
     tables = _tables()
     found.update(f"table {name}" for name in tables if not _held_elsewhere(name))
     for line in Path("/proc/self/net/dev").read_text().splitlines()[2:]:

@@ -17,7 +17,7 @@ import prctl
 import trio
 
 import rootfs.inside
-from rootfs.layout import Bind
+from rootfs.layout import Bind, Tmpfs
 from sandbox.confine import bwrap, cgroup, identity, mounts, overseer, privilege, seccomp, staging
 from sandbox.confine.bwrap import Bwrap, Descriptors
 from sandbox.confine.cgroup import Cgroup, CgroupTree
@@ -35,6 +35,7 @@ from sandbox.confine.seccomp import Filters
 from sandbox.confine.spawner import Spawner
 from sandbox.confine.spec import ConfineError, IsolationUnavailable, Limits, SandboxSpec
 from sandbox.confine.staging import Bridge
+from sandbox.confine.storage import Storage, open_storage
 from sandbox.confine.strays import Strays
 from sandbox.confine.zygote import Zygote, Zygotes
 
@@ -43,7 +44,7 @@ LAUNCH_LIMIT_S = 10.0
 READY_LIMIT_S = 1.0
 """How long a launch waits for a prepared sandbox before it makes its own: a zygote may stand still."""
 MOST_READY = 64
-"""Of all kinds together: functions that differ in memory or storage are a kind each. Half of the uids at most."""
+"""Of all kinds together: functions that differ in runtime or network are a kind each. Half of the uids at most."""
 NAME = re.compile(r"[a-z0-9-]{1,64}")
 
 
@@ -77,9 +78,10 @@ class BwrapLauncher:
         filters: Filters | None,
         spawner: Spawner,
         router: Router | None,
-        overseer: Overseer | None = None,
+        storage: Storage | None,
+        overseer: Overseer | None,
     ) -> None:
-        """`overseer`: for filters in log mode."""
+        """`storage` None: what bwrap can mount must do for /tmp. `overseer`: for filters in log mode."""
         self._tree = tree
         self._identities = identities
         self._bwrap = tool
@@ -88,6 +90,7 @@ class BwrapLauncher:
         self._spawner = spawner
         self._overseer = overseer
         self._router = router
+        self._storage = storage
         self._live: set[BwrapSandbox] = set()
         self._strays = Strays()
         self._folders = Folders()
@@ -122,7 +125,8 @@ class BwrapLauncher:
         calls = "no seccomp" if self._filters is None else "seccomp"
         if self._overseer is not None:
             calls = "seccomp in log mode"
-        return f"bubblewrap {version}, {self._tree.describe()}, {users}, {calls}"
+        tmp = self._storage.describe() if self._storage else "/tmp in memory"
+        return f"bubblewrap {version}, {self._tree.describe()}, {users}, {calls}, {tmp}"
 
     async def launch(self, spec: SandboxSpec) -> BwrapSandbox:
         if not NAME.fullmatch(spec.name):
@@ -138,7 +142,9 @@ class BwrapLauncher:
         return await self._make(replace(spec, preparation=None))
 
     async def _adopt(self, pool: Pool[BwrapSandbox], spec: SandboxSpec) -> BwrapSandbox:
-        async with self._folders.copied(spec.late) as trees:
+        assert self._storage is not None
+        binds = [entry for entry in spec.late if isinstance(entry, Bind)]
+        async with self._folders.copied(binds) as trees:
             try:
                 with trio.fail_after(READY_LIMIT_S):
                     sandbox = await pool.take(_kind(spec))
@@ -146,14 +152,17 @@ class BwrapLauncher:
                 raise ConfineError(f"there was none within {READY_LIMIT_S:.0f} s") from exc
             async with AsyncExitStack() as undo:
                 undo.push_async_callback(sandbox.kill)
-                await sandbox.adopt(spec, self._spawner, trees)
+                await sandbox.adopt(spec, self._spawner, trees, self._storage)
                 undo.pop_all()
         return sandbox
 
     def keep(self, specs: Iterable[SandboxSpec]) -> None:
         """Have sandboxes like these ready from now on, and in time no others."""
+        specs = list(specs)
         if self._pool is not None:
             self._pool.keep({_kind(spec) for spec in specs if _poolable(spec)})
+        if self._storage is not None:
+            self._storage.keep({one.size for spec in specs for one in _tmpfs(spec)})
 
     def prepared(self) -> list[Prepared]:
         """What stands ready."""
@@ -184,12 +193,16 @@ class BwrapLauncher:
     async def _make_on(
         self, spec: SandboxSpec, composed: str | None, zygote: Zygote | None
     ) -> BwrapSandbox:
+        tmp = _tmpfs(spec) if self._storage else []
+        spec = replace(spec, late=tuple(entry for entry in spec.late if entry not in tmp))
         bridges = await self._bridges(spec, composed)
         try:
             sandbox = await self._spawn(spec, bridges, composed)
             async with AsyncExitStack() as undo:
                 undo.push_async_callback(sandbox.kill)
                 await self._open(sandbox, zygote)
+                if self._storage:
+                    await sandbox.attach(tmp, self._spawner, (), self._storage)
                 undo.pop_all()
         except (OSError, ValueError, subprocess.SubprocessError) as exc:
             raise ConfineError(f"cannot make a sandbox: {exc}") from exc
@@ -343,6 +356,10 @@ def _kind(spec: SandboxSpec) -> SandboxSpec:
     return replace(spec, name="", late=(), limits=spec.limits if looked else Limits())
 
 
+def _tmpfs(spec: SandboxSpec) -> list[Tmpfs]:
+    return [entry for entry in spec.late if isinstance(entry, Tmpfs)]
+
+
 async def _kill(sandbox: BwrapSandbox) -> None:
     try:
         await sandbox.kill()
@@ -370,13 +387,15 @@ async def open_launcher(
     bwrap_path: str = "bwrap",
     pool: PoolLimits | None = None,
     router: Router | None = None,
+    storage: Storage | None = None,
     calls: seccomp.Mode = "enforce",
 ) -> AsyncIterator[BwrapLauncher]:
     """A launcher that owns its sandboxes: leaving kills them and removes the cgroups.
 
     With `pool`, sandboxes are made ahead where this host allows it (`unready`). `router`: the way out of
-    those with the network "nat"; it is to be closed later. `calls` "log": system calls that only the family's
-    list lacks are let through and told (`BwrapSandbox.refused`).
+    those with the network "nat"; `storage`: what their /tmp is taken from. Both are to be closed later.
+    `calls` "log": system calls that only the family's list lacks are let through and told
+    (`BwrapSandbox.refused`).
 
     Sweeps what dead supervisors left. Raises IsolationUnavailable with the remedy, but for those of
     "cgroups" and "seccomp" that `weaker` says may be gone without.
@@ -397,12 +416,18 @@ async def open_launcher(
         stack.callback(spawner.close)
         identities = await trio.to_thread.run_sync(identity.claim, uids)
         stack.callback(identities.close)
+        if unready():
+            storage = None
+        elif storage is None:
+            storage = await stack.enter_async_context(open_storage("memory", None))
         asked = None
         if filters is not None and filters.mode == "log":
             watches = await stack.enter_async_context(trio.open_nursery())
             stack.callback(watches.cancel_scope.cancel)
             asked = Overseer(filters, watches)
-        launcher = BwrapLauncher(tree, identities, tool, init, filters, spawner, router, asked)
+        launcher = BwrapLauncher(
+            tree, identities, tool, init, filters, spawner, router, storage, asked
+        )
         if isinstance(tree, WatchedTree):
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)

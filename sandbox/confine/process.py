@@ -14,9 +14,11 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import Literal
 
 import trio
 
+from rootfs.layout import Late, Tmpfs
 from sandbox.confine import peers
 from sandbox.confine.cgroup import Cgroup
 from sandbox.confine.control import Control
@@ -25,6 +27,7 @@ from sandbox.confine.overseer import Overseer, Watch
 from sandbox.confine.parked import Parked
 from sandbox.confine.spawner import Spawner, Started
 from sandbox.confine.spec import ConfineError, Exit, Program, RefusedCall, SandboxSpec, Usage
+from sandbox.confine.storage import Storage, Tmp
 from sandbox.confine.strays import Strays
 from sandbox.confine.zygote import Child, Zygote
 
@@ -107,6 +110,8 @@ class BwrapSandbox:
         """The zygote's fork, where the runtime is one."""
         self._zygote: Zygote | None = None
         """Whose fork is in here, or was about to be."""
+        self._tmp: Tmp | None = None
+        """What is on /tmp, where bwrap has not mounted it."""
         self._uid = uid
         self._strays = strays
         self._overseer = overseer
@@ -182,16 +187,44 @@ class BwrapSandbox:
             raise ConfineError("the runtime died while it was prepared")
 
     async def adopt(
-        self, spec: SandboxSpec, spawner: Spawner, trees: Sequence[tuple[int, str]]
+        self,
+        spec: SandboxSpec,
+        spawner: Spawner,
+        trees: Sequence[tuple[int, str]],
+        storage: Storage,
     ) -> None:
-        """Become what `spec` describes: its limits and its own folders, `trees`. Raises ConfineError or OSError."""
+        """Become what `spec` describes: its limits, its own folders, `trees`, and a /tmp out of `storage`.
+
+        Raises ConfineError or OSError.
+        """
         if spec.limits != self.spec.limits:
             self._cgroup.limit(spec.limits)
         self.spec = spec
-        if trees:
-            # By descriptor: it stood on a shelf, and its number may be another's by now.
+        await self.attach(spec.late, spawner, trees, storage)
+
+    async def attach(
+        self,
+        late: Sequence[Late],
+        spawner: Spawner,
+        trees: Sequence[tuple[int, str]],
+        storage: Storage,
+    ) -> None:
+        """Put in `trees`, and for what is a Tmpfs of `late` one out of `storage`. Raises ConfineError or OSError."""
+        new = []
+        for entry in late:
+            if isinstance(entry, Tmpfs):
+                assert self._tmp is None
+                self._tmp = await storage.take(entry.size)
+                new = [(self._tmp.fd, entry.target)]
+        if trees or new:
+            # By descriptor: it may have stood on a shelf, and its number may be another's by now.
             assert self._pid1_fd is not None
-            await spawner.attach(self._pid1_fd, trees)
+            owner = -1 if self._uid is None else self._uid
+            await spawner.attach(self._pid1_fd, trees, new, owner)
+
+    @property
+    def tmp(self) -> Literal["disk", "memory"]:
+        return self._tmp.medium if self._tmp else "memory"
 
     def _oversee(self, listener: int) -> None:
         if listener < 0:
@@ -328,6 +361,8 @@ class BwrapSandbox:
             await self.wait()
             self.usage()
             await discard(self._cgroup)
+            if self._tmp is not None:
+                await self._tmp.kill()
             self._close()
             return
         raise ConfineError(

@@ -77,13 +77,24 @@ class Spawner:
         started: Started = await self._order(action)
         return started
 
-    async def attach(self, pidfd: int, trees: Sequence[tuple[int, str]]) -> None:
-        """`mounts.attach`. Raises OSError, also where this host gives us no mount namespace."""
+    async def attach(
+        self,
+        pidfd: int,
+        trees: Sequence[tuple[int, str]],
+        new: Sequence[tuple[int, str]] = (),
+        owner: int = -1,
+    ) -> None:
+        """`mounts.attach` for both; `owner`: uid and gid of the `new` ones, -1: as they are.
+
+        Raises OSError, also where this host gives us no mount namespace.
+        """
 
         def action() -> None:
             if self._stage is None:
                 raise self._refused or OSError(errno.EPERM, "no mount namespace of our own")
-            mounts.attach(pidfd, trees)
+            for fd, _ in new:
+                os.chown(f"/proc/self/fd/{fd}", owner, owner)
+            mounts.attach(pidfd, [*trees, *new])
 
         await self._order(action)
 

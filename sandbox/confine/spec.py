@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from rootfs.layout import Bind, Entry
+from rootfs.layout import Entry, Late
 from sandbox.confine.calls import Family
 
 MIB = 1024 * 1024
@@ -79,8 +79,8 @@ class SandboxSpec:
     limits: Limits = field(default_factory=Limits)
     network: Literal["none", "nat", "host"] = "none"
     hostname: str = "sandbox"
-    late: tuple[Bind, ...] = ()
-    """Code and layers, on folders that `root` has: may be mounted when the sandbox stands already."""
+    late: tuple[Late, ...] = ()
+    """Code, layers and /tmp, on folders that `root` has: may be mounted when the sandbox stands already."""
     preparation: Preparation | None = None
     calls: Family = "provided"
     """Whose system calls it may make (`confine.calls`)."""
@@ -189,6 +189,10 @@ class Sandbox(Protocol):
     @property
     def telemetry(self) -> int:
         """Read end of the pipe that is descriptor 62 inside (`_LAMBDA_TELEMETRY_LOG_FD`)."""
+
+    @property
+    def tmp(self) -> Literal["disk", "memory"]:
+        """Where what is written into /tmp lies; in memory it counts as the sandbox's."""
 
     def admits(self, peer: tuple[str, int]) -> bool:
         """Whether a connection to the listener from `peer` comes from inside this sandbox.

@@ -6,9 +6,10 @@ import gc
 import json
 import os
 import sys
+import tempfile
 import textwrap
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from sandbox.confine.network.router import Router
 from sandbox.confine.pool import PoolLimits
 from sandbox.confine.process import BwrapSandbox
 from sandbox.confine.spec import MIB, Limits, Preparation, Program, SandboxSpec
+from sandbox.confine.storage import open_storage
 
 PYTHON = "/var/lang/bin/python3"
 TMP_BYTES = 32 * MIB
@@ -35,13 +37,14 @@ ROOT: tuple[Entry, ...] = (
     *(Symlink(f"usr/{name}", f"/{name}") for name in ("bin", "lib", "lib64", "sbin")),
     Bind(sys.base_prefix, "/var/lang"),
     Directory("/var/task"),
-    Tmpfs("/tmp", TMP_BYTES),
+    Directory("/tmp"),
     Proc("/proc", *hidden()),
     Dev(),
 )
 MAKINGS = ["scratch", *(["ready", "forked"] if privilege.may_mount() else [])]
 """How a sandbox comes about: bwrap on demand; made ahead, its program executed by pid 1; made ahead with a
-zygote's fork in it, which executes the program: whatever confines a forked runtime confines that."""
+zygote's fork in it, which executes the program: whatever confines a forked runtime confines that. The first two
+have their /tmp in memory, the last on disk."""
 MAKING: ContextVar[str] = ContextVar("MAKING", default="scratch")
 _FOUND = discover().resolve(f"python3.{sys.version_info.minor}")
 CLIENT: tuple[Entry, ...] = (
@@ -133,16 +136,21 @@ async def confined(
     root: Sequence[Entry] = ROOT,
     *,
     router: Router | None = None,
+    images: Path | None = None,
     **how: Any,
 ) -> AsyncIterator[Box]:
-    """A sandbox, killed at the end; 30 s at most. `how`: fields of SandboxSpec and of Limits."""
+    """A sandbox, killed at the end; 30 s at most. `how`: fields of SandboxSpec and of Limits, `tmp_bytes`.
+
+    `images`: /tmp is on disk, its file in that folder.
+    """
     of_limits = {key: how.pop(key) for key in list(how) if key in Limits.__dataclass_fields__}
     how.setdefault("name", "test")
+    how["late"] = (*how.get("late", ()), Tmpfs("/tmp", how.pop("tmp_bytes", TMP_BYTES)))
     spec = SandboxSpec(root=tuple(root), limits=Limits(**of_limits), **how)
     if MAKING.get() == "forked":
         spec = replace(spec, root=(*spec.root, *CLIENT), preparation=PYTHON_FORKS)
     with trio.fail_after(30):
-        async with opened(launcher, router) as maker:
+        async with opened(launcher, router, images) as maker:
             if launcher is None and MAKING.get() != "scratch":
                 await made_ahead(maker, spec)
             sandbox = await maker.launch(spec)
@@ -156,14 +164,24 @@ async def confined(
 
 @asynccontextmanager
 async def opened(
-    launcher: BwrapLauncher | None = None, router: Router | None = None
+    launcher: BwrapLauncher | None = None,
+    router: Router | None = None,
+    images: Path | None = None,
 ) -> AsyncIterator[BwrapLauncher]:
     if launcher is not None:
         yield launcher
         return
     pool = None if MAKING.get() == "scratch" else PoolLimits(1, 1)
-    async with open_launcher(pool=pool, router=router) as fresh:
-        yield fresh
+    async with AsyncExitStack() as stack:
+        storage = None
+        if MAKING.get() == "forked" and images is None and privilege.of_the_host():
+            made = tempfile.TemporaryDirectory(prefix="lambox-images-")
+            images = Path(stack.enter_context(made))
+        if images is not None:
+            storage = await stack.enter_async_context(open_storage("disk", images))
+        yield await stack.enter_async_context(
+            open_launcher(pool=pool, router=router, storage=storage)
+        )
 
 
 async def made_ahead(launcher: BwrapLauncher, spec: SandboxSpec) -> None:

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from rootfs.layout import Tmpfs
 from sandbox.confine.launcher import open_launcher
 from sandbox.confine.spec import MIB
-from tests.system.confine_fixtures import ROOT, Box, confined
+from tests.system.confine_fixtures import Box, confined
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("making")]
 EATING = """
@@ -58,9 +57,11 @@ async def test_memory_of_children_counts() -> None:
         assert box.sandbox.oom_kills() >= 1
 
 
-async def test_tmp_counts_as_memory() -> None:
-    root = (*ROOT, Tmpfs("/tmp", 512 * MIB))
-    async with confined(root=root, memory_bytes=64 * MIB) as box:
+async def test_tmp_in_memory_counts_as_memory(making: str) -> None:
+    async with confined(tmp_bytes=512 * MIB, memory_bytes=64 * MIB) as box:
+        if box.sandbox.tmp == "disk":
+            assert making == "forked"
+            return  # tests/system/test_storage.py
         await box.python("""
             with open("/tmp/big", "wb") as file:
                 while True:

@@ -113,8 +113,11 @@ def test_the_root_is_read_only_but_for_tmp(probe: Any) -> None:
 
 
 def test_tmp_is_private_and_sized(shared: Server, probe: Any) -> None:
-    space = probe("os.statvfs('/tmp').f_blocks * os.statvfs('/tmp').f_frsize")
-    assert space == 512 * 1024 * 1024
+    space = probe("os.statvfs('/tmp').f_bavail * os.statvfs('/tmp').f_frsize")
+    assert space - 512 * 1024 * 1024 in (
+        0,
+        4096,
+    )  # on disk: a block for the extents of a large file
     assert probe("os.listdir('/tmp')") in ([], ["x"])
 
 

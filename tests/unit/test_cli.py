@@ -46,6 +46,7 @@ ENVIRONMENT = {
     "invocations": 7,
     "memory_mb": 9,
     "memory_size_mb": 128,
+    "tmp": "disk",
     "cpu_s": 0.123,
 }
 
@@ -415,7 +416,7 @@ def test_list_of_an_empty_folder_says_how_to_begin(
 
 def test_ps(runner: CliRunner, server: FakeServer) -> None:
     result = run(runner, "ps", "--endpoint", server.url)
-    expected = "hello-1234 hello provisioned frozen 3.2 s 7 9 MB 128 MB 0.12 s"
+    expected = "hello-1234 hello provisioned frozen 3.2 s 7 9 MB 128 MB disk 0.12 s"
     assert expected.split() in [line.split() for line in result.stdout.splitlines()]
 
 

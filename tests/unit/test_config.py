@@ -102,6 +102,7 @@ def test_every_setting_has_a_variable_and_a_flag() -> None:
         "init_timeout_s": "2.5", "uid_base": "200000", "uid_count": "10", "max_starts": "3",
         "nat_range": "10.77.0.0/16",
         "zygote": "false", "pool_min": "1", "pool_max": "2", "preload": "boto3 a.b",
+        "tmp": "memory",
         "allow_weaker": "seccomp, cgroups", "seccomp": "log", "fast_lane": "false",
     }  # fmt: skip
     environ = {f"LAMBOX_{name.upper()}": text for name, text in texts.items()}
@@ -112,8 +113,8 @@ def test_every_setting_has_a_variable_and_a_flag() -> None:
         state=Path("s"), grace_s=0.5, max_environment_age_s=60.0, account_concurrency=5,
         memory_budget_mb=512, freeze_delay_ms=0, init_timeout_s=2.5, uid_base=200000, uid_count=10,
         nat_range=IPv4Network("10.77.0.0/16"), max_starts=3, zygote=False, pool_min=1, pool_max=2,
-        preload=("boto3", "a.b"), allow_weaker=("seccomp", "cgroups"), seccomp="log",
-        fast_lane=False, defaults=FunctionDefaults(),
+        preload=("boto3", "a.b"), tmp="memory", allow_weaker=("seccomp", "cgroups"),
+        seccomp="log", fast_lane=False, defaults=FunctionDefaults(),
     )  # fmt: skip
     assert found == expected
     assert texts.keys() == {setting.name for setting in SETTINGS}

@@ -11,7 +11,7 @@ import pytest
 
 from lambox import config, doctor
 from lambox.config import Config
-from sandbox.confine import bwrap, cgroup, hosts, identity, launcher, seccomp
+from sandbox.confine import bwrap, cgroup, hosts, identity, launcher, seccomp, storage
 from sandbox.confine.network import router
 from sandbox.confine.spec import ConfineError, IsolationUnavailable
 
@@ -27,6 +27,12 @@ def settings(tmp_path: Path) -> Config:
 def way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's network is left alone; the real thing: tests/system/test_nat_server.py."""
     monkeypatch.setattr(router, "try_out", lambda _: "nat by 10.219.0.0/20")
+
+
+@pytest.fixture(autouse=True)
+def disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So are its loop devices; the real thing: tests/system/test_storage.py."""
+    monkeypatch.setattr(storage, "try_out", lambda _: None)
 
 
 class FakeTree:
@@ -255,3 +261,22 @@ def test_without_a_way_out_doctor_says_why_and_what_functions_get(
     )
     (result,) = doctor._network(chosen)
     assert result.found == "no veth: no function can have it"
+
+
+def tmp(settings: Config, how: str) -> doctor.Result:
+    (found,) = doctor._tmp(dataclasses.replace(settings, tmp=how))  # type: ignore[arg-type]
+    return found
+
+
+def test_where_tmp_lies(settings: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tmp(settings, "auto").verdict == tmp(settings, "disk").verdict == "ok"
+    assert "on disk" in tmp(settings, "auto").found
+    assert tmp(settings, "memory").verdict == "note"
+    assert not settings.state.exists()  # looking makes no folders
+    monkeypatch.setattr(storage, "try_out", refuse("modprobe loop", "there are no loop devices"))
+    for how, verdict in (("auto", "note"), ("disk", "missing")):
+        result = tmp(settings, how)
+        assert (result.verdict, result.remedy) == (verdict, "modprobe loop")
+        assert result.found.endswith(
+            "in memory, and counts as the function's: there are no loop devices"
+        )

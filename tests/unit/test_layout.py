@@ -25,7 +25,7 @@ def targets(entries: tuple[Entry, ...]) -> dict[str, Entry]:
 
 
 def test_code_layers_and_tmp_stand_where_aws_has_them() -> None:
-    found = targets((*plan(PROVIDED, 512, host=HOST), *late("/srv/f", "/srv/layers")))
+    found = targets((*plan(PROVIDED, host=HOST), *late("/srv/f", "/srv/layers", 512)))
     assert found["/var/task"] == Bind("/srv/f", "/var/task")
     assert found["/opt"] == Bind("/srv/layers", "/opt")
     assert found["/tmp"] == Tmpfs("/tmp", 512, 0o1777)
@@ -33,17 +33,17 @@ def test_code_layers_and_tmp_stand_where_aws_has_them() -> None:
 
 
 def test_without_layers_opt_is_an_empty_folder() -> None:
-    assert targets(plan(PROVIDED, 1, host=HOST))["/opt"] == Directory("/opt")
-    assert late("/f", None) == (Bind("/f", "/var/task"),)
+    assert targets(plan(PROVIDED, host=HOST))["/opt"] == Directory("/opt")
+    assert late("/f", None, 1) == (Bind("/f", "/var/task"), Tmpfs("/tmp", 1))
 
 
 def test_what_is_mounted_late_has_a_folder_to_stand_on() -> None:
-    found = targets(plan(PROVIDED, 1, host=HOST))
-    assert all(isinstance(found[bind.target], Directory) for bind in late("/f", "/layers"))
+    found = targets(plan(PROVIDED, host=HOST))
+    assert all(isinstance(found[bind.target], Directory) for bind in late("/f", "/layers", 1))
 
 
 def test_a_zygote_sees_what_its_forks_see_but_for_tmp_and_processes() -> None:
-    there = plan(PYENV, 1, host=HOST)
+    there = plan(PYENV, host=HOST)
     zygotes = zygote(there)
     missing = [entry.target for entry in there if entry not in zygotes]
     assert missing == ["/var/task", "/opt", "/tmp", "/proc"]
@@ -52,7 +52,7 @@ def test_a_zygote_sees_what_its_forks_see_but_for_tmp_and_processes() -> None:
 
 
 def test_a_prefix_elsewhere_is_moved_to_var_lang_and_its_packages_are_covered() -> None:
-    found = targets(plan(PYENV, 1, host=HOST))
+    found = targets(plan(PYENV, host=HOST))
     assert found["/var/lang"] == Bind("/opt/py", "/var/lang")
     site = "/var/lang/lib/python3.11/site-packages"
     assert found[site] == Bind("/share/python3.11", site)
@@ -61,7 +61,7 @@ def test_a_prefix_elsewhere_is_moved_to_var_lang_and_its_packages_are_covered() 
 
 
 def test_mounts_come_after_what_they_stand_on() -> None:
-    order = [entry.target for entry in plan(PYENV, 1, host=HOST)]
+    order = [entry.target for entry in plan(PYENV, host=HOST)]
     assert order.index("/var/lang") < order.index("/var/lang/lib/python3.11/site-packages")
     assert order.index("/var/runtime") < order.index("/var/runtime/bootstrap.py")
     assert order.index("/usr/bin") < order.index("/bin")
@@ -69,7 +69,7 @@ def test_mounts_come_after_what_they_stand_on() -> None:
 
 def test_a_system_python_stays_in_place() -> None:
     python = Runtime("python3.11", "python", "/usr/bin/python3.11", "/usr", "3.11", "/share/p")
-    found = targets(plan(python, 1, host=HOST))
+    found = targets(plan(python, host=HOST))
     link = "/var/lang/bin/python3.11"
     assert found[link] == Symlink("/usr/bin/python3.11", link)
     assert "/var/lang" not in found
@@ -79,7 +79,7 @@ def test_of_usr_local_only_the_interpreter_is_shown() -> None:
     python = Runtime(
         "python3.12", "python", "/usr/local/bin/python3.12", "/usr/local", "3.12", "/p", "", True
     )
-    sources = {e.source for e in plan(python, 1, host=HOST) if isinstance(e, Bind)}
+    sources = {e.source for e in plan(python, host=HOST) if isinstance(e, Bind)}
     assert "/usr/local" not in sources
     assert "/usr/local/lib/python3.12" in sources
     assert "/usr/local/lib/libpython3.12.so.1.0" in sources
@@ -88,15 +88,15 @@ def test_of_usr_local_only_the_interpreter_is_shown() -> None:
 def test_node_on_our_own_client_unless_awss_is_provided() -> None:
     own = Runtime("nodejs20.x", "nodejs", "/usr/bin/node", "/usr", "20.1.0")
     aws = Runtime("nodejs22.x", "nodejs", "/n/bin/node", "/n", "22.1.0", "/share/nodejs22.x")
-    first = targets(plan(own, 1, host=HOST))
-    second = targets(plan(aws, 1, host=HOST))
+    first = targets(plan(own, host=HOST))
+    second = targets(plan(aws, host=HOST))
     assert first["/var/runtime"].source.endswith("rootfs/inside/node")  # type: ignore[union-attr]
     assert second["/var/runtime"] == Bind("/share/nodejs22.x", "/var/runtime")
     assert second["/var/lang/bin/node"] == Bind("/n/bin/node", "/var/lang/bin/node")
 
 
 def test_etc_tells_nothing_about_the_host() -> None:
-    found = targets(plan(PROVIDED, 1, host=HOST))
+    found = targets(plan(PROVIDED, host=HOST))
     texts = {entry.target: entry.content for entry in found.values() if isinstance(entry, Text)}
     assert "sbx_user1051:x:993:990:" in texts["/etc/passwd"]
     assert "127.0.0.1 localhost sandbox.localdomain sandbox" in texts["/etc/hosts"]
@@ -104,13 +104,13 @@ def test_etc_tells_nothing_about_the_host() -> None:
 
 
 def test_name_servers_are_those_that_are_given() -> None:
-    found = targets(plan(PROVIDED, 1, host=HOST, resolv_conf="nameserver 192.0.2.1\n"))
+    found = targets(plan(PROVIDED, host=HOST, resolv_conf="nameserver 192.0.2.1\n"))
     assert found["/etc/resolv.conf"] == Text("nameserver 192.0.2.1\n", "/etc/resolv.conf")
 
 
 def test_nothing_of_the_hosts_private_folders() -> None:
     private = ("/home", "/root", "/var", "/run", "/sys", "/usr/local", "/usr/src", "/etc/passwd")
-    entries = plan(PROVIDED, 1, host=host.scan())
+    entries = plan(PROVIDED, host=host.scan())
     for entry in entries:
         if isinstance(entry, Bind):
             assert not entry.source.startswith(private), entry

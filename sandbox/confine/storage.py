@@ -1,0 +1,209 @@
+"""Owns ephemeral storage: the file system that is put on a sandbox's /tmp when its function is known.
+
+On disk where the host lets us (`images`): what is written is no memory of the function's, but for the cache,
+which the kernel takes back. Else a tmpfs of the same size, whose pages count. Some are kept ready per size.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import trio
+
+from sandbox.confine import cgroup, mounts
+from sandbox.confine.images import PASSING, Images, refusal
+from sandbox.confine.pool import Pool, PoolLimits
+from sandbox.confine.spec import MIB, ConfineError, IsolationUnavailable
+
+log = logging.getLogger(__name__)
+Medium = Literal["disk", "memory"]
+Wanted = Literal["auto", "disk", "memory"]
+RELEASE_WAIT_S = 1.0
+"""Who lets go of one waits so long at most; what had not been written yet may take longer, and blocks nobody."""
+CLOSE_LIMIT_S = 10.0
+CLOSERS = 2
+LEAST_READY = 4
+"""Of a size; a mount and a loop device each, 1 ms to make on a quiet host."""
+USUAL_SIZE = 512 * MIB
+
+
+@dataclass(eq=False)
+class Tmp:
+    """One mount. `fd` stands for it, wherever it is mounted."""
+
+    fd: int
+    medium: Medium
+    closers: Closers
+    gone: trio.Event = field(default_factory=trio.Event)
+
+    async def wait(self) -> None:
+        await trio.sleep_forever()  # a mount does not end by itself
+
+    async def kill(self) -> None:
+        """Let go of it; whoever has it mounted keeps it until then. Returns after RELEASE_WAIT_S at the latest."""
+        self.closers.close(self)
+        with trio.move_on_after(RELEASE_WAIT_S):
+            await self.gone.wait()
+
+
+class Closers:
+    """Threads that close mounts: the last user of one waits until what it holds is written."""
+
+    def __init__(self) -> None:
+        self.open: set[Tmp] = set()
+        self._orders: queue.SimpleQueue[tuple[Tmp, trio.lowlevel.TrioToken] | None]
+        self._orders = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    def take(self, fd: int, medium: Medium) -> Tmp:
+        tmp = Tmp(fd, medium, self)
+        self.open.add(tmp)
+        return tmp
+
+    def close(self, tmp: Tmp) -> None:
+        """Once at most, however often it is asked for."""
+        if tmp not in self.open:
+            return
+        self.open.remove(tmp)
+        if len(self._threads) < CLOSERS:
+            thread = threading.Thread(target=self._work, name="lambox-tmp", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        self._orders.put((tmp, trio.lowlevel.current_trio_token()))
+
+    def _work(self) -> None:
+        while (order := self._orders.get()) is not None:
+            tmp, token = order
+            with suppress(OSError):
+                os.close(tmp.fd)
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(tmp.gone.set)
+
+    async def finish(self) -> None:
+        """Close all that is open, and wait for it. Raises nothing: what takes too long is logged."""
+        for tmp in list(self.open):
+            self.close(tmp)
+        for _ in self._threads:
+            self._orders.put(None)
+        with trio.move_on_after(CLOSE_LIMIT_S) as scope:
+            for thread in self._threads:
+                await trio.to_thread.run_sync(thread.join, abandon_on_cancel=True)
+        if scope.cancelled_caught:
+            log.error("file systems for /tmp are still being written after %.0f s", CLOSE_LIMIT_S)
+
+
+class Storage:
+    """Hands out mounts for /tmp, where mounts can be put into a sandbox (`mounts.probe`). Made by `open_storage`."""
+
+    def __init__(self, images: Images | None, *, required: bool) -> None:
+        """`images` None: all are in memory. `required`: none may be."""
+        self._images = images
+        self._required = required
+        self._closers = Closers()
+        self._pool: Pool[Tmp] | None = None
+        self._failing = False
+
+    def describe(self) -> str:
+        return "/tmp on disk" if self._images else "/tmp in memory"
+
+    def make_ready(self, limits: PoolLimits, makers: trio.Nursery) -> None:
+        """Keep some ready from now on."""
+        if self._images is not None:
+            own = PoolLimits(min(limits.least, LEAST_READY), limits.most)
+            self._pool = Pool(self._make, lambda _: own, makers, most_held=8 * LEAST_READY)
+
+    def keep(self, sizes: Collection[int]) -> None:
+        """Have some of these sizes ready, and in time no others."""
+        if self._pool is not None:
+            self._pool.keep(sizes)
+
+    async def take(self, size: int) -> Tmp:
+        """An empty one of `size` bytes; `Tmp.kill` is the caller's. Raises ConfineError.
+
+        Where no disk can be made just now (no loop device is free, the disk is full) it is in memory, unless a disk
+        is required.
+        """
+        if self._images is not None:
+            try:
+                tmp = await (self._pool.take(size) if self._pool else self._make(size))
+            except (OSError, ConfineError) as exc:
+                self._failed(size, exc)
+            else:
+                if self._failing:
+                    self._failing = False
+                    log.info("/tmp is on disk again")
+                return tmp
+        options = {"size": str(size), "mode": "1777"}
+        try:
+            fd = await trio.to_thread.run_sync(mounts.new_mount, "tmpfs", "tmpfs", options)
+        except OSError as exc:
+            raise ConfineError(f"no /tmp can be made: {exc}") from exc
+        return self._closers.take(fd, "memory")
+
+    def _failed(self, size: int, exc: Exception) -> None:
+        problem = refusal(exc) if isinstance(exc, OSError) else exc
+        said = f"no /tmp of {size // MIB} MB can be made on disk: {problem}"
+        if self._required:
+            raise ConfineError(said) from exc
+        if not self._failing:
+            self._failing = True
+            log.warning("%s\nUntil that is over, /tmp of new environments is in memory.", said)
+
+    async def _make(self, size: int) -> Tmp:
+        assert self._images is not None
+        fd = await trio.to_thread.run_sync(self._images.make, size)
+        return self._closers.take(fd, "disk")
+
+    async def close(self) -> None:
+        """Let go of all of them."""
+        await self._closers.finish()
+
+
+@asynccontextmanager
+async def open_storage(
+    wanted: Wanted, folder: Path | None, *, ready: PoolLimits | None = None
+) -> AsyncIterator[Storage]:
+    """The storage for launchers, which are to be closed earlier; tried out. Leaving lets go of all of it.
+
+    `folder`: for images; None, and all is in memory. `ready`: how many of a size are kept so.
+    Raises IsolationUnavailable when a disk is `wanted` and cannot be had.
+    """
+    images = None
+    if folder is not None and wanted != "memory":
+        images = Images(folder, cgroup.own_name())
+        try:
+            await trio.to_thread.run_sync(try_out, images)
+        except IsolationUnavailable as exc:
+            if wanted == "disk":
+                raise
+            log.warning("/tmp of environments is in memory, and counts as theirs: %s", exc)
+            images = None
+    storage = Storage(images, required=wanted == "disk")
+    try:
+        async with trio.open_nursery() as makers:
+            if ready is not None:
+                storage.make_ready(ready, makers)
+            yield storage
+            makers.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await storage.close()
+
+
+def try_out(images: Images) -> None:
+    """Raises IsolationUnavailable where no /tmp can be on disk; what may pass by itself is passed over."""
+    if reason := mounts.probe():
+        raise IsolationUnavailable(reason, "sudo lambox serve")
+    try:
+        os.close(images.make(USUAL_SIZE))
+    except OSError as exc:
+        if exc.errno not in PASSING:
+            raise refusal(exc) from exc
