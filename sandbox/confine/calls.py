@@ -63,7 +63,7 @@ ALLOWED: dict[str, str] = {
         stat lstat fstat newfstatat statx statfs fstatfs chmod fchmod fchmodat fchmodat2 chown fchown lchown
         fchownat utime utimes utimensat futimesat getxattr lgetxattr fgetxattr getxattrat setxattr lsetxattr
         fsetxattr setxattrat listxattr llistxattr flistxattr listxattrat removexattr lremovexattr
-        fremovexattr removexattrat file_getattr""",
+        fremovexattr removexattrat""",
     # Families and types are looked at below; a network namespace, or the host's, is what they reach. Measured.
     "sockets": """
         socket socketpair bind listen accept accept4 connect getsockname getpeername getsockopt setsockopt
@@ -204,6 +204,9 @@ NOT_THERE = (
     "lsm_get_self_attr",
     "lsm_set_self_attr",
     "lsm_list_modules",
+    # Linux 6.17's for what ioctl does; tools fall back to that.
+    "file_getattr",
+    "file_setattr",
     # Memory that cannot be reclaimed or dumped; where it is switched off the kernel says the same.
     "memfd_secret",
 )

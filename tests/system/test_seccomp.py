@@ -40,7 +40,7 @@ async def observed(calls: Family = "python") -> AsyncIterator[tuple[Box, list[st
     """A sandbox in log mode, made as MAKING says, and what is told of it."""
     pool = None if MAKING.get() == "scratch" else PoolLimits(1, 1)
     async with open_launcher(pool=pool, calls="log") as launcher:
-        assert launcher.describe().endswith("seccomp in log mode")
+        assert ", seccomp in log mode" in launcher.describe()
         if pool is not None:
             spec = SandboxSpec("test", ROOT, calls=calls)
             if MAKING.get() == "forked":
@@ -104,7 +104,8 @@ async def test_log_mode_lets_run_what_only_the_list_lacks_and_tells() -> None:
 async def test_nothing_is_asked_of_an_ordinary_program() -> None:
     async with observed() as (box, told):
         await box.python("""
-            import concurrent.futures, ssl, tempfile
+            import asyncio, concurrent.futures, tempfile
+            asyncio.run(asyncio.sleep(0.001))
             with concurrent.futures.ThreadPoolExecutor(4) as pool:
                 list(pool.map(str, range(50)))
             subprocess.run(["sh", "-c", "ls / | sort"], check=True, capture_output=True)
