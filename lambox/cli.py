@@ -17,8 +17,11 @@ import click
 from lambox import config as settings
 
 if TYPE_CHECKING:
+    import ssl
+
     from rich.table import Table
 
+    from lambox import credentials
     from lambox.client import Server
     from lambox.config import Config
     from lambox.node import Node
@@ -114,6 +117,8 @@ def serve(config: Path | None, **flags: str | None) -> None:
                 "lambox: WARNING: allow_weaker is set: functions run without "
                 f"{' and '.join(checked.allow_weaker)} where this host lacks it"
             )
+        for warning in exposed(checked):
+            writer.write(f"lambox: WARNING: {warning}")
         count = len(node.catalog.all())
         # One write: what reads this line must never see half of it.
         sys.stdout.write(f"lambox serving {count} function{'s'[: count != 1]} at {url}\n")
@@ -127,6 +132,20 @@ def serve(config: Path | None, **flags: str | None) -> None:
         explain(exc, f"cannot serve at {checked.host}:{checked.port}")
     writer.close()
     sys.exit(code)
+
+
+def exposed(checked: Config) -> list[str]:
+    """What others could do, as it is configured."""
+    from lambox.httpsettings import is_loopback
+
+    if is_loopback(checked.host):
+        return []
+    found = []
+    if checked.auth == "none":
+        found.append(f"auth is none: whoever reaches {checked.host} can run functions")
+    if checked.tls_cert is None:
+        found.append("there is no tls_cert: events and results can be read on their way")
+    return found
 
 
 def become_root_of_our_own() -> None:
@@ -148,10 +167,13 @@ def explain(exc: BaseException, doing: str) -> NoReturn:
     import errno
 
     from lambox.running import cause
+    from lambox.secretfiles import BadSecretFile
     from sandbox.confine.spec import ConfineError
     from sandbox.errors import PlatformFault
 
     reason = cause(exc)
+    if isinstance(reason, BadSecretFile):
+        fail(str(reason), USAGE)
     if isinstance(reason, ConfineError):
         fail(f"cannot isolate functions here: {reason}\nlambox doctor tells more.", PLATFORM)
     if isinstance(reason, OSError):
@@ -239,15 +261,35 @@ def find_server(checked: Config, endpoint: str | None) -> Server | None:
         # 0.0.0.0 and :: are places to listen, not to connect to.
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(checked.host, checked.host)
         host = f"[{host}]" if ":" in host else host
-        server = Server(f"http://{host}:{checked.port}")
+        scheme = "http" if checked.tls_cert is None else "https"
+        server = Server(f"{scheme}://{host}:{checked.port}", *shown(checked, own_server=True))
         return server if checked.port and server.is_lambox() else None
     try:
-        server = Server(endpoint)
+        server = Server(endpoint, *shown(checked, own_server=False))
     except ValueError as exc:
         raise click.UsageError(f"endpoint {exc}") from exc
     if not server.is_lambox():
         fail(f"no lambox answers at {endpoint}. Hint: start it with lambox serve", PLATFORM)
     return server
+
+
+def shown(
+    checked: Config, *, own_server: bool
+) -> tuple[credentials.Credentials | None, ssl.SSLContext | None]:
+    """What a server is shown, and how it is known."""
+    import os
+
+    from lambox import credentials, secretfiles
+
+    tls = checked.tls_cert is not None or "LAMBOX_CA_FILE" in os.environ or not own_server
+    try:
+        found = credentials.find(checked, own_server=own_server)
+        return found, credentials.trust(checked, own_server=own_server) if tls else None
+    except secretfiles.BadSecretFile as exc:
+        fail(str(exc), USAGE)
+    except OSError as exc:
+        name = os.environ.get("LAMBOX_CA_FILE") or checked.tls_cert
+        fail(f"{name}: no certificates: {exc.strerror or exc}", USAGE)
 
 
 def need_server(config: Path | None, endpoint: str | None) -> Server:

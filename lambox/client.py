@@ -1,4 +1,4 @@
-"""Owns the talk of lambox's verbs with a running server, over plain HTTP.
+"""Owns the talk of lambox's verbs with a running server, over HTTP or HTTPS.
 
 Unreachable             nobody answers at the endpoint, or it is not lambox
 Refused                 the server answered with an error: status, AWS's code, message
@@ -10,14 +10,22 @@ import base64
 import contextlib
 import http.client
 import json
+import ssl
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lambox.credentials import Credentials
 
 PROBE_TIMEOUT_S = 2.0
 CALL_TIMEOUT_S = 930.0
 """A function may take 900 s."""
+
+
+SHOW_WHO = ("MissingAuthenticationTokenException", "UnrecognizedClientException")
+SHOW_WHO_HINT = "\nHint: LAMBOX_AUTH_TOKEN, or the server's auth and auth_keys_file or auth_token_file (--config)"
 
 
 class Unreachable(Exception):
@@ -46,14 +54,22 @@ class Answer:
 class Server:
     """A running lambox. One connection per question: verbs ask once."""
 
-    def __init__(self, endpoint: str) -> None:
-        """Raises ValueError for something else than http://HOST:PORT."""
+    def __init__(
+        self,
+        endpoint: str,
+        credentials: Credentials | None = None,
+        trust: ssl.SSLContext | None = None,
+    ) -> None:
+        """`trust`: for https. Raises ValueError for something else than http(s)://HOST:PORT."""
         parts = urllib.parse.urlsplit(endpoint)
-        if parts.scheme != "http" or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{endpoint!r} must be like http://127.0.0.1:9000")
         self.endpoint = endpoint.rstrip("/")
         self._host = parts.hostname
-        self._port = parts.port or 80
+        self._secure = parts.scheme == "https"
+        self._port = parts.port or (443 if self._secure else 80)
+        self._credentials = credentials
+        self._trust = trust
 
     def is_lambox(self) -> bool:
         try:
@@ -83,9 +99,10 @@ class Server:
     def logs(self, name: str | None, *, follow: bool) -> Iterator[str]:
         """Kept lines; with `follow` those to come as well, until the server stops."""
         path = "/_lambox/logs" + (f"/{urllib.parse.quote(name, safe='')}" if name else "")
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=PROBE_TIMEOUT_S)
+        connection = self._connection(PROBE_TIMEOUT_S)
+        path += "?follow=1" if follow else ""
         try:
-            connection.request("GET", path + ("?follow=1" if follow else ""))
+            connection.request("GET", path, headers=self._headers("GET", path))
             if follow and connection.sock is not None:
                 connection.sock.settimeout(None)
             response = connection.getresponse()
@@ -117,9 +134,10 @@ class Server:
         body: bytes | None = None,
         headers: dict[str, str] | None = None,
     ) -> tuple[http.client.HTTPResponse, bytes]:
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
+        connection = self._connection(timeout_s)
         try:
-            connection.request(method, path, body, headers or {})
+            sent = self._headers(method, path, headers or {}, body or b"")
+            connection.request(method, path, body, sent)
             response = connection.getresponse()
             content = response.read()
         except (OSError, http.client.HTTPException) as exc:
@@ -129,6 +147,22 @@ class Server:
         if response.status >= 300:
             raise _refusal(response, content)
         return response, content
+
+    def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
+        if self._secure:
+            return http.client.HTTPSConnection(
+                self._host, self._port, timeout=timeout_s, context=self._trust
+            )
+        return http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
+
+    def _headers(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""
+    ) -> dict[str, str]:
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        sent = {"Host": f"{host}:{self._port}", **(headers or {})}
+        if self._credentials is not None:
+            sent |= self._credentials.headers(method, path, sent, body)
+        return sent
 
 
 def _refusal(response: http.client.HTTPResponse, body: bytes) -> Refused:
@@ -140,4 +174,6 @@ def _refusal(response: http.client.HTTPResponse, body: bytes) -> Refused:
         said = [fields.get(key) for key in ("message", "Message", "errorMessage")]
         code = code or fields.get("errorType", "")
         message = next(filter(None, said), message)
+    if code in SHOW_WHO:
+        message += SHOW_WHO_HINT
     return Refused(response.status, code, message)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lambox import capacity
+from lambox.httpsettings import HTTP_SETTINGS, Auth, contradictions
 from lambox.setting import PREFIX, Setting
 from lambox.setting import matching as _matching
 from lambox.setting import path as _path
@@ -33,7 +34,13 @@ from sandbox.functiontoml import FunctionDefaults, FunctionTomlError
 
 FILE = "lambox.toml"
 DEFAULT_PREFIX = "LAMBOX_DEFAULT_"
-OTHER_VARIABLES = {"LAMBOX_CI", "LAMBOX_CONFIG", "LAMBOX_ENDPOINT"}
+OTHER_VARIABLES = {
+    "LAMBOX_AUTH_TOKEN",
+    "LAMBOX_CA_FILE",
+    "LAMBOX_CI",
+    "LAMBOX_CONFIG",
+    "LAMBOX_ENDPOINT",
+}
 """Ours, but no settings of a server."""
 MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 WEAKER = ("cgroups", "seccomp")
@@ -77,6 +84,17 @@ class Config:
     allow_weaker: tuple[str, ...]
     seccomp: Literal["enforce", "log"]
     fast_lane: bool
+    auth: Auth
+    auth_keys_file: Path | None
+    auth_token_file: Path | None
+    allowed_hosts: tuple[str, ...]
+    tls_cert: Path | None
+    tls_key: Path | None
+    max_connections: int
+    max_header_bytes: int
+    header_timeout_s: float
+    body_timeout_s: float
+    keep_alive_s: float
     defaults: FunctionDefaults
 
 
@@ -318,6 +336,7 @@ SETTINGS: tuple[Setting, ...] = (
         "plain requests bypass the web framework; false is for comparison",
         "true",
     ),
+    *HTTP_SETTINGS,
 )
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 
@@ -342,8 +361,12 @@ def load(
         reader.take(setting, setting.flag, _from_text(setting, text))
     if reader.values.get("uid_count") is not None and reader.values.get("uid_base") is None:
         reader.problems.append("uid_count is set without uid_base. Hint: set uid_base too")
+    if not reader.problems:
+        set_ = {name: value for name, value in reader.values.items() if value is not None}
+        reader.problems += contradictions({"host": "127.0.0.1", **set_})
     if reader.problems:
         raise ConfigError(reader.problems)
+    reader.values.setdefault("auth", "none")
     values = {setting.name: setting.default(environ) for setting in SETTINGS} | reader.values
     return Config(**values, defaults=FunctionDefaults(**reader.defaults))
 

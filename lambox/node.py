@@ -21,6 +21,7 @@ from typing import Any
 
 import trio
 
+from lambox.callers import CallersFace
 from lambox.config import Config
 from lambox.network import WayOut, open_way_out
 from rootfs import environ, host, layout
@@ -31,7 +32,7 @@ from runtimeapi.intake import read_trace_id
 from runtimeapi.invoke import make_invoke_app
 from runtimeapi.lanes import caller_lane, runtime_lane
 from runtimeapi.ports import Console
-from runtimeapi.rapi import make_rapi_app
+from runtimeapi.rapi import ON_HOST_NETWORK, make_rapi_app
 from runtimeapi.server import ServedApp, caller_config, environment_config, running_app
 from sandbox.asyncqueue import AsyncQueue, open_queue
 from sandbox.catalog import Catalog
@@ -133,6 +134,7 @@ class Node:
     def __init__(
         self,
         config: Config,
+        face: CallersFace,
         catalog: Catalog,
         scheduler: Scheduler,
         queue: AsyncQueue,
@@ -143,6 +145,7 @@ class Node:
         way_out: WayOut,
     ) -> None:
         self.config = config
+        self._face = face
         self.catalog = catalog
         self.isolation = f"{launcher.describe()}, {way_out.describe()}"
         """How functions are isolated here, in one line."""
@@ -201,24 +204,35 @@ class Node:
         log.info("%d functions have been read anew", len(self.catalog.all()))
 
     async def serve(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
-        """Answer callers until `stop`. Started with `http://HOST:PORT`. Raises OSError: no such port."""
-        config = self.config
+        """Answer callers until `stop`. Started with `http(s)://HOST:PORT`. Raises OSError: no such port."""
+        config, face = self.config, self._face
         app = make_invoke_app(
-            self.catalog, self, self.console, region=config.region, account=config.account
+            self.catalog,
+            self,
+            self.console,
+            region=config.region,
+            account=config.account,
+            guard=face.guard,
         )
         family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
         listening = socket.create_server((config.host, config.port), family=family, backlog=1024)
-        lane = caller_lane(self.catalog, self, region=config.region, account=config.account)
+        lane = caller_lane(
+            self.catalog, self, region=config.region, account=config.account, guard=face.guard
+        )
         async with (
-            running_app(app, caller_config(), lane if config.fast_lane else None) as served,
+            running_app(
+                app, caller_config(face.limits), lane if config.fast_lane else None
+            ) as served,
             trio.open_nursery() as nursery,
         ):
             await nursery.start(self._serve_callers, served, listening)
             nursery.start_soon(self._watch_functions)
             nursery.start_soon(self._keepwarm.run)
+            nursery.start_soon(face.watch)
             port = listening.getsockname()[1]
             name = f"[{config.host}]" if family == socket.AF_INET6 else config.host
-            task_status.started(f"http://{name}:{port}")
+            scheme = "https" if face.secure is not None else "http"
+            task_status.started(f"{scheme}://{name}:{port}")
             self._tell_functions()
             await self._stop.wait()
             grace_ends = trio.current_time() + config.grace_s
@@ -234,7 +248,13 @@ class Node:
         *,
         task_status: trio.TaskStatus[None],
     ) -> None:
-        await served.serve(listening, {}, grace_s=self.config.grace_s, task_status=task_status)
+        await served.serve(
+            listening,
+            {},
+            grace_s=self.config.grace_s,
+            secure=self._face.secure,
+            task_status=task_status,
+        )
 
     async def _watch_functions(self) -> None:
         """Idle environments of changed code go when it changes, not when it is next invoked."""
@@ -272,8 +292,9 @@ async def open_node(
     """A node that owns all it starts: leaving kills and reaps every environment.
 
     `on_line` gets (function name, line) of every log line; it must not block.
-    Raises IsolationUnavailable (with the remedy) where this host cannot isolate as asked.
+    Raises BadSecretFile, and IsolationUnavailable (with the remedy) where this host cannot isolate as asked.
     """
+    face = await trio.to_thread.run_sync(CallersFace, config)
     runtimes = await trio.to_thread.run_sync(discover)
     logbook = LogBook(on_line)
     async with AsyncExitStack() as stack:
@@ -351,7 +372,9 @@ async def open_node(
             max_age_s=config.max_environment_age_s,
             trace_id=lambda: read_trace_id(None),
         )
-        yield Node(config, catalog, scheduler, queue, keepwarm, logbook, launcher, kitchen, way_out)
+        yield Node(
+            config, face, catalog, scheduler, queue, keepwarm, logbook, launcher, kitchen, way_out
+        )
 
 
 def _runtime_api(rapi: ServedApp) -> ServeRuntimeApi:
@@ -360,7 +383,10 @@ def _runtime_api(rapi: ServedApp) -> ServeRuntimeApi:
     ) -> None:
         await rapi.serve(
             listener,
-            {"environment": environment},
+            {
+                "environment": environment,
+                ON_HOST_NETWORK: environment.function.network == "host",
+            },
             on_connection=environment.count_connection,
             admits=environment.admits,
             task_status=task_status,

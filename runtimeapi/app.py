@@ -18,6 +18,7 @@ from quart_trio.asgi import TrioASGIHTTPConnection
 
 from runtimeapi.bodies import StreamedBody
 from runtimeapi.connection import BODY_KEY
+from runtimeapi.sigv4 import RequestHead, grouped
 
 ON_END_KEY = "lambox.on_end"
 
@@ -62,6 +63,18 @@ def on_request_end(request: Request, callback: Callable[[], None]) -> None:
     iterated, nor closed.
     """
     cast(dict[str, Any], request.scope).setdefault(ON_END_KEY, []).append(callback)
+
+
+def head_of(request: Request) -> RequestHead:
+    """As it was sent, for `guard.py`."""
+    scope = cast(dict[str, Any], request.scope)
+    return RequestHead(
+        method=request.method.encode(),
+        path=scope["raw_path"],
+        query=scope["query_string"],
+        headers=grouped(scope["headers"]),
+        secure=scope["scheme"] == "https",
+    )
 
 
 def path_of(request: Request) -> str:

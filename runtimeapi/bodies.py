@@ -49,6 +49,16 @@ class StreamedBody:
         self._news = trio.Event()
         self._room = trio.Event()
 
+    @classmethod
+    def whole(cls, data: bytes) -> StreamedBody:
+        """One that has been read, to be read again."""
+        body = cls(len(data))
+        if data:
+            body._chunks.append(data)
+            body._held = len(data) + CHUNK_COST
+        body.finish()
+        return body
+
     def __repr__(self) -> str:
         state = "complete" if self._complete else "broken" if self._broken else "arriving"
         return f"<StreamedBody {state}, {self._held} held{', discarding' * self._discarding}>"

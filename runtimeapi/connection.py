@@ -17,20 +17,24 @@ differs:
   connection whose invocation simply takes long;
 - when the peer goes away the idle timer goes too; hypercorn keeps the descriptor until it fires,
   which with keep-alive without end is never;
+- heads and bodies that come in too slowly end (`Slowness`), a head that is too large is refused even if it came
+  at once, and peers that are paced wait;
 - no HTTP/2, no WebSocket: neither face has them.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 from math import inf
+from typing import cast
 
 import h11
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Event as StreamEvent
-from hypercorn.protocol.events import Request, StreamClosed
+from hypercorn.protocol.events import Request, Response, StreamClosed
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
 from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 from hypercorn.trio.task_group import TaskGroup
@@ -40,6 +44,7 @@ from hypercorn.typing import AppWrapper, ConnectionState
 from hypercorn.utils import parse_socket_addr
 
 from runtimeapi.bodies import StreamedBody
+from runtimeapi.pace import REFUSAL, Pace
 
 log = logging.getLogger("lambox.http")
 
@@ -50,6 +55,8 @@ SEND_SLICE = 256 * 1024
 one."""
 BODY_KEY = "lambox.body"
 """Where the ASGI scope carries the StreamedBody."""
+PACE_KEY = "lambox.pace"
+"""Where a socket's state carries the Pace of those behind it."""
 
 
 BODILESS = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
@@ -59,8 +66,18 @@ BODILESS = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
 class FaceConfig(Config):
     """hypercorn's Config with the limits it has no words for."""
 
+    header_timeout_s: float = inf
+    """Longest time from the first byte of a head to its last, and for a TLS handshake."""
     body_timeout_s: float = inf
     """Longest silence while a request body is due."""
+    body_bytes_per_s: float = 0.0
+    """Fewest, on average, once a body has taken `body_timeout_s`."""
+    max_connections: int = sys.maxsize
+    """Open at a time on one listening socket."""
+    holds_back: bool = False
+    """Above `max_connections` nothing more is accepted; else it is answered with 503 and closed."""
+    paced: bool = False
+    """What peers make us do for nothing is charged to them (`pace.py`)."""
     send_timeout_s: float = inf
     """Longest time for SEND_SLICE bytes to be taken by the peer."""
 
@@ -112,6 +129,15 @@ class FaceProtocol(H11Protocol):
         self.broken = False
         """The peer broke the protocol or ended early: nothing more is read."""
         self._dropped = 0
+        self.pace = cast("Pace | None", self.connection_state.get(PACE_KEY))
+
+    @property
+    def reading(self) -> tuple[str, int] | None:
+        """What the peer is in the middle of sending, and the how many-th of this connection that is."""
+        if self.body_due:
+            return "body", self.keep_alive_requests
+        begun = self.connection.their_state is h11.IDLE and self.connection.trailing_data[0]
+        return ("head", self.keep_alive_requests) if begun else None
 
     @property
     def body_due(self) -> bool:
@@ -127,6 +153,13 @@ class FaceProtocol(H11Protocol):
                 await self._take_breakage(error)
                 break
             if isinstance(event, h11.Request):
+                if self._is_oversized(event):
+                    self.broken = True
+                    await self._send_error_response(431)
+                    await self.send(Closed())
+                    break
+                if self.pace is not None:
+                    await self.pace.rest()
                 await self.send(Updated(idle=False))
                 await self._create_stream(event)
             elif event is h11.PAUSED:
@@ -141,6 +174,17 @@ class FaceProtocol(H11Protocol):
                 await self._take_data(bytes(event.data))
             elif isinstance(event, h11.EndOfMessage):
                 await self._take_end(event)
+
+    def _is_oversized(self, request: h11.Request) -> bool:
+        """h11's own limit is on heads that have not ended; one that came in a single segment passes it."""
+        lines = sum(len(name) + len(value) + 4 for name, value in request.headers)
+        size = len(request.method) + len(request.target) + 12 + lines + 2
+        return size > self.config.h11_max_incomplete_size
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        if self.pace is not None and isinstance(event, Response) and event.status_code >= 400:
+            self.pace.charge(REFUSAL)
+        await super().stream_send(event)
 
     async def _take_data(self, data: bytes) -> None:
         if self.stream is not None:
@@ -209,6 +253,34 @@ class FaceProtocol(H11Protocol):
             await self.send(Closed())
 
 
+class Slowness:
+    """How long a peer may take for what it is in the middle of sending. Pure."""
+
+    def __init__(self, config: FaceConfig) -> None:
+        self._config = config
+        self._what: tuple[str, int] | None = None
+        self._began_at = inf
+        self._bytes = 0
+
+    def deadline(self, what: tuple[str, int] | None, now: float) -> float:
+        """Until when the next bytes have to be here."""
+        if what != self._what:
+            self._what, self._began_at, self._bytes = what, now, 0
+        config = self._config
+        if what is None:
+            return inf
+        if what[0] == "head":
+            return self._began_at + config.header_timeout_s
+        silent = now + config.body_timeout_s
+        if not config.body_bytes_per_s:
+            return silent
+        due = self._began_at + config.body_timeout_s + self._bytes / config.body_bytes_per_s
+        return min(silent, due)
+
+    def came(self, count: int) -> None:
+        self._bytes += count
+
+
 class FaceConnection(TCPServer):
     """One accepted connection, from its first byte (or from bytes read before) to its end."""
 
@@ -220,13 +292,14 @@ class FaceConnection(TCPServer):
         config: FaceConfig,
         context: WorkerContext,
         state: dict[str, object],
-        stream: trio.SocketStream,
+        stream: trio.SocketStream | trio.SSLStream[trio.SocketStream],
         already_read: bytes = b"",
     ) -> None:
         lifespan_state = ConnectionState(state)
         super().__init__(app, config, context, lifespan_state, stream)  # type: ignore[arg-type]
         self._already_read = already_read
         self._closing = False
+        self._slow = Slowness(config)
 
     async def run(self) -> None:
         """Resource handling: closes the stream, whatever happens. Raises no Exception."""
@@ -241,7 +314,10 @@ class FaceConnection(TCPServer):
             await trio.aclose_forcefully(self.stream)
 
     async def _run(self) -> None:
-        sock = self.stream.socket
+        secure = isinstance(self.stream, trio.SSLStream)
+        sock = cast(
+            trio.SocketStream, self.stream.transport_stream if secure else self.stream
+        ).socket
         client = parse_socket_addr(sock.family, sock.getpeername())
         server = parse_socket_addr(sock.family, sock.getsockname())
         async with TaskGroup() as task_group:
@@ -252,7 +328,7 @@ class FaceConnection(TCPServer):
                 self.context,
                 task_group,
                 ConnectionState(self.state),
-                False,
+                secure,
                 client,
                 server,
                 self.protocol_send,
@@ -267,10 +343,10 @@ class FaceConnection(TCPServer):
 
     async def _read_data(self) -> None:
         while not self.protocol.broken:
-            limit_s = self.config.body_timeout_s if self.protocol.body_due else inf
             try:
-                with trio.fail_after(limit_s):
+                with trio.fail_at(self._slow.deadline(self.protocol.reading, trio.current_time())):
                     data = bytes(await self.stream.receive_some(MAX_RECV))
+                self._slow.came(len(data))
             except (trio.ClosedResourceError, trio.BrokenResourceError, trio.TooSlowError):
                 self.protocol.broken = True
                 break

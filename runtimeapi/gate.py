@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from runtimeapi.sigv4 import RequestHead, grouped
+
 MAX_HEAD = 64 * 1024
 """Bytes of a request line and its headers; above it hypercorn decides."""
 CACHED_BLOCK = 1024
@@ -43,7 +45,10 @@ _HOST = re.compile(
     r"(?:(?:[A-Za-z0-9-]{1,63}\.){0,8}[A-Za-z0-9-]{1,63}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?"
 )
 
-_LEFT_TO_HYPERCORN = frozenset({"transfer-encoding", "expect", "upgrade", "http2-settings"})
+_LEFT_TO_HYPERCORN = frozenset(
+    {"transfer-encoding", "expect", "upgrade", "http2-settings", "origin", "sec-fetch-site"}
+)
+"""What frames a request in another way, and what browsers add (`guard.py`)."""
 _ONCE = frozenset(
     {
         "host",
@@ -124,7 +129,14 @@ def runtime_head(head: bytes) -> Head | None:
     return Head(kind, match[1].decode(), block.length, fields)
 
 
-def hopeless(start: bytes) -> bool:
+def signed_head(head: bytes) -> RequestHead:
+    """Of a head that was accepted: all of it."""
+    line, _, block = head.partition(b"\r\n")
+    method, path, _ = line.split(b" ")
+    return RequestHead(method, path, b"", grouped(_FIELDS.findall(block)))
+
+
+def hopeless(start: bytes, most: int = MAX_HEAD) -> bool:
     """Whether these first bytes of a head, which has not ended yet, cannot become one for this lane.
 
     h11 answers some beginnings at once (a TLS hello) and ends a head at an empty line of bare line
@@ -132,7 +144,7 @@ def hopeless(start: bytes) -> bool:
     """
     if start[:6] != b"POST /"[: len(start)] and start[:5] != b"GET /"[: len(start)]:
         return True
-    return len(start) > MAX_HEAD or start.count(b"\n") != start.count(b"\r\n")
+    return len(start) > most or start.count(b"\n") != start.count(b"\r\n")
 
 
 def _read(block: bytes) -> _Block | None:

@@ -192,9 +192,19 @@ def _trace_fields(header: str) -> dict[str, str]:
 
 async def read_payload(body: StreamedBody, *, limit: int, operation: str) -> bytes:
     """The event, checked to be JSON; an empty body is `{}` (SPEC 3.1)."""
+    payload = await read_body(body, limit=limit, operation=operation) or b"{}"
+    if len(payload) <= CHECKED_INLINE:
+        check_json(payload)
+    else:
+        await trio.to_thread.run_sync(check_json_aside, payload)
+    return payload
+
+
+async def read_body(body: StreamedBody, *, limit: int, operation: str) -> bytes:
+    """All of it, as it was sent. Raises InvalidRequest."""
     with trio.move_on_after(BODY_TOTAL_S):
         try:
-            payload = await read_all(body, limit)
+            return await read_all(body, limit)
         except BodyTooLarge as exc:
             raise InvalidRequest(
                 f"Request must be smaller than {limit} bytes for the {operation} operation",
@@ -203,12 +213,6 @@ async def read_payload(body: StreamedBody, *, limit: int, operation: str) -> byt
             ) from exc
         except BodyTruncated as exc:
             raise _bad_content("The request body ended before it was complete.") from exc
-        payload = payload or b"{}"
-        if len(payload) <= CHECKED_INLINE:
-            check_json(payload)
-        else:
-            await trio.to_thread.run_sync(check_json_aside, payload)
-        return payload
     raise InvalidRequest(
         f"The request body did not arrive within {BODY_TOTAL_S:.0f} seconds.",
         code="RequestTimeoutException",

@@ -10,22 +10,27 @@ GET  /healthz, /_lambox/...                                     `console.py`
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import replace
 
+import trio
 from quart import Response, g, request
 from werkzeug.exceptions import HTTPException
 
-from runtimeapi.app import FaceApp, body_of, on_request_end, path_of, respond
+from runtimeapi.app import FaceApp, body_of, head_of, on_request_end, path_of, respond
 from runtimeapi.arns import LATEST
+from runtimeapi.bodies import StreamedBody
 from runtimeapi.console import mount_console
 from runtimeapi.eventstream import CONTENT_TYPE
+from runtimeapi.guard import HASHED_INLINE, Claim, Guard
 from runtimeapi.intake import (
     INVOCATION_TYPES,
     STREAMING_TYPES,
     Ask,
     find_function,
     read_ask,
+    read_body,
     read_payload,
 )
 from runtimeapi.ports import Console, Functions, Invoker
@@ -49,10 +54,18 @@ STREAM_PATH = "/2021-11-15/functions/<name>/response-streaming-invocations"
 
 
 def make_invoke_app(
-    functions: Functions, invoker: Invoker, console: Console, *, region: str, account: str
+    functions: Functions,
+    invoker: Invoker,
+    console: Console,
+    *,
+    region: str,
+    account: str,
+    guard: Guard | None = None,
 ) -> FaceApp:
-    """Serve it with `caller_config()`; `state` is not used."""
+    """Serve it with `caller_config()`; `state` is not used. Without a `guard` one that knows loopback's names
+    and takes every caller."""
     app = FaceApp(__name__)
+    _mount_guard(app, guard or Guard())
     face = _InvokeFace(app, functions, invoker, region, account)
     app.post("/2015-03-31/functions/<name>/invocations")(face.invoke)
     app.post("/2014-11-13/functions/<name>/invoke-async/")(face.invoke_async)
@@ -61,6 +74,25 @@ def make_invoke_app(
     mount_console(app, functions, console)
     _mount_errors(app)
     return app
+
+
+def _mount_guard(app: FaceApp, guard: Guard) -> None:
+    @app.before_request
+    async def admit() -> None:
+        """Before anything else is looked at: who may not speak learns nothing, not even which paths there are."""
+        claim = guard.admit(head_of(request))
+        if claim is None:
+            return
+        body = await read_body(body_of(request), limit=MAX_PAYLOAD, operation="InvokeFunction")
+        if len(body) > HASHED_INLINE:
+            await trio.to_thread.run_sync(_prove, claim, body)
+        else:
+            _prove(claim, body)
+        request.body = StreamedBody.whole(body)  # type: ignore[assignment]
+
+
+def _prove(claim: Claim, body: bytes) -> None:
+    claim.check(hashlib.sha256(body).hexdigest())
 
 
 class _InvokeFace:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from functools import partial
 from typing import cast
 
 import trio
 
-from runtimeapi.connection import FaceConfig
-from runtimeapi.gate import Head, caller_head, runtime_head
+from runtimeapi.connection import PACE_KEY, FaceConfig
+from runtimeapi.gate import Head, caller_head, runtime_head, signed_head
+from runtimeapi.guard import Claim, Guard, is_loopback_name
 from runtimeapi.intake import (
     CHECKED_INLINE,
     Ask,
@@ -18,8 +20,9 @@ from runtimeapi.intake import (
     find_function,
     read_ask,
 )
+from runtimeapi.pace import REFUSAL, Pace
 from runtimeapi.ports import Functions, Invoker, RuntimeFace
-from runtimeapi.rapi import ACCEPTED, fault, for_the_caller, next_reply, refusal
+from runtimeapi.rapi import ACCEPTED, ON_HOST_NETWORK, fault, for_the_caller, next_reply, refusal
 from runtimeapi.replies import (
     Reply,
     aws_error,
@@ -30,7 +33,7 @@ from runtimeapi.replies import (
     with_ids,
 )
 from runtimeapi.wire import FastConnection, Lane, OddHeader, write_head
-from sandbox.errors import PlatformFault
+from sandbox.errors import InvalidRequest, PlatformFault
 from sandbox.function import FunctionVersion
 from sandbox.lifecycle import NextEvent, Refused
 from sandbox.ticket import Ticket
@@ -38,15 +41,25 @@ from sandbox.ticket import Ticket
 _ACCEPTED = write_head(ACCEPTED, dated=False)
 
 
-def caller_lane(functions: Functions, invoker: Invoker, *, region: str, account: str) -> Lane:
+def caller_lane(
+    functions: Functions,
+    invoker: Invoker,
+    *,
+    region: str,
+    account: str,
+    guard: Guard | None = None,
+) -> Lane:
     """For `running_app` of `make_invoke_app`, with the same arguments."""
 
     refreshed = Refreshed()
+    at_the_door = guard or Guard()
 
     def connect(
         stream: trio.SocketStream, config: FaceConfig, state: Mapping[str, object]
     ) -> FastConnection:
-        return CallerConnection(stream, config, functions, refreshed, invoker, region, account)
+        return CallerConnection(
+            stream, config, functions, refreshed, invoker, region, account, at_the_door
+        )
 
     return connect
 
@@ -64,7 +77,9 @@ def runtime_lane(
     stream: trio.SocketStream, config: FaceConfig, state: Mapping[str, object]
 ) -> FastConnection:
     """For `running_app` of `make_rapi_app`: the environment is the socket's."""
-    return RuntimeConnection(stream, config, cast(RuntimeFace, state["environment"]))
+    environment = cast(RuntimeFace, state["environment"])
+    pace = cast("Pace | None", state.get(PACE_KEY))
+    return RuntimeConnection(stream, config, environment, pace, bool(state.get(ON_HOST_NETWORK)))
 
 
 class CallerConnection(FastConnection):
@@ -79,8 +94,11 @@ class CallerConnection(FastConnection):
         invoker: Invoker,
         region: str,
         account: str,
+        guard: Guard,
     ) -> None:
         super().__init__(stream, config, caller_head)
+        self._guard = guard
+        self._claim: Claim | None = None
         self._functions = functions
         self._refreshed = refreshed
         self._invoker = invoker
@@ -88,6 +106,7 @@ class CallerConnection(FastConnection):
         self._account = account
         self._ask: Ask
         self._function: FunctionVersion
+        self._body = b""
         self._payload = b""
         self._friendly = False
         self._path = ""
@@ -95,7 +114,12 @@ class CallerConnection(FastConnection):
 
     def _accepts(self, head: Head) -> bool:
         """As the app does, before the body is here. What is refused here the app refuses again."""
+        guard = self._guard
+        if not guard.knows(head.fields["host"]):
+            return False
         try:
+            if not guard.takes_anyone:
+                self._claim = guard.claim(signed_head(self._raw))
             self._ask = read_ask(
                 head.name, None, head.fields, region=self._region, account=self._account
             )
@@ -110,19 +134,28 @@ class CallerConnection(FastConnection):
 
     def _serve(self, head: Head, body: bytes) -> None:
         self._payload = body or b"{}"
-        if len(self._payload) > CHECKED_INLINE:
-            self._job = partial(check_json_aside, self._payload)
+        claim, self._claim = self._claim, None
+        if len(body) > CHECKED_INLINE:
+            self._body = body
+            self._job = partial(_check_aside, claim, body)
             return
         try:
+            if claim is not None:
+                _prove(claim, body)
             check_json(self._payload)
+        except Unproven:
+            self._hand_over_again(body)
         except Exception as exc:
             self._refuse(exc)
         else:
             self._submit()
 
     def _worked(self, error: Exception | None) -> None:
+        body, self._body = self._body, b""
         if error is None:
             self._submit()
+        elif isinstance(error, Unproven):
+            self._hand_over_again(body)
         else:
             self._refuse(error)
 
@@ -186,17 +219,45 @@ class CallerConnection(FastConnection):
             self._invoker.withdraw(ticket)
 
 
+class Unproven(Exception):
+    """The signature is not of this request: the app says so, once more looking at all of it."""
+
+
+def _prove(claim: Claim, body: bytes) -> None:
+    try:
+        claim.check(hashlib.sha256(body).hexdigest())
+    except InvalidRequest as exc:
+        raise Unproven from exc
+
+
+def _check_aside(claim: Claim | None, body: bytes) -> None:
+    """For a thread."""
+    if claim is not None:
+        _prove(claim, body)
+    check_json_aside(body)
+
+
 class RuntimeConnection(FastConnection):
     """`next`, `response` and `error` of one environment's runtime."""
 
     def __init__(
-        self, stream: trio.SocketStream, config: FaceConfig, environment: RuntimeFace
+        self,
+        stream: trio.SocketStream,
+        config: FaceConfig,
+        environment: RuntimeFace,
+        pace: Pace | None,
+        on_host_network: bool,
     ) -> None:
         super().__init__(stream, config, runtime_head)
+        self._on_host_network = on_host_network
         self._environment = environment
+        self._pace = pace
 
     def _accepts(self, head: Head) -> bool:
-        return True
+        if self._on_host_network and not is_loopback_name(head.fields["host"]):
+            return False
+        # Who is in debt waits, on the other lane, to the end of the connection.
+        return self._pace is None or not self._pace.wait_s
 
     def _serve(self, head: Head, body: bytes) -> None:
         try:
@@ -207,6 +268,8 @@ class RuntimeConnection(FastConnection):
             else:
                 self._error(head, body)
         except Refused as exc:
+            if self._pace is not None:
+                self._pace.charge(REFUSAL)
             self._send(refusal(exc.status, exc.error_type, exc.message))
         except Exception as exc:
             words = self._raw.split(b" ", 2)

@@ -14,16 +14,20 @@ from typing import Any, cast
 from quart import Response, request
 from werkzeug.exceptions import HTTPException
 
-from runtimeapi.app import FaceApp, body_of, path_of, respond
+from runtimeapi.app import FaceApp, body_of, head_of, path_of, respond
 from runtimeapi.bodies import BodyTooLarge, read_all
+from runtimeapi.guard import Guard
 from runtimeapi.ports import BodyTruncated, RuntimeFace
 from runtimeapi.replies import Reply
+from sandbox.errors import InvalidRequest
 from sandbox.invocation import MAX_PAYLOAD
 from sandbox.lifecycle import NextEvent, Refused
 
 log = logging.getLogger("lambox.rapi")
 
 VERSION = "/2018-06-01"
+ON_HOST_NETWORK = "lambox.on_host_network"
+"""In the state of a socket that browsers on this host reach as well: the Host header is looked at."""
 ERROR_CAUSE_TYPE = "application/vnd.aws.lambda.error.cause+json"
 JSON = {"Content-Type": "application/json"}
 GO_ESCAPES = str.maketrans(
@@ -53,12 +57,20 @@ def make_rapi_app() -> FaceApp:
     """One app for all environments; serve it with `state={"environment": RuntimeFace}` on each
     one's socket."""
     app = FaceApp(__name__)
+    guard = Guard()
     _mount_invocation(app)
     _mount_stubs(app)
     _mount_errors(app)
 
     @app.before_request
-    async def no_head() -> Response | None:
+    async def admit() -> Response | None:
+        # In a network namespace of its own nothing but the environment reaches the socket, and bootstraps
+        # written by hand send any Host.
+        try:
+            if cast(dict[str, Any], request.scope)["state"].get(ON_HOST_NETWORK):
+                guard.check_source(head_of(request))
+        except InvalidRequest as exc:
+            return render(refusal(exc.status, exc.code, exc.message))
         # werkzeug answers HEAD wherever there is a GET: a HEAD of `next` would swallow an event.
         return respond(405, {"Allow": "GET"}, b"") if request.method == "HEAD" else None
 

@@ -73,6 +73,9 @@ WITHOUT_TYPE = frozenset(
         "AccessDeniedException",
         "RequestEntityTooLargeException",
         "UnrecognizedClientException",
+        "MissingAuthenticationTokenException",
+        "IncompleteSignatureException",
+        "InvalidSignatureException",
         "UnknownOperationException",
     }
 )

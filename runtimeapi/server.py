@@ -10,20 +10,25 @@ from __future__ import annotations
 
 import logging
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from math import inf
 
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
 from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.worker_context import EventWrapper, WorkerContext
 from hypercorn.typing import ASGIFramework
 from hypercorn.utils import LifespanTimeoutError
 
-from runtimeapi.connection import FaceConfig, FaceConnection
+from runtimeapi.connection import PACE_KEY, FaceConfig, FaceConnection
+from runtimeapi.doorway import Accepted, Doorway, shake_hands
 from runtimeapi.hub import Hub
+from runtimeapi.pace import Pace
 from runtimeapi.wire import FastConnection, Lane
 
 log = logging.getLogger("lambox.http")
@@ -31,6 +36,8 @@ log = logging.getLogger("lambox.http")
 MAX_HEADER_BYTES = 1024 * 1024 + 64 * 1024
 """Request line and headers: Lambda-Runtime-Function-XRay-Error-Cause alone reaches 1 MiB (SPEC 1.1,
 3.3)."""
+ENVIRONMENT_CONNECTIONS = 64
+"""Of one environment to its Runtime API; runtimes have one, extensions one or two each."""
 APP_SHUTDOWN_S = 5.0
 
 
@@ -46,23 +53,56 @@ def _base_config() -> FaceConfig:
 
 
 def environment_config() -> FaceConfig:
-    """Towards environments: no time limits at all.
-
-    A frozen environment neither reads nor writes for hours (SPEC 1.1).
-    """
+    """Towards environments: no time limits at all, since a frozen one neither reads nor writes for hours (SPEC
+    1.1). What it holds costs a bounded number of connections, and what it does for nothing is charged."""
     config = _base_config()
     config.keep_alive_timeout = inf
+    config.max_connections = ENVIRONMENT_CONNECTIONS
+    config.holds_back = True
+    config.paced = True
     return config
 
 
-def caller_config() -> FaceConfig:
-    """Towards callers: limits on silence, none on how long an invocation takes."""
+@dataclass(frozen=True, slots=True)
+class CallerLimits:
+    """What callers are held to; the defaults are those of the settings with these names."""
+
+    max_connections: int = 1024
+    max_header_bytes: int = 64 * 1024
+    header_timeout_s: float = 20.0
+    body_timeout_s: float = 20.0
+    keep_alive_s: float = 75.0
+
+
+def caller_config(limits: CallerLimits = CallerLimits()) -> FaceConfig:
+    """Towards callers: limits on silence and slowness, none on how long an invocation takes."""
     config = _base_config()
     config.include_date_header = True
-    config.keep_alive_timeout = 75.0
-    config.body_timeout_s = 20.0
+    config.h11_max_incomplete_size = limits.max_header_bytes
+    config.max_connections = limits.max_connections
+    config.header_timeout_s = limits.header_timeout_s
+    config.keep_alive_timeout = limits.keep_alive_s
+    config.body_timeout_s = limits.body_timeout_s
+    config.body_bytes_per_s = 1024
     config.send_timeout_s = 60.0
     return config
+
+
+class _TlsConfig(Config):
+    @property
+    def ssl_enabled(self) -> bool:
+        """Already without a certificate."""
+        return True
+
+
+def tls_context() -> ssl.SSLContext:
+    """hypercorn's, without HTTP/2; the certificate is still to be loaded."""
+    config = _TlsConfig()
+    config.alpn_protocols = ["http/1.1"]
+    context = config.create_ssl_context()
+    assert context is not None
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    return context
 
 
 class ServedApp:
@@ -83,6 +123,7 @@ class ServedApp:
         state: Mapping[str, object],
         *,
         grace_s: float = 0.0,
+        secure: ssl.SSLContext | None = None,
         on_connection: Callable[[int], None] = lambda change: None,
         admits: Callable[[tuple[str, int]], bool] = lambda peer: True,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
@@ -93,24 +134,34 @@ class ServedApp:
         `grace_s` more seconds. Being out of descriptors (EMFILE and the like) is survived: trio
         logs it and tries again every 100 ms.
 
+        With `secure` all of it is TLS, and the fast lane, which writes to descriptors, has no part in it.
         A connection whose peer address `admits` refuses is closed without a word.
         `on_connection` is told +1 for every connection that is opened and -1 when it has ended.
 
         Resource handling: closes the socket and every connection it accepted.
         """
+        config = self._config
+        pace = Pace() if config.paced else None
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+        doorway = Doorway(listener, config, pace)
+        socket_state = {**state, PACE_KEY: pace}
         context = WorkerContext(None)
         fast: set[FastConnection] = set()
 
         async def handle(stream: trio.SocketStream) -> None:
-            if not admits(stream.socket.getpeername()):
-                await stream.aclose()
-                return
-            on_connection(+1)
             try:
-                await self._begin(stream, state, context, fast)
+                if not _is_admitted(stream, admits):
+                    await trio.aclose_forcefully(stream)
+                elif doorway.is_full:
+                    await doorway.turn_away(stream, secure=secure is not None)
+                else:
+                    on_connection(+1)
+                    try:
+                        await self._begin(stream, socket_state, context, fast, secure)
+                    finally:
+                        on_connection(-1)
             finally:
-                on_connection(-1)
+                doorway.left()
 
         async with trio.open_nursery() as nursery:
             hold = _Hold(grace_s)
@@ -118,7 +169,7 @@ class ServedApp:
             try:
                 await trio.serve_listeners(
                     handle,
-                    [listener],
+                    [doorway],
                     handler_nursery=await hold.nursery(),
                     task_status=_Started(task_status),
                 )
@@ -134,8 +185,14 @@ class ServedApp:
         state: Mapping[str, object],
         context: WorkerContext,
         fast: set[FastConnection],
+        secure: ssl.SSLContext | None,
     ) -> None:
         """The fast lane first, as long as it knows what to do."""
+        if secure is not None:
+            secured = await shake_hands(stream, secure, self._config.header_timeout_s)
+            if secured is not None:
+                await self.serve_connection(secured, state, context=context)
+            return
         if self._lane is None:
             await self.serve_connection(stream, state, context=context)
             return
@@ -152,7 +209,7 @@ class ServedApp:
 
     async def serve_connection(
         self,
-        stream: trio.SocketStream,
+        stream: Accepted,
         state: Mapping[str, object],
         *,
         already_read: bytes = b"",
@@ -165,6 +222,13 @@ class ServedApp:
         await FaceConnection(
             self._app, self._config, context or self._context, dict(state), stream, already_read
         ).run()
+
+
+def _is_admitted(stream: trio.SocketStream, admits: Callable[[tuple[str, int]], bool]) -> bool:
+    try:
+        return admits(stream.socket.getpeername())
+    except OSError:
+        return False  # it has gone again
 
 
 class _Started:

@@ -10,9 +10,9 @@ parked `next`, the one that took the runtime's response answers the caller. Each
 its own, which sleeps while all goes its plain way, and is nudged for the rest: time limits, what the
 socket does not take at once, work for a thread, pipelined requests, the end.
 
-Bounds: a head of MAX_HEAD bytes; a body of MAX_PAYLOAD, which may take PATIENCE_S to arrive before
-hypercorn, with its limits on silence and on the whole, goes on with it; nothing is read while an answer
-is due and the next request is here already.
+Bounds: a head of MAX_HEAD bytes (or less, if so configured), which has `header_timeout_s` from its first byte on;
+a body of MAX_PAYLOAD, which may take PATIENCE_S to arrive before hypercorn, with its limits on silence and on
+the whole, goes on with it; nothing is read while an answer is due and the next request is here already.
 """
 
 from __future__ import annotations
@@ -60,6 +60,10 @@ class FastConnection:
         self._more: list[bytes] = []
         """What was read after `_input`: joined when there is enough of it."""
         self._size = 0
+        self._most = min(MAX_HEAD, config.h11_max_incomplete_size)
+        """Bytes of a head; above it hypercorn decides."""
+        self._begun = False
+        """A head has begun to arrive, and has not ended."""
         self._need = 1
         """Bytes that must have been read before it is worth looking at them."""
         self._head: Head | None = None
@@ -216,13 +220,15 @@ class FastConnection:
         """Serve the request that has been read, if all of it has."""
         data = self._join()
         if self._head is None:
-            end = data.find(b"\r\n\r\n", 0, MAX_HEAD)
+            end = data.find(b"\r\n\r\n", 0, self._most)
             if end < 0:
-                if hopeless(data):
+                if hopeless(data, self._most):
                     self._hand_over()
                 else:
                     self._need = len(data) + 1
+                    self._arm_head()
                 return
+            self._begun = False
             self._raw = data[: end + 2]
             head = self._gate(self._raw)
             if head is None or head.length > MAX_PAYLOAD or not self._accepts(head):
@@ -254,9 +260,9 @@ class FastConnection:
         self._handed_over = self._join()
         self._over = True
 
-    def _hand_over_again(self) -> None:
-        """The same with the last request, which had no body and may be asked again."""
-        self._handed_over = self._raw + b"\r\n" + self._join()
+    def _hand_over_again(self, body: bytes = b"") -> None:
+        """The same with the last request, of which nothing has been done that may not be done again."""
+        self._handed_over = self._raw + b"\r\n" + body + self._join()
         self._over = True
         self._nudge()
 
@@ -266,6 +272,13 @@ class FastConnection:
         limit_s = self._config.keep_alive_timeout
         if limit_s != inf:
             self._arm(trio.current_time() + limit_s)
+
+    def _arm_head(self) -> None:
+        """However often a little more of it comes."""
+        limit_s = self._config.header_timeout_s
+        if not self._begun and limit_s != inf:
+            self._begun = True
+            self._arm(min(self._due, trio.current_time() + limit_s))
 
     def _arm(self, due: float) -> None:
         """A later deadline is only noted: the task wakes up at the old one and sees it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,11 +19,12 @@ from typing import Any
 
 import trio
 
+from runtimeapi.guard import Guard
 from runtimeapi.invoke import make_invoke_app
 from runtimeapi.lanes import caller_lane, runtime_lane
 from runtimeapi.ports import BodyTruncated, Console, ResponseBody
 from runtimeapi.rapi import make_rapi_app
-from runtimeapi.server import caller_config, environment_config, running_app
+from runtimeapi.server import CallerLimits, caller_config, environment_config, running_app
 from sandbox.errors import CallerError, FunctionFailed, FunctionNotFound
 from sandbox.function import BrokenFunction, FunctionVersion
 from sandbox.invocation import Invocation, Outcome
@@ -307,16 +309,28 @@ def listening() -> socket.socket:
 
 
 @asynccontextmanager
-async def callers(*, fast: bool) -> AsyncIterator[Callers]:
+async def callers(
+    *,
+    fast: bool,
+    guard: Guard | None = None,
+    limits: CallerLimits | None = None,
+    secure: ssl.SSLContext | None = None,
+) -> AsyncIterator[Callers]:
     broken = BrokenFunction("broken", Path("/nowhere"), "broken/function.toml:1: memory: mend it")
     functions = FakeFunctions(function(), function("dotted.name"), broken)
     invoker, logs, sock = FakeInvoker(), FakeLogs(), listening()
-    app = make_invoke_app(functions, invoker, logs.console(), region=REGION, account=ACCOUNT)
+    app = make_invoke_app(
+        functions, invoker, logs.console(), region=REGION, account=ACCOUNT, guard=guard
+    )
     served_at = Callers(sock.getsockname(), functions, invoker, logs)
-    lane = caller_lane(functions, invoker, region=REGION, account=ACCOUNT) if fast else None
-    async with running_app(app, caller_config(), lane) as served, trio.open_nursery() as nursery:
+    lane = caller_lane(functions, invoker, region=REGION, account=ACCOUNT, guard=guard)
+    config = caller_config(limits or CallerLimits())
+    async with (
+        running_app(app, config, lane if fast else None) as served,
+        trio.open_nursery() as nursery,
+    ):
         invoker.nursery = nursery
-        await nursery.start(served.serve, sock, {})
+        await nursery.start(partial(served.serve, secure=secure), sock, {})
         yield served_at
         nursery.cancel_scope.cancel()
 

@@ -107,7 +107,7 @@ async def at_environment(
         return answer, closed, (posted, len(face.put.kept))
 
 
-SMUGGLED = f"POST {INVOKE} HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n666"
+SMUGGLED = f"POST {INVOKE} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\n666"
 SHAPES: dict[str, str] = {
     "plain": "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}",
     "both lengths": "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -170,11 +170,12 @@ SHAPES: dict[str, str] = {
     "unended head": "POST {path} HTTP/1.1\r\nHost: x\r\nA: ",
     "unended body": "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n{{}}",
 }
-"""Under `plain` paths of both faces: `{path}`, and `{{}}` for the body."""
+"""Under `plain` paths of both faces: `{path}`, and `{{}}` for the body; host `x` is sent as localhost."""
 
 
 def shape(name: str, path: str) -> bytes:
-    return SHAPES[name].replace("{{}}", "{}").replace("{path}", path).encode("latin-1")
+    text = SHAPES[name].replace("{{}}", "{}").replace("{path}", path)
+    return re.sub(r"^Host: x(?=[\r\n])", "Host: localhost", text, flags=re.M).encode("latin-1")
 
 
 @pytest.mark.trio

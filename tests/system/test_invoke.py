@@ -368,7 +368,7 @@ def test_a_caller_that_leaves_does_not_end_its_invocation(shared: Server) -> Non
     with socket.create_connection((host, int(port))) as caller:
         caller.sendall(
             b"POST /2015-03-31/functions/goes-on/invocations HTTP/1.1\r\n"
-            b"Host: x\r\nContent-Length: 2\r\n\r\n{}"
+            b"Host: localhost\r\nContent-Length: 2\r\n\r\n{}"
         )
         until(lambda: "it began" in shared.log.read_text())
     until(lambda: "it went on to its end" in shared.log.read_text())

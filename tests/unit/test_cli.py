@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -556,6 +557,27 @@ def test_a_standing_reader_stops_nobody_and_drops_are_counted(
     dropped = int(text[-1].split()[1])
     assert dropped > 0
     assert len(text) - 1 + dropped == 10_000
+
+
+def test_a_full_disk_costs_log_lines_and_says_how_many(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nothing waits for it; once there is room lines come again."""
+    monkeypatch.setattr(loglines, "RETRY_S", 0.01)
+    fd = os.open("/dev/full", os.O_WRONLY)
+    writer = loglines.LineWriter(fd)
+    for _ in range(10):
+        writer.write("lost")
+    while writer._lines or not writer._dropped:
+        time.sleep(0.001)
+    room = os.open(tmp_path / "log", os.O_CREAT | os.O_WRONLY)
+    os.dup2(room, fd)
+    os.close(room)
+    writer.write("kept")
+    writer.close()
+    os.close(fd)
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert sorted(lines) == ["kept", "lambox: 10 log lines dropped, they were not taken"]
 
 
 @pytest.mark.parametrize(

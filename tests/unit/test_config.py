@@ -104,6 +104,11 @@ def test_every_setting_has_a_variable_and_a_flag() -> None:
         "zygote": "false", "pool_min": "1", "pool_max": "2", "preload": "boto3 a.b",
         "tmp": "memory",
         "allow_weaker": "seccomp, cgroups", "seccomp": "log", "fast_lane": "false",
+        "auth": "sigv4", "auth_keys_file": "keys", "auth_token_file": "token",
+        "allowed_hosts": "Lambox, *.example.com",
+        "tls_cert": "cert.pem", "tls_key": "key.pem", "max_connections": "7",
+        "max_header_bytes": "8192", "header_timeout_s": "1", "body_timeout_s": "2.5",
+        "keep_alive_s": "3",
     }  # fmt: skip
     environ = {f"LAMBOX_{name.upper()}": text for name, text in texts.items()}
     assert load(texts, environ={}) == load(environ=environ)
@@ -115,6 +120,10 @@ def test_every_setting_has_a_variable_and_a_flag() -> None:
         nat_range=IPv4Network("10.77.0.0/16"), max_starts=3, zygote=False, pool_min=1, pool_max=2,
         preload=("boto3", "a.b"), tmp="memory", allow_weaker=("seccomp", "cgroups"),
         seccomp="log", fast_lane=False, defaults=FunctionDefaults(),
+        auth="sigv4", auth_keys_file=Path("keys"), auth_token_file=Path("token"),
+        allowed_hosts=("lambox", ".example.com"), tls_cert=Path("cert.pem"), tls_key=Path("key.pem"),
+        max_connections=7, max_header_bytes=8192, header_timeout_s=1.0, body_timeout_s=2.5,
+        keep_alive_s=3.0,
     )  # fmt: skip
     assert found == expected
     assert texts.keys() == {setting.name for setting in SETTINGS}
