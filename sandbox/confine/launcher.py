@@ -402,7 +402,7 @@ async def open_launcher(
     """
     tool = await trio.to_thread.run_sync(bwrap.find, bwrap_path)
     init = init_path()
-    filters = await trio.to_thread.run_sync(_filters, calls, weaker)
+    filters = await trio.to_thread.run_sync(_filter, calls, weaker)
     uids = identity.choose(uid_base, uid_count)
     _raise_descriptor_limit()
     if tree is None:
@@ -452,7 +452,7 @@ def _tree(weaker: Collection[str]) -> CgroupTree:
         return WatchedTree()
 
 
-def _filters(mode: seccomp.Mode, weaker: Collection[str]) -> Filters | None:
+def _filter(mode: seccomp.Mode, weaker: Collection[str]) -> Filters | None:
     try:
         filters = seccomp.filters(mode)
     except IsolationUnavailable:
