@@ -19,6 +19,7 @@ import trio
 import rootfs.inside
 from rootfs.layout import Bind, Tmpfs
 from sandbox.confine import bwrap, cgroup, identity, mounts, overseer, privilege, seccomp, staging
+from sandbox.confine.aside import aside_or_here
 from sandbox.confine.bwrap import Bwrap, Descriptors
 from sandbox.confine.cgroup import Cgroup, CgroupTree
 from sandbox.confine.cgroup_none import WatchedTree
@@ -469,7 +470,7 @@ def _filter(mode: seccomp.Mode, weaker: Collection[str]) -> Filters | None:
 
 async def _close(tree: CgroupTree) -> None:
     with trio.CancelScope(shield=True):
-        await trio.to_thread.run_sync(tree.close)
+        await aside_or_here(tree.close)
 
 
 def _raise_descriptor_limit() -> None:
