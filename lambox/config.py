@@ -244,7 +244,7 @@ SETTINGS: tuple[Setting, ...] = (
         whole("", 1000, 4_294_900_000),
         lambda _: None,
         "1000 to 4294900000",
-        "first of the host's uids for sandboxes, if started by root",
+        "first of the uids for sandboxes, where more than our own is mapped",
         "chosen at start",
     ),
     Setting(

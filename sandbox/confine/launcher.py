@@ -132,6 +132,9 @@ class BwrapLauncher:
     async def launch(self, spec: SandboxSpec) -> BwrapSandbox:
         if not NAME.fullmatch(spec.name):
             raise ConfineError(f"{spec.name!r} cannot name a sandbox: a-z, 0-9 and -, at most 64")
+        if self._storage is not None:
+            for tmp in _tmpfs(spec):
+                self._storage.expect(tmp.size)
         if self._pool is not None and _poolable(spec) and self._pool.offers(_kind(spec)):
             try:
                 return await self._adopt(self._pool, spec)
