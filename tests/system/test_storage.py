@@ -39,13 +39,20 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> None:
         pytest.skip(f"no /tmp on disk: {exc}")
 
 
+class Roomy(Images):
+    """For tests that write little into much, on a disk that may have less."""
+
+    def _check_room(self, size: int) -> None:
+        pass
+
+
 Make = Callable[[int], str]
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
     """make(bytes) -> path of the root of a fresh file system, closed at the end."""
-    found = Images(tmp_path / "images", NAME)
+    found = Roomy(tmp_path / "images", NAME)
     with contextlib.ExitStack() as stack:
 
         def fresh(size: int) -> str:
@@ -101,7 +108,7 @@ def test_what_is_allocated_fits_exactly(make: Make, size_mb: int) -> None:
 
 
 def test_a_large_one_takes_no_room_while_it_is_empty(tmp_path: Path) -> None:
-    class Weighed(Images):
+    class Weighed(Roomy):
         real: int
 
         def _mount(self, image: int) -> int:
