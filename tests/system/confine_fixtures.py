@@ -22,7 +22,7 @@ from rootfs import environ
 from rootfs.host import hidden
 from rootfs.layout import INSIDE, Bind, Dev, Directory, Entry, Proc, Symlink, Tmpfs
 from rootfs.runtimes import discover
-from sandbox.confine import cgroup
+from sandbox.confine import cgroup, privilege
 from sandbox.confine.launcher import BwrapLauncher, open_launcher
 from sandbox.confine.network.router import Router
 from sandbox.confine.pool import PoolLimits
