@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 PACKAGES := lambox runtimeapi sandbox rootfs
 
-.PHONY: help setup dev demo test escape unit faults lint bench bench-full soak lock clean
+.PHONY: help setup dev demo test escape unit faults lint bench bench-full soak fuzz lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +50,11 @@ bench-full: setup ## the same with more of everything and 500 environments; some
 
 soak: setup ## random load, kills, reloads, hogs; every request accounted for. 10 min (ARGS="--minutes 1 --seed 7")
 	@$(BIN)/python -m bench.soak $(ARGS)
+
+FUZZ := 20
+fuzz: dev ## the tests of hypothesis's with FUZZ=20 times as many examples, at random; some 10 minutes
+	@LAMBOX_FUZZ=$(FUZZ) $(BIN)/python -m pytest -o faulthandler_timeout=0 $(ARGS) \
+		tests/unit/test_*_stateful.py tests/unit/test_fuzz_*.py tests/contract/test_fuzz_*.py
 
 # uv is needed for this alone.
 lock: setup ## pin the newest versions that pyproject.toml allows

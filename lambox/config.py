@@ -375,7 +375,8 @@ class _Reader:
         except OSError as exc:
             self.problems.append(f"{path}: cannot be read: {exc.strerror}")
             return
-        except ValueError as exc:  # TOMLDecodeError and UnicodeDecodeError
+        # ValueError: TOMLDecodeError, UnicodeDecodeError, a number of more than 4,300 digits.
+        except (ValueError, RecursionError) as exc:
             self.problems.append(f"{path}: not valid TOML: {exc}")
             return
         lines = text.splitlines()

@@ -1,7 +1,8 @@
 """Owns the way of log lines to standard error: a bounded queue and one thread that writes.
 
 Whoever reads our standard error may be slow or stand still (a pipe into a paged `less`): the event
-loop must not wait for it. Lines beyond the bound are dropped and counted, the count is told.
+loop must not wait for it. Lines beyond the bound, or that a full disk does not take, are dropped and counted,
+the count is told.
 
 What a function writes is shown, never obeyed: it cannot move a terminal's cursor, rename its window, nor
 write a line that looks like another function's or like lambox's own.
@@ -9,6 +10,7 @@ write a line that looks like another function's or like lambox's own.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -20,6 +22,7 @@ from sys import getsizeof
 MOST_BYTES = 4 * 1024 * 1024
 """Memory that lines waiting to be written may take."""
 BATCH = 256
+RETRY_S = 1.0
 PAUSE_S = 0.02
 """Between two looks at the queue while lines come: woken for each line, the thread would take the interpreter
 from the event loop three times per invocation."""
@@ -46,6 +49,8 @@ class LineWriter:
         self._lines: deque[str] = deque()
         self._size = 0
         self._dropped = 0
+        self._telling = 0
+        """How many dropped lines the batch in hand tells of, which is then all it does."""
         self._closing = threading.Event()
         self._waiting = False
         """The thread waits for a line; else it looks by itself within PAUSE_S."""
@@ -79,6 +84,7 @@ class LineWriter:
         while batch := self._next():
             text = harmless("".join(line + "\n" for line in batch))
             # os.write, not sys.stderr: a thread that hangs in its lock would hang our exit too.
+            last_try = self._closing.is_set()
             data = memoryview(text.encode("utf-8", "replace"))
             try:
                 while data:
@@ -86,8 +92,15 @@ class LineWriter:
                         data = data[os.write(self._fd, data) :]
                     except BlockingIOError:
                         time.sleep(0.01)
-            except OSError:
-                return  # Nobody reads any more, and there is no other place to say so.
+            except OSError as exc:
+                if exc.errno in (errno.EPIPE, errno.EBADF):
+                    return  # Nobody reads any more, and there is no other place to say so.
+                # A full disk, for one: there will be room again.
+                with self._changed:
+                    self._dropped += self._telling or len(batch)
+                if last_try:
+                    return
+                self._closing.wait(RETRY_S)
             if not self._lines:
                 self._closing.wait(PAUSE_S)
 
@@ -100,9 +113,10 @@ class LineWriter:
                 self._waiting = False
             batch = [self._lines.popleft() for _ in range(min(BATCH, len(self._lines)))]
             self._size -= sum(map(getsizeof, batch))
-            if self._dropped and not self._lines:
-                batch.append(f"lambox: {self._dropped} log lines dropped, the reader is too slow")
-                self._dropped = 0
+            self._telling = 0
+            if self._dropped and not batch:
+                batch.append(f"lambox: {self._dropped} log lines dropped, they were not taken")
+                self._telling, self._dropped = self._dropped, 0
             return batch
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import statistics
 import tempfile
 import textwrap
@@ -223,7 +224,7 @@ class Asker:
 
 
 async def _ask_all(ask: Asker, rows: list[Row]) -> None:
-    rows.append(Row("serves", ask.node.isolation))
+    rows.append(Row("serves", re.sub(r" at /\S*(?=,|$)", "", ask.node.isolation)))
     questions: list[tuple[str, Callable[[Asker], Awaitable[str]]]] = [
         ("inside: sbx_user1051, no capability", _user_inside),
         ("a host uid per environment", _own_uid),
@@ -246,7 +247,8 @@ async def _ask_all(ask: Asker, rows: list[Row]) -> None:
         try:
             found = await question(ask)
         except (ConfineError, CallerError, PlatformFault, trio.TooSlowError) as exc:
-            found = f"{NO}: {str(exc) or type(exc).__name__}".replace("\n", "; ")
+            said = re.sub(r"^\S+/function\.toml: ", "", str(exc)) or type(exc).__name__
+            found = f"{NO}: {said}".replace("\n", "; ")
         rows.append(Row(name, found))
 
 

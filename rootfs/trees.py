@@ -9,11 +9,14 @@ whoever finds it finds it whole, and a second server making the same one does no
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import shutil
 import stat
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -23,7 +26,21 @@ MAX_LAYERS = 5
 MAX_UNZIPPED = 262_144_000
 """Bytes; AWS's bound for code and layers (SPEC 10.6)."""
 MAX_ENTRIES = 200_000
+MAX_DEPTH = 100
+"""Folders in one another."""
 CHUNK = 1024 * 1024
+BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    NotImplementedError,  # a compression that Python does not have
+    RuntimeError,  # encrypted
+    ValueError,  # a name that is no UTF-8, or a position that is none
+    OverflowError,
+)
+"""What zipfile and the decompressors raise for archives that are not as they should be."""
 
 
 class LayerProblem(Exception):
@@ -144,21 +161,33 @@ def unzip(archive: Path, target: Path, limit: int) -> int:
     """Lay a zip over `target`; returns bytes written. Refuses everything that would leave `target`.
 
     Names are checked, and no entry is ever written through a symbolic link, so the order of entries
-    cannot be used to climb out. Sizes are counted while writing: a header may lie.
+    cannot be used to climb out. Sizes are counted while writing and entries before they are read: a header may lie.
     """
     size = 0
     try:
+        # Without this it would be read whole, at ten times its size, before anything can be counted.
+        if archive.stat().st_size > 2 * MAX_UNZIPPED or _entries(archive) > MAX_ENTRIES:
+            raise LayerProblem(
+                f"{archive}: has more than {MAX_ENTRIES} entries, or more than {2 * MAX_UNZIPPED} bytes"
+            )
         with zipfile.ZipFile(archive) as opened:
-            members = opened.infolist()
-            if len(members) > MAX_ENTRIES:
-                raise LayerProblem(f"{archive}: has {len(members)} entries, {MAX_ENTRIES} at most")
-            for member in members:
+            for member in opened.infolist():
                 size += _extract(opened, member, target, archive, limit - size)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as exc:
+    except BROKEN as exc:
         raise LayerProblem(
             f"{archive}: Could not unzip the file ({exc}). Hint: zip it again"
         ) from exc
     return size
+
+
+def _entries(archive: Path) -> int:
+    """How often the signature of a central directory's entry stands in the file: no fewer than it has entries."""
+    count, rest = 0, b""
+    with archive.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            count += (rest + chunk).count(b"PK\1\2")
+            rest = chunk[-3:]
+    return count
 
 
 def _extract(
@@ -203,6 +232,8 @@ def _parts(name: str, archive: Path) -> tuple[str, ...]:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or "\0" in name:
         raise LayerProblem(f"{archive}: {name!r} points outside of the layer")
+    if len(path.parts) > MAX_DEPTH:
+        raise LayerProblem(f"{archive}: {name[:80]!r}... is more than {MAX_DEPTH} folders deep")
     return path.parts
 
 

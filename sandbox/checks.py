@@ -42,7 +42,12 @@ def show(value: Any) -> str:
     """A value as a message quotes it."""
     if isinstance(value, dict):
         return "[table]"
-    return shorten(json.dumps(value, default=str, ensure_ascii=False), 80)
+    try:
+        return shorten(json.dumps(value, default=str, ensure_ascii=False), 80)
+    except (
+        ValueError
+    ):  # Python writes no number of more than 4,300 digits, and reads hexadecimal ones
+        return "a number of thousands of digits"
 
 
 def shorten(text: str, most: int) -> str:

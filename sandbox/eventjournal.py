@@ -27,7 +27,10 @@ Aside = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 async def in_a_thread(call: Callable[[], Any]) -> Any:
     """A disk that hangs does not keep the server from stopping."""
-    return await trio.to_thread.run_sync(call, abandon_on_cancel=True)
+    try:
+        return await trio.to_thread.run_sync(call, abandon_on_cancel=True)
+    except RuntimeError as exc:  # "can't start new thread"
+        raise StoreProblem(f"there is nobody to write it: {exc}") from exc
 
 
 class Store(Protocol):

@@ -186,8 +186,11 @@ def parse(
     defaults = defaults or FunctionDefaults()
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
+    except ValueError as exc:  # a number of more than 4,300 digits too
         raise FunctionTomlError([f"{file}: not valid TOML: {exc}"]) from exc
+    except RecursionError as exc:
+        problem = "not valid TOML: its brackets are nested too deeply"
+        raise FunctionTomlError([f"{file}: {problem}"]) from exc
     reader = _Reader(file, text)
     for name, value in table.items():
         reader.take(name, value)

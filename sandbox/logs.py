@@ -39,7 +39,12 @@ class LineSplitter:
         lines: list[str] = []
         if b"\n" in data:
             *whole, rest = self._rest.split(b"\n")
-            lines = [_text(line) for line in whole]
+            for line in whole:
+                # Of one read: no longer than what was left of the last one and READ_SIZE together.
+                while len(line) > MAX_LINE:
+                    lines.append(_text(line[:MAX_LINE]))
+                    del line[:MAX_LINE]
+                lines.append(_text(line))
             self._rest = rest
         while len(self._rest) > MAX_LINE:
             lines.append(_text(self._rest[:MAX_LINE]))

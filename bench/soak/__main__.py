@@ -33,6 +33,8 @@ from bench.stage import temporary
 LATEST = Path(__file__).resolve().parents[1] / "results" / "soak.json"
 QUIET_PATIENCE_S = 45.0
 EVENTS_PATIENCE_S = 60.0
+HOG_ROUNDS = 4
+"""In 10 minutes."""
 STOP_PATIENCE_S = 60.0
 LOG_FILL = 1_300_000
 """Bytes that each function logs first: what `lambox logs` keeps has then reached its bound."""
@@ -54,6 +56,10 @@ class Soak:
     chaos: Chaos | None = None
     stop_s: float = 0.0
 
+    @property
+    def rounds(self) -> int:
+        return 4 if self.chosen.minutes <= 2.5 else 10
+
     async def run(self) -> None:
         revisions = dict.fromkeys(self.written.reloaded, 0)
         pid = self.server.process.pid
@@ -63,9 +69,9 @@ class Soak:
             for n in range(self.chosen.clients)
         ]
         seconds = self.chosen.minutes * 60
-        rounds = 4 if seconds <= 150 else 10
-        per_hog = 3.0 if seconds <= 150 else 6.0
-        share = seconds - (len(HOG_NAMES) * per_hog * 1.5 if self.chosen.hogs else 0)
+        rounds = self.rounds
+        per_hog = 3.0
+        share = 0.7 * seconds if self.chosen.hogs else seconds
         await self._fill_logs()
         for number in range(rounds + 1):
             # One more than is counted: pools, caches and heaps find their size in the first.
@@ -74,12 +80,11 @@ class Soak:
             await self._load(clients, length)
             await self._quiet(f"round {number}")
         if self.chosen.hogs:
-            say("neighbours of hogs")
-            windows = max(1, round(seconds / 600 * 3))
-            self.pairs = await neighbours.measure(
-                self.server.port, self.written, HOG_NAMES, windows, per_hog
-            )
-            await self._quiet("the hogs")
+            self.pairs = {hog: Pair() for hog in HOG_NAMES}
+            for number in range(1, max(1, round(seconds / 600 * HOG_ROUNDS)) + 1):
+                say(f"neighbours of hogs, round {number}")
+                await neighbours.measure(self.server.port, self.written, self.pairs, per_hog)
+                await self._quiet(f"hogs, round {number}")
         await self._events_ran()
 
     async def _load(self, clients: list[Client], seconds: float) -> None:
@@ -166,11 +171,14 @@ class Soak:
             self.problems.append("the server dropped log lines, so executions cannot be counted")
         if log.tracebacks:
             self.problems.append(f"{len(log.tracebacks)} tracebacks in the server's log")
-        points = self.points[1:]
-        if len(points) > 2:
-            for kind, slope in growth(points).items():
+        # The first of each has filled pools, caches and heaps.
+        for what, points in (
+            ("load", self.points[1 : self.rounds + 1]),
+            ("hogs", self.points[self.rounds + 1 :]),
+        ):
+            for kind, slope in growth(points).items() if len(points) > 2 else ():
                 row = [point.get(kind, 0) for point in points]
-                self.problems.append(f"{kind} grow by {slope:.2f} per quiet point: {row}")
+                self.problems.append(f"{kind} grow by {slope:.2f} per round of {what}: {row}")
         for hog, pair in self.pairs.items():
             self.problems += pair.problems(hog)
         return log

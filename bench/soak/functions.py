@@ -61,7 +61,7 @@ NODE = """
 export const handler = async (event, context) => {
   console.log(`SOAK ${event.id}`);
   if (context.awsRequestId !== event.id) return { mixed: context.awsRequestId };
-  if (event.act === "log") process.stdout.write(("x".repeat(99) + "\n").repeat(event.n / 100));
+  if (event.act === "log") process.stdout.write(("x".repeat(99) + "\\n").repeat(event.n / 100));
   if (event.act === "crash") throw new Error("asked to crash");
   if (event.act === "exit") process.exit(event.n);
   if (event.act === "sleep") await new Promise((done) => setTimeout(done, event.n));

@@ -7,6 +7,7 @@ asked, or as a kill at that time explains. Every turn in the log that has a STAR
 from __future__ import annotations
 
 import json
+import math
 import re
 import sqlite3
 from collections import Counter
@@ -19,9 +20,9 @@ from typing import Any, Literal
 Kind = Literal["sync", "event", "dry", "bad", "left"]
 """`left`: the caller went away before its answer."""
 
-KILL_REACH_S = 1.5
-"""How long after a kill an invocation may be given to what was killed, or a start fail for it (a zygote's
-end is found out by the next fork)."""
+KILL_REACH_S = 4.0
+"""How long after a kill an invocation may be given to what was killed, or a start fail for it: a zygote's end is
+found out by the next fork, that of a process in a frozen sandbox when that is thawed (idle for 2 s at most)."""
 _SOAK = re.compile(r"\[([^\]]+)\] (?:.*\s)?SOAK ([0-9a-f-]{36})\s*$")
 _TURN = re.compile(r"\[[^\]]+\] (START|END|REPORT) RequestId: ([0-9a-f-]{36})")
 _DROPPED = re.compile(r"event ([0-9a-f-]{36}) of \S+ is dropped")
@@ -89,12 +90,16 @@ class Ledger:
     requests: list[Request] = field(default_factory=list)
     kills: list[float] = field(default_factory=list)
     """When something was killed from outside."""
+    explained: list[Request] = field(default_factory=list)
+    """By a kill: each takes one invocation along at most."""
 
     def judge(self, log: Log, spooled: set[str]) -> Iterator[str]:
         """One line for everything that is not as it must be. `spooled`: events left in the file."""
         for request in self.requests:
             for problem in self._problems(request, log, spooled):
                 yield f"{problem}: {self.tell(request, log)}"
+        if len(self.explained) > len(self.kills):
+            yield f"{len(self.kills)} kills do not explain {len(self.explained)} failures"
         for id_, counted in log.turns.items():
             if len(set(counted.values())) != 1 or len(counted) != 3:
                 yield f"a turn did not begin and end alike: {id_} {dict(counted)}"
@@ -156,12 +161,17 @@ class Ledger:
         type_ = told.get("errorType") if isinstance(told, dict) else None
         if type_ in EXPECTED_TYPES.get(request.act, ()):
             return
-        if type_ in BY_KILL and self.killed_during(request):
+        # Those that are provisioned may have been dead in the freezer for any time.
+        reach = math.inf if request.function == "provisioned" else KILL_REACH_S
+        if type_ in BY_KILL and self.killed_during(request, before_s=reach):
+            self.explained.append(request)
             return
         yield "a function error that nothing explains"
 
-    def killed_during(self, request: Request, longer_s: float = 0.0) -> bool:
-        began, ended = request.began - KILL_REACH_S, request.ended + longer_s
+    def killed_during(
+        self, request: Request, longer_s: float = 0.0, before_s: float = KILL_REACH_S
+    ) -> bool:
+        began, ended = request.began - before_s, request.ended + longer_s
         return any(began <= at <= ended for at in self.kills)
 
 

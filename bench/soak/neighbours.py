@@ -70,23 +70,19 @@ class Pair:
             yield f"beside a {hog}: p99 {figures['p99_ms']} ms, bound {self.bound_ms:.0f} ms"
 
 
-async def measure(
-    port: int, functions: Written, hogs: tuple[str, ...], rounds: int, window_s: float
-) -> dict[str, Pair]:
-    found = {hog: Pair() for hog in hogs}
-    for _ in range(rounds):
-        for hog in hogs:
-            async with trio.open_nursery() as nursery:
-                await _window(found[hog].quiet, port, functions.neighbour, window_s / 2)
-                for _ in range(2):
-                    name = functions.small_hog if hog == "memory hog" else functions.hog
-                    nursery.start_soon(_invoke, port, name, hog)
-                await trio.sleep(SETTLE_S)
-                await _window(found[hog].hogged, port, functions.neighbour, window_s)
-            # A hog ends at its timeout. A thousand dead processes take a while to be cleared away, which
-            # must not be in the next quiet window.
-            await trio.sleep(CLEAR_S)
-    return found
+async def measure(port: int, functions: Written, found: dict[str, Pair], window_s: float) -> None:
+    """One round: each hog of `found`, whose windows grow."""
+    for hog, pair in found.items():
+        async with trio.open_nursery() as nursery:
+            await _window(pair.quiet, port, functions.neighbour, window_s / 2)
+            for _ in range(2):
+                name = functions.small_hog if hog == "memory hog" else functions.hog
+                nursery.start_soon(_invoke, port, name, hog)
+            await trio.sleep(SETTLE_S)
+            await _window(pair.hogged, port, functions.neighbour, window_s)
+        # A hog ends at its timeout. A thousand dead processes take a while to be cleared away, which
+        # must not be in the next quiet window.
+        await trio.sleep(CLEAR_S)
 
 
 async def _window(window: Window, port: int, name: str, seconds: float) -> None:

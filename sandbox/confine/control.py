@@ -9,7 +9,7 @@ import struct
 
 import trio
 
-from sandbox.confine.spec import ConfineError, Program, ProgramNotStarted
+from sandbox.confine.spec import MOST_ERRNO, MOST_STATUS, ConfineError, Program, ProgramNotStarted
 
 FRAME = struct.Struct("=cI")
 PID = struct.Struct("=iII")
@@ -70,15 +70,15 @@ class Control:
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise ConfineError("the sandbox ended before its program was started") from exc
         frame = await self._frame()
-        if frame is None or frame[0] != b"S":
+        if frame is None or frame[0] != b"S" or frame[1] > MOST_ERRNO:
             raise ConfineError("the sandbox ended before its program was started")
         if frame[1]:
             raise ProgramNotStarted(program.argv[0], frame[1], os.strerror(frame[1]))
 
     async def exit_status(self) -> int | None:
-        """The program's raw wait status; None when pid 1 went without a word (it was killed)."""
+        """The program's raw wait status; None when pid 1 went without a word (it was killed) that makes sense."""
         while (frame := await self._frame()) is not None:
-            if frame[0] == b"X":
+            if frame[0] == b"X" and frame[1] <= MOST_STATUS:
                 return frame[1]
         return None
 

@@ -19,6 +19,7 @@ import trio
 import rootfs.inside
 from rootfs.layout import Bind, Tmpfs
 from sandbox.confine import bwrap, cgroup, identity, mounts, privilege, seccomp, staging
+from sandbox.confine.aside import aside_or_here
 from sandbox.confine.bwrap import Bwrap, Descriptors
 from sandbox.confine.cgroup import Cgroup, CgroupTree
 from sandbox.confine.cgroup_none import WatchedTree
@@ -434,7 +435,7 @@ def _filter(weaker: Collection[str]) -> bytes | None:
 
 async def _close(tree: CgroupTree) -> None:
     with trio.CancelScope(shield=True):
-        await trio.to_thread.run_sync(tree.close)
+        await aside_or_here(tree.close)
 
 
 def _raise_descriptor_limit() -> None:

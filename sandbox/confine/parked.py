@@ -12,7 +12,7 @@ import struct
 
 import trio
 
-from sandbox.confine.spec import ConfineError, Program, ProgramNotStarted
+from sandbox.confine.spec import MOST_ERRNO, ConfineError, Program, ProgramNotStarted
 
 FRAME = struct.Struct("=cI")
 MAX_MESSAGE = 4 << 20
@@ -67,6 +67,8 @@ class Parked:
         if len(answer) != FRAME.size or answer[:1] != b"S":
             raise ConfineError("the runtime ended before it was told its function")
         _, number = FRAME.unpack(answer)
+        if number > MOST_ERRNO:
+            raise ConfineError(f"the runtime said it could not start, and not why: {number}")
         if number:
             raise ProgramNotStarted(program.argv[0], number, os.strerror(number))
 

@@ -16,6 +16,10 @@ from typing import Literal, Protocol
 from rootfs.layout import Entry, Late
 
 MIB = 1024 * 1024
+MOST_ERRNO = 4095
+"""linux/err.h"""
+MOST_STATUS = 0xFFFF
+"""A wait status has 16 bits (wait(2))."""
 
 
 class ConfineError(Exception):

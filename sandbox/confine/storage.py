@@ -19,6 +19,7 @@ from typing import Literal
 import trio
 
 from sandbox.confine import cgroup, mounts
+from sandbox.confine.aside import aside_or_here
 from sandbox.confine.images import PASSING, Images, refusal
 from sandbox.confine.pool import Pool, PoolLimits
 from sandbox.confine.spec import MIB, ConfineError, IsolationUnavailable
@@ -75,8 +76,13 @@ class Closers:
         self.open.remove(tmp)
         if len(self._threads) < CLOSERS:
             thread = threading.Thread(target=self._work, name="lambox-tmp", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            with suppress(RuntimeError):  # no thread to be had: those there are do it
+                thread.start()
+                self._threads.append(thread)
+        if not self._threads:
+            tmp.gone.set()
+            os.close(tmp.fd)
+            return
         self._orders.put((tmp, trio.lowlevel.current_trio_token()))
 
     def _work(self) -> None:
@@ -95,7 +101,7 @@ class Closers:
             self._orders.put(None)
         with trio.move_on_after(CLOSE_LIMIT_S) as scope:
             for thread in self._threads:
-                await trio.to_thread.run_sync(thread.join, abandon_on_cancel=True)
+                await aside_or_here(thread.join)
         if scope.cancelled_caught:
             log.error("file systems for /tmp are still being written after %.0f s", CLOSE_LIMIT_S)
 

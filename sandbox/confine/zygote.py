@@ -24,7 +24,7 @@ from rootfs.layout import Entry
 from sandbox.confine import bwrap
 from sandbox.confine.bwrap import Bwrap, Descriptors
 from sandbox.confine.spawner import Spawner, Started
-from sandbox.confine.spec import ConfineError, Preparation
+from sandbox.confine.spec import MOST_ERRNO, MOST_STATUS, ConfineError, Preparation
 from sandbox.confine.strays import Strays, children, is_inside
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,6 @@ NAMESPACES = ("pid", "mnt", "net", "ipc", "uts", "cgroup", "user")
 """Of a sandbox's pid 1, in the order of the zygote's FDS. "user" is the inner of bwrap's two."""
 MOST_FORKS = 1000
 """After so many a fresh zygote takes over: the hash seed and the memory layout are the same in all forks of one."""
-MOST_ERRNO = 4095
-"""linux/err.h"""
 MOST_PID = 1 << 22
 """PID_MAX_LIMIT of linux/threads.h"""
 START_LIMIT_S = 20.0
@@ -293,8 +291,8 @@ class Zygote:
 
 
 def _is_wait_status(value: int) -> bool:
-    """Of a process that has ended; 16 bits (wait(2))."""
-    return value <= 0xFFFF and (os.WIFEXITED(value) or os.WIFSIGNALED(value))
+    """Of a process that has ended."""
+    return value <= MOST_STATUS and (os.WIFEXITED(value) or os.WIFSIGNALED(value))
 
 
 @contextmanager

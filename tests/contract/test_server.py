@@ -21,6 +21,7 @@ from runtimeapi.server import ServedApp, caller_config, environment_config, runn
 from tests.contract.fakes import FakeEnvironment, event, listening
 from tests.contract.wire import Wire, ask, connect, head
 
+OUT_OF_SOMETHING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 PING = "/2018-06-01/ping"
 NEXT = "/2018-06-01/runtime/invocation/next"
 RESPONSE = "/2018-06-01/runtime/invocation/1/response"
@@ -189,7 +190,7 @@ async def _pair() -> tuple[Wire, trio.SocketStream]:
 async def test_out_of_descriptors_is_survived(
     served: ServedApp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    accept, failures = trio.SocketListener.accept, [errno.EMFILE, errno.ENFILE]
+    accept, failures = trio.SocketListener.accept, list(OUT_OF_SOMETHING)
 
     async def starved(self: trio.SocketListener) -> trio.SocketStream:
         if failures:

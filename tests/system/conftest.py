@@ -11,7 +11,7 @@ import sys
 import textwrap
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,10 +112,13 @@ Start = Callable[..., Server]
 
 
 @contextlib.contextmanager
-def serving(functions: Functions, state: Path, log: Path, **env: str) -> Iterator[Server]:
+def serving(
+    functions: Functions, state: Path, log: Path, *, prefix: Sequence[str] = (), **env: str
+) -> Iterator[Server]:
+    """`prefix`: a command that executes lambox in its place."""
     with log.open("a") as stderr:
         process = subprocess.Popen(
-            [str(LAMBOX), "serve", "--functions", str(functions.folder), "--port", "0"],
+            [*prefix, str(LAMBOX), "serve", "--functions", str(functions.folder), "--port", "0"],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
@@ -145,10 +148,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
     tmp_path.chmod(0o755)
     with contextlib.ExitStack() as stack:
 
-        def begin(**env: str) -> Server:
+        def begin(*, prefix: Sequence[str] = (), **env: str) -> Server:
             functions = Functions(tmp_path / "functions")
             return stack.enter_context(
-                serving(functions, tmp_path / "state", tmp_path / "log", **env)
+                serving(functions, tmp_path / "state", tmp_path / "log", prefix=prefix, **env)
             )
 
         yield begin

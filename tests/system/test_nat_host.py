@@ -268,7 +268,7 @@ async def test_names_follow_the_host_into_what_runs(earth: World, tmp_path: Path
     ):
         assert await asked(box, "say(0); signal.pause()") == 0
         etc.write_text(f"nameserver {NAME_SERVER}\n")
-        await router.do(router._look)
+        await router.thread.call(router.look)
         async with confined(None, root(router), name="b", router=router, network="nat") as fresh:
             assert (
                 await asked(fresh, 'say(socket.gethostbyname("after.example"))') == "198.51.100.7"

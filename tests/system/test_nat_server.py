@@ -93,7 +93,7 @@ def test_functions_get_out_without_being_told_to(earth: World, tmp_path: Path) -
         networks = {row["name"]: row["network"] for row in server.get("/_lambox/functions")}
         assert networks == {"out": "nat", "shut": "none", "open": "host"}
         server.wait_log(
-            "nat by 10.219.0.0/20",
+            "nat by lambox0 from 10.219.0.0/20",
             "net.ipv4.conf.eth0.forwarding = 1",
             'WARNING lambox: function open has network = "host"',
         )

@@ -25,7 +25,7 @@ from sandbox.confine.launcher import BwrapLauncher, open_launcher
 from sandbox.confine.pool import PoolLimits
 from sandbox.confine.process import BwrapSandbox
 from sandbox.confine.spec import ConfineError, Exit, Preparation, Program, SandboxSpec
-from sandbox.confine.strays import Strays
+from sandbox.confine.strays import Strays, namespaces
 from sandbox.confine.zygote import Child
 from tests.system.confine_fixtures import (
     CLIENT,
@@ -75,9 +75,8 @@ def zygote_pids() -> list[int]:
 
     def is_one(child: psutil.Process) -> bool:
         try:
-            return (
-                "--zygote" in child.cmdline() and child.uids().real == 0 and child.name() != "bwrap"
-            )
+            ours = namespaces(child.pid) == namespaces("self")  # a fork has its zygote's words
+            return ours and "--zygote" in child.cmdline() and child.name() != "bwrap"
         except psutil.Error:  # gone meanwhile
             return False
 

@@ -143,15 +143,15 @@ def test_a_description_that_cannot_be_read_now_is_read_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     function(folder, "f", "timeout = 5")
-    read_text = Path.read_text
+    open_ = os.open
 
-    def refuse(path: Path, *args: Any, **how: Any) -> str:
-        if path.name == "function.toml":
+    def refuse(path: Any, *args: Any, **how: Any) -> int:
+        if Path(path).name == "function.toml":
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
-        return read_text(path, *args, **how)
+        return open_(path, *args, **how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_text", refuse)
+        patch.setattr(os, "open", refuse)
         catalog = open_catalog()
         assert "Too many open files" in broken(catalog, "f")
     clock.now += RETRY_S

@@ -111,6 +111,13 @@ def test_an_event_left_for_the_next_start_is_not_lost() -> None:
     assert judged(request("event", status=202), [dropped]) == []
 
 
+def test_a_kill_explains_one_failure() -> None:
+    ledger = Ledger([request(**error("Runtime.ExitError")) for _ in range(2)], [10.5])
+    log = Log()
+    log.read(RAN)
+    assert list(ledger.judge(log, set())) == ["1 kills do not explain 2 failures"]
+
+
 def test_functions_cannot_forge_lines() -> None:
     log = Log()
     log.read(["[plain] lambox: ERROR x", "[plain] Traceback (most recent call last):"])

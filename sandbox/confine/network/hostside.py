@@ -12,42 +12,44 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from sandbox.confine import cgroup
 from sandbox.confine.network import links, rules
 from sandbox.confine.network import nftables as nft
-from sandbox.confine.network.netlink import (
-    NETLINK_NETFILTER,
-    NETLINK_ROUTE,
-    Netlink,
-    NetlinkError,
-)
+from sandbox.confine.network.netlink import NETLINK_NETFILTER, Message, Netlink, NetlinkError
+from sandbox.confine.network.uplink import HOST_HARDWARE, ROUTER_HARDWARE, has_ipv6
 
 log = logging.getLogger(__name__)
 GUARD = "guard"
+UP_INDEX = 2
+MOST_NAMES = 100
 CONF = Path("/proc/sys/net/ipv4/conf")
 
 
 class HostSide:
-    """Used by one thread, which is in the host's network namespace when it makes, gives back and closes this."""
+    """Implements `uplink.Uplink`. Its thread is on the host when it calls `install` and `close`."""
 
-    def __init__(self) -> None:
-        """Raises OSError."""
-        self.route = Netlink(NETLINK_ROUTE)
-        try:
-            self._filter = Netlink(NETLINK_NETFILTER)
-        except OSError:
-            self.route.close()
-            raise
+    masquerades = False
+
+    def __init__(self, route: Netlink, home: int, mtu: int) -> None:
+        """`route`: of the host's namespace, whose descriptor is `home`. Raises OSError (EPERM: not ours to change)."""
+        self.route = route
+        self._home = home
+        self.mtu = mtu
+        self._filter = Netlink(NETLINK_NETFILTER)
         self._interface = ""
         self._index = 0
         self._table = ""
         self._made_forward: list[str] = []
+        try:
+            nft.tables(self._filter)
+        except OSError:
+            self._filter.close()
+            raise
 
     def sweep(self) -> None:
         """Set back and remove what dead supervisors left."""
@@ -61,45 +63,71 @@ class HostSide:
                     self._set_back(data.decode().split(), names)
                 log.info("removed nftables' table %s of a dead server", name)
 
-    def uplinks(self) -> tuple[list[IPv4Network], list[links.Interface]]:
-        """The host's IPv4 routes, and the interfaces they lead out by: those of a default route come first."""
-        there = {one.index: one for one in links.interfaces(self.route) if not one.loopback}
-        found = list(links.routes(self.route))
-        found.sort(key=lambda route: route[0] != links.EVERYWHERE)
-        used = dict.fromkeys(index for _, index in found if index in there)
-        return [to for to, _ in found], [
-            there[index] for index in used if not there[index].name.startswith("lambox")
+    def plan(self, network: IPv4Network, taken: Sequence[IPv4Network]) -> rules.Plan:
+        return rules.Plan(network)
+
+    def join(self, plan: rules.Plan, route: Netlink, namespace: int) -> list[Message]:
+        self._pair(route)
+        names = {one.name: one.index for one in links.interfaces(self.route)}
+        self._index = names[self._interface]
+        try:
+            self.route.send(
+                [
+                    links.configure(self._index, forwards=True, ipv6=has_ipv6()),
+                    links.up(self._index),
+                    links.address(self._index, plan.host),
+                    links.neighbour(self._index, plan.router, ROUTER_HARDWARE),
+                    links.route(self._index, IPv4Network(plan.router)),
+                    links.route(self._index, plan.network, plan.router),
+                ]
+            )
+        except OSError:
+            self.route.send([links.remove(self._index)])
+            self._index = 0
+            raise
+        return [
+            links.configure(UP_INDEX, forwards=True, ipv6=has_ipv6()),
+            links.up(UP_INDEX),
+            links.address(UP_INDEX, plan.router),
+            links.neighbour(UP_INDEX, plan.host, HOST_HARDWARE),
+            links.route(UP_INDEX, IPv4Network(plan.host)),
+            links.route(UP_INDEX, links.EVERYWHERE, plan.host),
         ]
 
-    def claim(self, plan: rules.Plan, interface: str) -> None:
-        """The router's other end stands: its addresses. Raises NetlinkError, EEXIST: they are another server's."""
-        names = {one.name: one.index for one in links.interfaces(self.route)}
-        self._interface, self._index = interface, names[interface]
-        self.route.send(
-            [
-                links.configure(self._index, forwards=True, ipv6=has_ipv6()),
-                links.up(self._index),
-                links.address(self._index, plan.host),
-                links.neighbour(self._index, plan.router, ROUTER_HARDWARE),
-                links.route(self._index, IPv4Network(plan.router)),
-                links.route(self._index, plan.network, plan.router),
-            ]
-        )
+    def _pair(self, route: Netlink) -> None:
+        """The host's end has the first name that is free."""
+        for number in range(MOST_NAMES):
+            self._interface = f"lambox{number}"
+            ours = links.End(rules.UPLINK, ROUTER_HARDWARE, UP_INDEX)
+            theirs = links.End(self._interface, HOST_HARDWARE, namespace=self._home)
+            try:
+                route.send([links.pair(ours, theirs, self.mtu)])
+            except NetlinkError as exc:
+                if exc.errno != errno.EEXIST:
+                    raise
+            else:
+                return
+        raise OSError(errno.ENOSPC, "every name from lambox0 on is in use")
 
-    def unclaim(self) -> None:
-        self.route.send([links.remove(self._index)])
-        self._index = 0
-
-    def install(self, plan: rules.Plan, outward: Iterable[links.Interface]) -> tuple[str, ...]:
-        """Rules, then forwarding; nothing is connected yet. Returns what was made to forward. Raises OSError."""
+    def install(self, plan: rules.Plan, outward: Sequence[links.Interface]) -> tuple[str, ...]:
+        """Rules, then forwarding; nothing is connected yet."""
         self._table = f"{cgroup.own_name()}-{self._interface}"
         self._rules(plan)
         self._forward(list(outward))
         return tuple(self._made_forward)
 
-    def passed(self) -> int:
-        """How many packets to `rules.PROBE` were forwarded all the way."""
-        return nft.counted(self._filter, self._table, "probe")
+    def passed(self) -> bool:
+        return nft.counted(self._filter, self._table, "probe") > 0
+
+    def own_addresses(self) -> list[IPv4Address]:
+        """None: the host's own chain refuses whatever address it has at the moment."""
+        return []
+
+    def is_gone(self) -> bool:
+        return False
+
+    def describe(self) -> str:
+        return f"by {self._interface}"
 
     def _rules(self, plan: rules.Plan) -> None:
         try:
@@ -159,14 +187,6 @@ class HostSide:
         finally:
             self.route.close()
             self._filter.close()
-
-
-ROUTER_HARDWARE = bytes.fromhex("020000000001")
-HOST_HARDWARE = bytes.fromhex("020000000003")
-
-
-def has_ipv6() -> bool:
-    return os.path.exists("/proc/sys/net/ipv6")
 
 
 def _forwards(interface: str) -> bool:

@@ -22,7 +22,7 @@ from sandbox.confine.network.netlink import (
 )
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
-RTM_NEWADDR, RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWNEIGH = 20, 24, 26, 28
+RTM_NEWADDR, RTM_GETADDR, RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWNEIGH = 20, 22, 24, 26, 28
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_NET_NS_FD = (
     1,
     3,
@@ -87,7 +87,9 @@ def pair(one: End, other: End, mtu: int) -> Message:
     return Message(RTM_NEWLINK, MAKE, end(one) + info, f"making interface {one.name}")
 
 
-def configure(index: int, *, forwards: bool = False, ipv6: bool = True) -> Message:
+def configure(
+    index: int, *, forwards: bool = False, ipv6: bool = True, mtu: int | None = None
+) -> Message:
     """Before it is switched on: it gets no IPv6 address, and so has no way out by IPv6.
 
     `forwards`: what comes in by it may leave by another one (net.ipv4.conf.IFACE.forwarding; needs no
@@ -98,6 +100,8 @@ def configure(index: int, *, forwards: bool = False, ipv6: bool = True) -> Messa
         mode = bytes([IN6_ADDR_GEN_MODE_NONE])
         spec.append(nested(socket.AF_INET6, attribute(IFLA_INET6_ADDR_GEN_MODE, mode)))
     body = LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0) + nested(IFLA_AF_SPEC, *spec)
+    if mtu is not None:
+        body += _u32(IFLA_MTU, mtu)
     return Message(RTM_NEWLINK, NLM_F_ACK, body, f"setting up interface {index}")
 
 
@@ -176,6 +180,15 @@ def interfaces(netlink: Netlink) -> list[Interface]:
         (mtu,) = struct.unpack("=I", values[IFLA_MTU])
         found.append(Interface(index, name, mtu, bool(flags & IFF_LOOPBACK)))
     return found
+
+
+def addresses(netlink: Netlink) -> Iterator[IPv4Address]:
+    """Every IPv4 address that the namespace has."""
+    body = ADDRESS.pack(socket.AF_INET, 0, 0, 0, 0)
+    for data in netlink.dump(RTM_GETADDR, body, "listing addresses"):
+        values = dict(attributes(data[ADDRESS.size :]))
+        if data[0] == socket.AF_INET and IFA_LOCAL in values:
+            yield IPv4Address(values[IFA_LOCAL])
 
 
 def routes(netlink: Netlink) -> Iterator[tuple[IPv4Network, int]]:

@@ -8,7 +8,6 @@ address only), lambox relays (`relay`).
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -69,13 +68,3 @@ def read(path: Path) -> list[Server]:
             except ValueError:
                 continue
     return found
-
-
-def is_local(address: IPv4Address) -> bool:
-    """Whether the network namespace of the calling thread has `address`: only then a socket may be bound to it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((str(address), 0))
-        except OSError:
-            return False
-    return True

@@ -15,30 +15,31 @@ import ctypes
 import errno
 import logging
 import os
-import queue
 import socket
-import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Any, TypeVar
 
 import trio
 
 from sandbox.confine.network import links, resolvers, rules
 from sandbox.confine.network import nftables as nft
-from sandbox.confine.network.hostside import HOST_HARDWARE, ROUTER_HARDWARE, HostSide, has_ipv6
+from sandbox.confine.network.hostside import HostSide
 from sandbox.confine.network.netlink import (
     NETLINK_NETFILTER,
     NETLINK_ROUTE,
+    Message,
     Netlink,
     NetlinkError,
 )
 from sandbox.confine.network.relay import PORT, Doors, relay
+from sandbox.confine.network.tapside import TapSide
+from sandbox.confine.network.uplink import ROUTER_HARDWARE, Uplink, first_free, has_ipv6, look
+from sandbox.confine.network.worker import Worker
 from sandbox.confine.spec import ConfineError, IsolationUnavailable
 
 log = logging.getLogger(__name__)
@@ -50,14 +51,12 @@ SLICE = 20
 """Prefix length of one server's share of a range: 4096 addresses."""
 SANDBOX_HARDWARE = bytes.fromhex("020000000002")
 """Every sandbox's: each is alone with the router, and this tells it nothing."""
-UP_INDEX, INSIDE_INDEX, FIRST_INDEX = 2, 100, 1000
+INSIDE_INDEX, FIRST_INDEX = 100, 1000
 PROBE_TRIES, PROBE_WAIT_S = 100, 0.002
 LOOK_S = 2.0
 """How often the host's resolv.conf is looked at."""
-MOST_NAMES = 100
 
 _libc = ctypes.CDLL(None, use_errno=True)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +68,13 @@ class Lease:
 
 
 class Router:
-    """Made by `open_router`. Its methods without `async` are the thread's alone."""
+    """Made by `open_router`. Its methods without `async` are its thread's alone, but for `leave` and `describe`."""
 
-    def __init__(self, ranges: Sequence[IPv4Network]) -> None:
+    def __init__(self, ranges: Sequence[IPv4Network], host: Worker) -> None:
+        """`host`: a thread that stays on the host."""
         self._ranges = ranges
-        self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
+        self._host = host
+        self.thread = Worker("lambox-router")
         self._made = ExitStack()
         self._free: deque[int] = deque()
         self._next_index = FIRST_INDEX
@@ -81,21 +82,6 @@ class Router:
         self.resolvers = resolvers.Resolvers((), direct=False)
         self.made_forward: tuple[str, ...] = ()
         """Interfaces of the host that forward (IPv4) only since and while this router stands."""
-
-    async def do(self, action: Callable[[], T]) -> T:
-        """In the thread. Shielded: what has begun is not forgotten. Raises what `action` raises."""
-        order = _Order(action, trio.lowlevel.current_trio_token())
-        self._orders.put(order)
-        with trio.CancelScope(shield=True):
-            await order.done.wait()
-        if order.fault is not None:
-            raise order.fault
-        result: T = order.result
-        return result
-
-    def stop(self) -> None:
-        """Let the thread end, and with it the namespace."""
-        self._orders.put(None)
 
     async def join(self, pidfd: int) -> Lease:
         """Give the network namespace of a process its way out. Raises ConfineError.
@@ -109,7 +95,7 @@ class Router:
         position = self._free.popleft()
         lease = Lease(self.plan.network[position], position)
         try:
-            await self.do(lambda: self._connect(pidfd, lease))
+            await self.thread.call(lambda: self._connect(pidfd, lease))
         except OSError as exc:
             self._free.append(position)
             raise ConfineError(f"cannot give a sandbox its network: {exc}") from exc
@@ -120,28 +106,19 @@ class Router:
         self._free.append(lease.position)
 
     def describe(self) -> str:
-        return f"nat by {self.plan.network}, names from {self.resolvers.describe()}"
+        how = self._uplink.describe()
+        return f"nat {how} from {self.plan.network}, names from {self.resolvers.describe()}"
 
     async def follow(self) -> None:
-        """Keep to the host's name servers, for ever."""
+        """Keep to what changes on the host, for ever: its name servers, its addresses, the process that helps."""
         while True:
             await trio.sleep(LOOK_S)
             try:
-                await self.do(self._look)
-            except OSError as exc:
-                log.warning("the host's name servers cannot be followed: %s", exc)
+                await self.thread.call(self.look)
+            except (OSError, IsolationUnavailable) as exc:
+                log.warning("the host's network cannot be followed: %s", exc)
 
     # -- in the thread
-
-    def work(self) -> None:
-        """The thread: until the orders end with None."""
-        while (order := self._orders.get()) is not None:
-            try:
-                order.result = order.action()
-            except Exception as exc:  # the thread must live: with it every way out would end
-                order.fault = exc
-            with suppress(trio.RunFinishedError):
-                order.token.run_sync_soon(order.done.set)
 
     def open(self) -> None:
         """Raises IsolationUnavailable."""
@@ -160,20 +137,24 @@ class Router:
             raise
 
     def _open(self) -> None:
-        self._made = stack = ExitStack()
+        stack = self._made
         self._home = _own_namespace()
         stack.callback(os.close, self._home)
-        self._host = HostSide()
-        stack.callback(self._host.close)
-        # Closed first of what stands further up: the host is set back from within the host's namespace.
-        stack.callback(lambda: _enter(self._home))
-        self._host.sweep()
-        taken, outward = self._host.uplinks()
-        if links.EVERYWHERE not in taken or not outward:
+        self._outside = Netlink(NETLINK_ROUTE)
+        stack.callback(self._outside.close)
+        around = look(self._outside)
+        if links.EVERYWHERE not in around.taken or not around.outward:
             raise IsolationUnavailable(
                 "this host has no default route", "ip route add default via GATEWAY"
             )
-        self.resolvers = resolvers.find(resolvers.is_local, resolvers.FILES)
+        self._uplink = self._choose(min(one.mtu for one in around.outward))
+        stack.callback(self._uplink.close)
+        on_host = isinstance(self._uplink, HostSide)
+        if isinstance(self._uplink, HostSide):
+            self._uplink.sweep()
+            # What is given back is given back from within the host's namespace.
+            stack.callback(_enter, self._home)
+        self.resolvers = resolvers.find(self._is_local, resolvers.FILES)
         _checked(_libc.unshare(CLONE_NEWNET))
         self._namespace = _own_namespace()
         stack.callback(os.close, self._namespace)
@@ -181,72 +162,64 @@ class Router:
         stack.callback(self._route.close)
         self._filter = Netlink(NETLINK_NETFILTER)
         stack.callback(self._filter.close)
-        self._mtu = min(one.mtu for one in outward)
         self._ipv6 = has_ipv6()
-        self._settle(taken)
-        _enter(self._home)  # the kernel's settings are read in it
-        self.made_forward = self._host.install(self.plan, outward)
-        _enter(self._namespace)
-        self._inside()
+        setting = self._settle(around.taken)
+        if on_host:
+            _enter(self._home)  # whose settings are read
+        self.made_forward = self._uplink.install(self.plan, around.outward)
+        if on_host:
+            _enter(self._namespace)
+        self._inside(setting)
         self._probe()
         self._free.extend(self.plan.sandboxes)
 
-    def _uplink(self) -> str:
-        """Make the pair that leads to the host. Returns the host's end's name: the first that is free."""
-        for number in range(MOST_NAMES):
-            name = f"lambox{number}"
-            ours = links.End(rules.UPLINK, ROUTER_HARDWARE, UP_INDEX)
-            theirs = links.End(name, HOST_HARDWARE, namespace=self._home)
+    def _choose(self, mtu: int) -> Uplink:
+        """The host's own means where we have the right to them. Raises IsolationUnavailable or OSError."""
+        route = Netlink(NETLINK_ROUTE)
+        try:
             try:
-                self._route.send([links.pair(ours, theirs, self._mtu)])
-            except NetlinkError as exc:
-                if exc.errno != errno.EEXIST:
+                return HostSide(route, self._home, mtu)
+            except OSError as exc:
+                if exc.errno not in (errno.EPERM, errno.EACCES):
                     raise
-            else:
-                return name
-        raise OSError(errno.EEXIST, "every name from lambox0 on is in use")
+                return TapSide(route, self._host)
+        except BaseException:
+            route.close()
+            raise
 
-    def _settle(self, taken: Sequence[IPv4Network]) -> None:
+    def _settle(self, taken: Sequence[IPv4Network]) -> list[Message]:
         """Take the first share that is free. Raises IsolationUnavailable or OSError."""
-        for network in _shares(self._ranges):
-            if rules.overlaps(network, taken):
-                continue
-            self.plan = rules.Plan(network)
+        for network in first_free(_shares(self._ranges), taken):
+            self.plan = self._uplink.plan(network, taken)
             try:
-                self._host.claim(self.plan, self._uplink())
+                return self._uplink.join(self.plan, self._route, self._namespace)
             except NetlinkError as exc:
-                if exc.errno != errno.EEXIST:
+                if exc.errno != errno.EEXIST:  # another server was quicker
                     raise
-                # Another server was quicker.
-                self._host.unclaim()
-            else:
-                return
         ranges = ", ".join(map(str, self._ranges))
         raise IsolationUnavailable(
             f"routes of this host cover all of {ranges}", "lambox serve --nat-range 10.77.0.0/16"
         )
 
-    def _inside(self) -> None:
+    def _inside(self, setting: list[Message]) -> None:
         # The kernel's own limit is six refusals per address, then one a second: functions would wait.
         with suppress(OSError):
             Path("/proc/sys/net/ipv4/icmp_ratemask").write_text("0")
+        self._hidden = self._uplink.own_addresses()
         nft.commit(
             self._filter,
             [
                 *rules.router(self.plan),
                 *rules.name_service(self.plan, self.resolvers.led_to),
+                *rules.hidden(self._hidden),
+                *(rules.one_source() if self._uplink.masquerades else []),
             ],
         )
         self._route.send(
             [
                 links.up(1),
                 *(links.address(1, gateway) for gateway in self.plan.gateways),
-                links.configure(UP_INDEX, forwards=True, ipv6=self._ipv6),
-                links.up(UP_INDEX),
-                links.address(UP_INDEX, self.plan.router),
-                links.neighbour(UP_INDEX, self.plan.host, HOST_HARDWARE),
-                links.route(UP_INDEX, IPv4Network(self.plan.host)),
-                links.route(UP_INDEX, links.EVERYWHERE, self.plan.host),
+                *setting,
             ]
         )
         made: list[Doors] = []
@@ -258,11 +231,12 @@ class Router:
     def _probe(self) -> None:
         """Whether the host lets packets through: others' firewalls have their say too. Leaves the host never."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.bind((str(self.plan.router), 0))
-            with suppress(OSError):
-                probe.sendto(b"lambox", (str(rules.PROBE.network_address), 9))
+            if isinstance(self._uplink, HostSide):
+                probe.bind((str(self.plan.router), 0))
+                with suppress(OSError):
+                    probe.sendto(b"lambox", (str(rules.PROBE.network_address), 9))
             for _ in range(PROBE_TRIES):
-                if self._host.passed():
+                if self._uplink.passed():
                     return
                 time.sleep(PROBE_WAIT_S)
         raise IsolationUnavailable(
@@ -287,7 +261,7 @@ class Router:
                     links.pair(
                         links.End("eth0", SANDBOX_HARDWARE, INSIDE_INDEX),
                         links.End(f"s{index}", ROUTER_HARDWARE, index, self._namespace),
-                        self._mtu,
+                        self._uplink.mtu,
                     ),
                     links.configure(INSIDE_INDEX, ipv6=self._ipv6),
                     links.up(INSIDE_INDEX),
@@ -309,31 +283,29 @@ class Router:
             ]
         )
 
-    def _look(self) -> None:
-        _enter(self._home)
-        try:
-            found = resolvers.find(resolvers.is_local, resolvers.FILES)
-        finally:
-            _enter(self._namespace)
+    def look(self) -> None:
+        """Take in what has changed on the host. Raises OSError or IsolationUnavailable."""
+        if self._uplink.is_gone():
+            log.error(
+                "what speaks for functions has ended (%s): it is started anew",
+                self._uplink.describe(),
+            )
+            setting = self._uplink.join(self.plan, self._route, self._namespace)
+            self._route.send(setting)
+        if (hidden := self._uplink.own_addresses()) != self._hidden:
+            nft.commit(self._filter, rules.hidden(hidden))
+            self._hidden = hidden
+        found = resolvers.find(self._is_local, resolvers.FILES)
         if found != self.resolvers:
             nft.commit(self._filter, rules.name_service(self.plan, found.led_to))
             self.resolvers = found
             log.info("functions' names come from %s now", found.describe())
 
+    def _is_local(self, address: IPv4Address) -> bool:
+        return address in set(links.addresses(self._outside))
+
     def close(self) -> None:
         self._made.close()
-
-
-@dataclass
-class _Order:
-    action: Callable[[], Any]
-    token: trio.lowlevel.TrioToken
-    done: trio.Event
-    result: Any = None
-    fault: Exception | None = None
-
-    def __init__(self, action: Callable[[], Any], token: trio.lowlevel.TrioToken) -> None:
-        self.action, self.token, self.done = action, token, trio.Event()
 
 
 @asynccontextmanager
@@ -344,13 +316,12 @@ async def open_router(range_: IPv4Network | None = None) -> AsyncIterator[Router
     that is in the host's network namespace.
     """
     async with AsyncExitStack() as stack:
-        router = Router(RANGES if range_ is None else [range_])
-        thread = threading.Thread(target=router.work, name="lambox-router", daemon=True)
-        thread.start()
-        stack.callback(thread.join)
-        stack.callback(router.stop)
-        await router.do(router.open)
-        stack.push_async_callback(router.do, router.close)
+        host = Worker("lambox-host")
+        stack.callback(host.stop)
+        router = Router(RANGES if range_ is None else [range_], host)
+        stack.callback(router.thread.stop)
+        await router.thread.call(router.open)
+        stack.push_async_callback(router.thread.call, router.close)
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
         nursery.start_soon(relay, router.doors, lambda: router.resolvers.servers)
@@ -361,25 +332,16 @@ async def open_router(range_: IPv4Network | None = None) -> AsyncIterator[Router
 def try_out(range_: IPv4Network | None = None) -> str:
     """Make a router and take it away again; what it would be, in one line. Raises IsolationUnavailable.
 
-    In a thread of its own; blocks for some 20 ms.
+    Blocks for some 20 ms.
     """
-    router = Router(RANGES if range_ is None else [range_])
-    outcome: list[str | Exception] = []
-
-    def attempt() -> None:
-        try:
-            router.open()
-            outcome.append(router.describe())
-            router.close()
-        except Exception as exc:
-            outcome.append(exc)
-
-    thread = threading.Thread(target=attempt)
-    thread.start()
-    thread.join()
-    if isinstance(outcome[0], Exception):
-        raise outcome[0]
-    return outcome[0]
+    with ExitStack() as stack:
+        host = Worker("lambox-host")
+        stack.callback(host.stop)
+        router = Router(RANGES if range_ is None else [range_], host)
+        stack.callback(router.thread.stop)
+        router.thread.do(router.open)
+        stack.callback(router.thread.do, router.close)
+        return router.describe()
 
 
 def _doors(gateway: IPv4Address) -> Doors:

@@ -55,6 +55,8 @@ class Plan:
     """Who has which address: all are out of `network`, of which no route of the host knew."""
 
     network: IPv4Network
+    link: IPv4Network | None = None
+    """Between the router and a process that speaks for it (`tapside`), where there is one."""
 
     @property
     def gateways(self) -> tuple[IPv4Address, IPv4Address]:
@@ -100,6 +102,7 @@ def router(plan: Plan) -> list[Message]:
         spoof(nft.is_ipv4(but=True), _DROP),
         spoof(theirs, nft.interface("iifname", "lo", but=True), nft.spoofed(), _DROP),
         nft.chain(TABLE, "names", nft.PREROUTING, nft.DNAT, kind="nat"),
+        nft.chain(TABLE, "hidden", nft.FORWARD, nft.FILTER - 10),
         nft.chain(TABLE, "forward", nft.FORWARD, nft.FILTER, nft.DROP),
         forward(nft.interface("iifname", UPLINK), _BACK, _ACCEPT),
         forward(nft.interface("iifname", UPLINK), _DROP),
@@ -114,7 +117,7 @@ def router(plan: Plan) -> list[Message]:
         ),
         *(
             forward(nft.destination(network), nft.translated(False), _REFUSE)
-            for network in (*REFUSED, plan.network)
+            for network in (*REFUSED, plan.network, *([plan.link] if plan.link else []))
         ),
         forward(
             nft.state(nft.NEW),
@@ -162,6 +165,31 @@ def name_service(plan: Plan, servers: Sequence[IPv4Address]) -> list[Message]:
             for protocol in (socket.IPPROTO_UDP, socket.IPPROTO_TCP)
         ]
     return messages
+
+
+def hidden(addresses: Sequence[IPv4Address]) -> list[Message]:
+    """The host's own addresses, where no rule of the host's can keep sandboxes from them."""
+    return [
+        nft.clear(TABLE, "hidden"),
+        *(
+            nft.rule(
+                TABLE,
+                "hidden",
+                nft.interface("iifname", UPLINK, but=True),
+                nft.destination(IPv4Network(address)),
+                _REFUSE,
+            )
+            for address in addresses
+        ),
+    ]
+
+
+def one_source() -> list[Message]:
+    """What leaves has the router's own address."""
+    return [
+        nft.chain(TABLE, "source", nft.POSTROUTING, nft.SNAT, kind="nat"),
+        nft.rule(TABLE, "source", nft.interface("oifname", UPLINK), nft.masquerade()),
+    ]
 
 
 def host(table: str, plan: Plan, interface: str, *, flags: int) -> list[Message]:

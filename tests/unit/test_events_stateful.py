@@ -1,0 +1,163 @@
+"""Accepted events and crashes at any byte: what was accepted before is there afterwards, and runs to its end.
+
+A crash is a copy of the files as they are on disk at that moment, as a power cut or a SIGKILL leaves them, with the
+last of what SQLite was writing cut off anywhere.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandbox.asyncqueue import open_queue
+from sandbox.errors import PlatformFault, TooManyRequests
+from sandbox.eventstore import EventStore
+from sandbox.invocation import Invocation, Outcome
+from tests.fakes import make_function, make_invocation
+from tests.machines import effort
+
+SHARED = "/dev/shm"
+"""What is tried here is the order of writes; the disk's own time would be most of the test's."""
+KEYS = st.sampled_from(["a", "b", "c", "d"])
+COMMITS = st.lists(
+    st.tuples(st.dictionaries(KEYS, st.text(max_size=3000), max_size=3), st.sets(KEYS, max_size=2)),
+    min_size=1,
+    max_size=6,
+)
+
+
+def copied(folder: Path, where: Path, cut: Callable[[int], int] | None = None) -> Path:
+    """The files as a crash leaves them; of the write-ahead log only its first `cut(size)` bytes."""
+    shutil.copytree(folder, where)
+    for path in where.glob("*-wal"):
+        if cut is not None:
+            path.write_bytes(path.read_bytes()[: cut(path.stat().st_size)])
+    return where
+
+
+@effort(40)
+@given(COMMITS, st.integers(0, 1 << 20))
+def test_a_crash_at_any_byte_costs_no_commit_before_it(
+    commits: list[tuple[dict[str, str], set[str]]], at: int
+) -> None:
+    with tempfile.TemporaryDirectory(dir=SHARED) as temp:
+        folder = Path(temp, "events")
+        store = EventStore(folder, "key")
+        state: dict[str, str] = {}
+        written: list[tuple[int, dict[str, str]]] = []
+        try:
+            for put, drop in commits:
+                store.commit(put, drop, sync=True)
+                state = {key: text for key, text in {**state, **put}.items() if key not in drop}
+                (wal,) = folder.glob("*-wal")
+                written.append((wal.stat().st_size, state))
+            end = at % (written[-1][0] + 1)
+            crashed = copied(folder, Path(temp, "crashed"), lambda size: end)
+        finally:
+            store.close()
+        expected = [state for size, state in written if size <= end]
+        again = EventStore(crashed, "key")
+        try:
+            assert again.take_up() == (expected[-1] if expected else {})
+            again.commit({"new": "1"}, sync=True)
+        finally:
+            again.close()
+
+
+# --- the queue above it
+
+DEEDS = st.lists(
+    st.sampled_from(["success", "success", "error", "throttled", "fault", "hang"]), max_size=6
+)
+STEPS = st.lists(
+    st.sampled_from(["accept", "accept", "wait", "long wait", "crash", "stop"]), max_size=10
+)
+
+
+class Functions:
+    """Does with each attempt what comes next; `success` when there is nothing left to go wrong."""
+
+    def __init__(self, deeds: list[str]) -> None:
+        self.deeds = deeds
+        self.succeeded: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+
+    async def invoke(self, invocation: Invocation) -> Outcome:
+        deed = self.deeds.pop() if self.deeds else "success"
+        await trio.sleep(0.01)
+        if deed == "hang":
+            await trio.sleep(50)
+        elif deed == "throttled":
+            raise TooManyRequests("ConcurrentInvocationLimitExceeded")
+        elif deed == "fault":
+            raise PlatformFault("the host is ill")
+        elif deed == "error":
+            self.failed[invocation.request_id] += 1
+            return Outcome("error", b"{}")
+        self.succeeded[invocation.request_id] += 1
+        return Outcome("success", b"{}")
+
+
+@effort(30)
+@given(DEEDS, STEPS)
+def test_each_accepted_event_ends_whatever_the_server_does(
+    deeds: list[str], steps: list[str]
+) -> None:
+    with tempfile.TemporaryDirectory(dir=SHARED) as temp:
+        trio.run(_live, Path(temp), Functions(deeds), [*steps, "stop"], clock=_clock())
+
+
+def _clock() -> trio.testing.MockClock:
+    return trio.testing.MockClock(autojump_threshold=0)
+
+
+async def _live(temp: Path, functions: Functions, steps: list[str]) -> None:
+    accepted: set[str] = set()
+    lives = 0
+    folder = temp / "0"
+    while steps:
+        async with _queue(folder, functions) as queue:
+            while (step := steps.pop(0)) not in ("crash", "stop"):
+                if step == "accept":
+                    invocation = make_invocation(make_function(), kind="Event")
+                    await queue.accept(invocation)
+                    accepted.add(invocation.request_id)
+                else:
+                    await trio.sleep(0.05 if step == "wait" else 61)
+            lives += 1
+            if step == "crash":
+                folder = copied(folder, temp / str(lives)) if folder.exists() else folder
+    async with _queue(folder, functions) as queue:
+        await queue.settle()
+    # Dropped after three errors, and not before; else it has succeeded.
+    for id_ in accepted:
+        assert functions.succeeded[id_] or functions.failed[id_] >= 3
+    # Nothing is left for a start after that.
+    left = EventStore(folder, "key")
+    assert left.take_up() == {}
+    left.close()
+
+
+def _queue(folder: Path, functions: Functions) -> Any:
+    async def at_once(call: Callable[[], Any]) -> Any:
+        """The clock must not jump while a thread writes."""
+        await trio.lowlevel.checkpoint()
+        return call()
+
+    return open_queue(
+        functions.invoke,
+        lambda name: make_function(name),
+        EventStore(folder, "key"),
+        wall=trio.current_time,
+        concurrency=2,
+        aside=at_once,
+    )
