@@ -125,6 +125,7 @@ class FaceProtocol(H11Protocol):
     """h11 events of one connection -> RequestStreams, one after the other."""
 
     stream: RequestStream | None
+    config: FaceConfig
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)  # type: ignore[arg-type]
