@@ -31,8 +31,8 @@ RELEASE_WAIT_S = 1.0
 """Who lets go of one waits so long at most; what had not been written yet may take longer, and blocks nobody."""
 CLOSE_LIMIT_S = 10.0
 CLOSERS = 2
-LEAST_READY = 4
-"""Of a size; a mount and a loop device each, 1 ms to make on a quiet host."""
+MOST_READY = 64
+"""Of all sizes together; each is a mount, a loop device and 0.2 MB of the kernel's, 1 ms to make on a quiet host."""
 USUAL_SIZE = 512 * MIB
 
 
@@ -123,13 +123,18 @@ class Storage:
     def make_ready(self, limits: PoolLimits, makers: trio.Nursery) -> None:
         """Keep some ready from now on."""
         if self._images is not None:
-            own = PoolLimits(min(limits.least, LEAST_READY), limits.most)
-            self._pool = Pool(self._make, lambda _: own, makers, most_held=8 * LEAST_READY)
+            most = max(MOST_READY, limits.most)
+            self._pool = Pool(self._make, lambda _: limits, makers, most_held=most, what="a /tmp")
 
     def keep(self, sizes: Collection[int]) -> None:
         """Have some of these sizes ready, and in time no others."""
         if self._pool is not None:
             self._pool.keep(sizes)
+
+    def expect(self, size: int) -> None:
+        """One will be taken when its sandbox stands: so that both may be made at the same time."""
+        if self._pool is not None:
+            self._pool.expect(size)
 
     async def take(self, size: int) -> Tmp:
         """An empty one of `size` bytes; `Tmp.kill` is the caller's. Raises ConfineError.
