@@ -185,6 +185,7 @@ class Node:
         return [
             {
                 "program": one.program,
+                "network": one.network,
                 "ready": one.ready,
                 "wanted": one.wanted,
                 "memory_mb": round(one.memory_bytes / MIB, 1),
