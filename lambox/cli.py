@@ -97,6 +97,7 @@ def serve(config: Path | None, **flags: str | None) -> None:
     import logging
 
     from lambox import doctor, loglines, running
+    from sandbox.confine import least
 
     checked = load(config, **flags)
     if not os.path.isdir(checked.functions):
@@ -106,6 +107,7 @@ def serve(config: Path | None, **flags: str | None) -> None:
             USAGE,
         )
     become_root_of_our_own()
+    least.give_up()
     writer = loglines.LineWriter()
     logging.basicConfig(level=logging.INFO, handlers=[loglines.LineHandler(writer)])
     logging.getLogger("hypercorn").setLevel(logging.WARNING)

@@ -25,6 +25,7 @@ from sandbox.confine import loops, mounts
 from sandbox.confine.spec import MIB, IsolationUnavailable
 
 BLOCK = 4096
+INODE_SIZE = 256
 BYTES_PER_INODE = 8192
 """65,536 files and folders in 512 MB."""
 FEATURES = (
@@ -100,8 +101,7 @@ class Images:
         self._make_folder()
         wanted = size // BLOCK + (size >= MANY_EXTENTS)
         inodes = max(size // BYTES_PER_INODE, 64)
-        # Inode tables, bitmaps, and the 2 % (16 MiB at most) that the kernel keeps for extents.
-        total = wanted + inodes // 16 + min(wanted // 50, 4096) + wanted // 16384 + 16
+        total = _total(wanted, inodes)
         found: dict[int, _Template] = {}
         for _ in range(FIT_TRIES):
             template, available = self._try(total, inodes)
@@ -160,6 +160,17 @@ class Images:
         return fd
 
 
+def _total(wanted: int, inodes: int) -> int:
+    """How many blocks are probably to be asked for, so that `wanted` can be written (ext4's disk layout)."""
+    total = wanted
+    for _ in range(FIT_TRIES):
+        groups = -(-total // (8 * BLOCK))
+        tables = groups * -(-inodes // (groups * (BLOCK // INODE_SIZE)))
+        # Two bitmaps a group; superblock, group descriptors, the root folder; what the kernel keeps for extents.
+        total = wanted + tables + 2 * groups + 3 + min(total // 50, 4096)
+    return total
+
+
 def _mkfs(total: int, inodes: int) -> _Template:
     """In memory: it writes some 100 KB."""
     program = shutil.which("mkfs.ext4", path=PATH)
@@ -168,7 +179,19 @@ def _mkfs(total: int, inodes: int) -> _Template:
     fd = os.memfd_create("lambox", os.MFD_CLOEXEC)
     try:
         os.ftruncate(fd, total * BLOCK)
-        argv = [program, "-q", "-F", "-b", str(BLOCK), "-I", "256", "-N", str(inodes), "-m", "0"]
+        argv = [
+            program,
+            "-q",
+            "-F",
+            "-b",
+            str(BLOCK),
+            "-I",
+            str(INODE_SIZE),
+            "-N",
+            str(inodes),
+            "-m",
+            "0",
+        ]
         argv += ["-O", FEATURES, "-E", "nodiscard,lazy_itable_init=1,num_backup_sb=0"]
         done = subprocess.run(
             [*argv, f"/proc/self/fd/{fd}", str(total)],

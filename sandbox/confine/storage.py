@@ -19,6 +19,7 @@ from typing import Literal
 import trio
 
 from sandbox.confine import cgroup, mounts
+from sandbox.confine.aside import aside_or_here
 from sandbox.confine.images import PASSING, Images, refusal
 from sandbox.confine.pool import Pool, PoolLimits
 from sandbox.confine.spec import MIB, ConfineError, IsolationUnavailable
@@ -30,8 +31,8 @@ RELEASE_WAIT_S = 1.0
 """Who lets go of one waits so long at most; what had not been written yet may take longer, and blocks nobody."""
 CLOSE_LIMIT_S = 10.0
 CLOSERS = 2
-LEAST_READY = 4
-"""Of a size; a mount and a loop device each, 1 ms to make on a quiet host."""
+MOST_READY = 64
+"""Of all sizes together; each is a mount, a loop device and 0.2 MB of the kernel's, 1 ms to make on a quiet host."""
 USUAL_SIZE = 512 * MIB
 
 
@@ -75,8 +76,13 @@ class Closers:
         self.open.remove(tmp)
         if len(self._threads) < CLOSERS:
             thread = threading.Thread(target=self._work, name="lambox-tmp", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            with suppress(RuntimeError):  # no thread to be had: those there are do it
+                thread.start()
+                self._threads.append(thread)
+        if not self._threads:
+            tmp.gone.set()
+            os.close(tmp.fd)
+            return
         self._orders.put((tmp, trio.lowlevel.current_trio_token()))
 
     def _work(self) -> None:
@@ -95,7 +101,7 @@ class Closers:
             self._orders.put(None)
         with trio.move_on_after(CLOSE_LIMIT_S) as scope:
             for thread in self._threads:
-                await trio.to_thread.run_sync(thread.join, abandon_on_cancel=True)
+                await aside_or_here(thread.join)
         if scope.cancelled_caught:
             log.error("file systems for /tmp are still being written after %.0f s", CLOSE_LIMIT_S)
 
@@ -117,13 +123,18 @@ class Storage:
     def make_ready(self, limits: PoolLimits, makers: trio.Nursery) -> None:
         """Keep some ready from now on."""
         if self._images is not None:
-            own = PoolLimits(min(limits.least, LEAST_READY), limits.most)
-            self._pool = Pool(self._make, lambda _: own, makers, most_held=8 * LEAST_READY)
+            most = max(MOST_READY, limits.most)
+            self._pool = Pool(self._make, lambda _: limits, makers, most_held=most, what="a /tmp")
 
     def keep(self, sizes: Collection[int]) -> None:
         """Have some of these sizes ready, and in time no others."""
         if self._pool is not None:
             self._pool.keep(sizes)
+
+    def expect(self, size: int) -> None:
+        """One will be taken when its sandbox stands: so that both may be made at the same time."""
+        if self._pool is not None:
+            self._pool.expect(size)
 
     async def take(self, size: int) -> Tmp:
         """An empty one of `size` bytes; `Tmp.kill` is the caller's. Raises ConfineError.
