@@ -17,10 +17,10 @@ import pytest
 
 from tests.system.conftest import Functions, Server, until
 from tests.system.internet import ANSWER, HOST, INTERNET, METADATA, NAME_SERVER, World, world
-from tests.system.nat_fixtures import needs_root
+from tests.system.nat_fixtures import needs_network
 from tests.system.test_nat_server import call
 
-pytestmark = [pytest.mark.system, needs_root]
+pytestmark = [pytest.mark.system, needs_network]
 ROOT = Path(__file__).resolve().parents[2]
 PLACES = [
     (INTERNET, 80),
