@@ -35,6 +35,11 @@ def _lacking() -> str:
 
 LACKING = _lacking()
 needs_network = pytest.mark.skipif(bool(LACKING), reason=f"host: {LACKING}")
+BUILT = [pytest.mark.system, needs_network]
+"""Marks of every test that builds networks."""
+if "not supported" in LACKING:
+    # The kernel's modules are nothing that a container or a guest could bring.
+    BUILT.append(pytest.mark.optional)
 TRY = """
 def reach(address, port, family=socket.AF_INET, kind=socket.SOCK_STREAM, protocol=0):
     "What the other end said, or the errno."
@@ -99,4 +104,4 @@ async def asked(box: Box, code: str) -> Any:
     return await box.heard()
 
 
-__all__ = ["asked", "earth", "named", "needs_network", "on_host", "root", "routed"]
+__all__ = ["BUILT", "asked", "earth", "named", "on_host", "root", "routed"]
