@@ -25,6 +25,7 @@ import trio
 from lambox import doctor
 from lambox.config import Config
 from lambox.node import Node, open_node
+from lambox.running import cause
 from runtimeapi.intake import read_trace_id
 from sandbox.confine import identity, privilege, strays
 from sandbox.confine.bwrap import GID, UID
@@ -164,9 +165,11 @@ def columns(config: Config) -> list[Row]:
                 )
                 async with open_node(own) as node:
                     await _ask_all(Asker(node, own), rows)
-        except* ConfineError as group:
-            reason = str(group.exceptions[0]).replace("\n", "; ")
-            rows.append(Row("serves", f"{NO}: {reason}"))
+        except (ConfineError, BaseExceptionGroup) as exc:
+            reason = cause(exc)
+            if not isinstance(reason, ConfineError):
+                raise
+            rows.append(Row("serves", f"{NO}: {reason}".replace("\n", "; ")))
         return rows
 
     return trio.run(main)
