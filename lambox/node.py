@@ -186,6 +186,7 @@ class Node:
         return [
             {
                 "program": one.program,
+                "network": one.network,
                 "ready": one.ready,
                 "wanted": one.wanted,
                 "memory_mb": round(one.memory_bytes / MIB, 1),

@@ -55,6 +55,7 @@ PASSING = (
     errno.ENOMEM,
 )
 """What may be otherwise in a moment; all else is how this host is."""
+NO_DEVICE = (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTTY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +86,19 @@ class Images:
             with self._fitting:
                 template = self._templates.get(size) or self._fit(size)
                 self._templates[size] = template
-        room = os.statvfs(self._folder)
-        if room.f_bavail * room.f_frsize < size:
-            free = f"{room.f_bavail * room.f_frsize // MIB} MB are free, not {size // MIB}"
-            raise OSError(errno.ENOSPC, free, self._folder)
+        self._check_room(size)
         image = self._file()
         try:
             _write(image, template)
             return self._mount(image)
         finally:
             os.close(image)
+
+    def _check_room(self, size: int) -> None:
+        room = os.statvfs(self._folder)
+        if room.f_bavail * room.f_frsize < size:
+            free = f"{room.f_bavail * room.f_frsize // MIB} MB are free, not {size // MIB}"
+            raise OSError(errno.ENOSPC, free, self._folder)
 
     def _fit(self, size: int) -> _Template:
         """What the kernel and mkfs.ext4 keep for themselves differs between versions: so it is looked at."""
@@ -238,7 +242,7 @@ def _write(fd: int, template: _Template) -> None:
 def refusal(exc: OSError) -> IsolationUnavailable:
     """What keeps this host from having a /tmp on disk, with the mend."""
     said = f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc)
-    if exc.filename == loops.CONTROL and exc.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+    if exc.filename == loops.CONTROL and exc.errno in NO_DEVICE:
         return IsolationUnavailable(f"there are no loop devices ({said})", "modprobe loop")
     if exc.errno == errno.ENODEV:
         return IsolationUnavailable(f"this kernel has no ext4 ({said})", "modprobe ext4")

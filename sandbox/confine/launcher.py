@@ -62,6 +62,7 @@ class Prepared:
     """Sandboxes of one kind that are ready. `program`: the runtime that waits in them; empty: none does."""
 
     program: str
+    network: str
     ready: int
     wanted: int
     memory_bytes: int
@@ -176,7 +177,9 @@ class BwrapLauncher:
         for kind, ready, wanted in self._pool.held():
             used = [sandbox.usage().memory_bytes or 0 for sandbox in ready]
             program = kind.preparation.argv[0] if kind.preparation else ""
-            rows.append(Prepared(os.path.basename(program), len(ready), wanted, sum(used)))
+            rows.append(
+                Prepared(os.path.basename(program), kind.network, len(ready), wanted, sum(used))
+            )
         return rows
 
     async def _make_ahead(self, kind: SandboxSpec) -> BwrapSandbox:

@@ -72,6 +72,36 @@ def test_state_is_where_the_user_may_write(
     assert load(environ=environ).state == Path(expected)
 
 
+def test_no_stranger_is_let_in_by_oversight() -> None:
+    for host in ("0.0.0.0", "::", "192.168.1.5", "fe80::1"):
+        (problem,) = problems({"host": host})
+        assert problem.startswith(f"host = {host}: others can reach this address, and without auth")
+        assert 'Hint: auth = "sigv4" or "token"' in problem
+        assert load({"host": host, "auth": "none"}, environ={}).auth == "none"
+    for host in ("127.0.0.1", "localhost", "127.3.2.1", "::1"):
+        assert load({"host": host}, environ={}).auth == "none"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"auth": "sigv4"}, 'auth = "sigv4" is set without auth_keys_file. Hint: set it'),
+        ({"auth": "token"}, 'auth = "token" is set without auth_token_file. Hint: set it'),
+        ({"auth_keys_file": "k"}, 'auth_keys_file is set without auth. Hint: auth = "sigv4"'),
+        ({"auth_token_file": "t"}, 'auth_token_file is set without auth. Hint: auth = "token"'),
+        ({"tls_cert": "c"}, "tls_cert is set without tls_key. Hint: set both"),
+        ({"tls_key": "k"}, "tls_key is set without tls_cert. Hint: set both"),
+        ({"auth": "basic"}, '--auth = "basic": must be "none", "sigv4" or "token"'),
+        ({"allowed_hosts": "a b/c"}, "must be a list of host names without port"),
+        ({"allowed_hosts": "a:9000"}, "must be a list of host names without port"),
+        ({"max_connections": "0"}, "must be a whole number from 1 to 100000"),
+    ],
+)
+def test_what_makes_no_sense_about_callers_is_told(flags: dict[str, str], message: str) -> None:
+    (problem,) = problems(flags)
+    assert message in problem
+
+
 def test_flags_win_over_variables_over_the_file() -> None:
     write("port = 1\ngrace_s = 1\ninit_timeout_s = 1\n")
     environ = {"LAMBOX_PORT": "2", "LAMBOX_GRACE_S": "2"}
