@@ -465,7 +465,7 @@ def ps(endpoint: str | None, config: Path | None) -> None:
         )
     show(table)
     for row in ask(server.prepared):
-        what = row["program"] or "no runtime yet"
+        what = f"{row['program'] or 'no runtime yet'}, network {row.get('network', '-')}"
         click.echo(f"ready: {row['ready']} of {row['wanted']} ({what}), {row['memory_mb']:.1f} MB")
 
 

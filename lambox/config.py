@@ -82,6 +82,7 @@ class Config:
     preload: tuple[str, ...]
     tmp: Literal["auto", "disk", "memory"]
     allow_weaker: tuple[str, ...]
+    seccomp: Literal["enforce", "log"]
     fast_lane: bool
     auth: Auth
     auth_keys_file: Path | None
@@ -111,6 +112,12 @@ def _weaker(value: Any) -> tuple[str, ...]:
     if not isinstance(items, list) or any(item not in WEAKER for item in items):
         raise Wrong(f"must be a list out of {', '.join(map(json.dumps, WEAKER))}")
     return tuple(dict.fromkeys(items))
+
+
+def _calls(value: Any) -> str:
+    if value not in ("enforce", "log"):
+        raise Wrong('must be "enforce" or "log"')
+    return str(value)
 
 
 def _nat_range(value: Any) -> IPv4Network:
@@ -237,7 +244,7 @@ SETTINGS: tuple[Setting, ...] = (
         whole("", 1000, 4_294_900_000),
         lambda _: None,
         "1000 to 4294900000",
-        "first of the host's uids for sandboxes, if started by root",
+        "first of the uids for sandboxes, where more than our own is mapped",
         "chosen at start",
     ),
     Setting(
@@ -312,6 +319,14 @@ SETTINGS: tuple[Setting, ...] = (
         "isolation to go without where this host lacks it",
         "nothing",
         is_list=True,
+    ),
+    Setting(
+        "seccomp",
+        _calls,
+        lambda _: "enforce",
+        "enforce, log",
+        "log: for a search, let system calls run that the filter would refuse, and log them",
+        is_text=True,
     ),
     Setting(
         "fast_lane",

@@ -92,6 +92,7 @@ class Kitchen:
                 str(function.code), str(opt) if opt else None, function.ephemeral_storage_mb * MIB
             ),
             preparation=self._preparation(runtime, env),
+            calls=runtime.family,
         )
         return spec, Program(argv=argv, env=env)
 
@@ -185,6 +186,7 @@ class Node:
         return [
             {
                 "program": one.program,
+                "network": one.network,
                 "ready": one.ready,
                 "wanted": one.wanted,
                 "memory_mb": round(one.memory_bytes / MIB, 1),
@@ -323,6 +325,7 @@ async def open_node(
                 uid_base=config.uid_base,
                 uid_count=config.uid_count,
                 weaker=config.allow_weaker,
+                calls=config.seccomp,
                 pool=ready,
                 router=way_out.router,
                 storage=storage,

@@ -72,6 +72,8 @@ class FaceConfig(Config):
     """Longest silence while a request body is due."""
     body_bytes_per_s: float = 0.0
     """Fewest, on average, once a body has taken `body_timeout_s`."""
+    one_framing: bool = False
+    """Content-Length beside Transfer-Encoding is refused: a proxy in front may have taken the other one."""
     max_connections: int = sys.maxsize
     """Open at a time on one listening socket."""
     holds_back: bool = False
@@ -123,6 +125,7 @@ class FaceProtocol(H11Protocol):
     """h11 events of one connection -> RequestStreams, one after the other."""
 
     stream: RequestStream | None
+    config: FaceConfig
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)  # type: ignore[arg-type]
@@ -153,9 +156,10 @@ class FaceProtocol(H11Protocol):
                 await self._take_breakage(error)
                 break
             if isinstance(event, h11.Request):
-                if self._is_oversized(event):
+                refusal = self._refusal_of(event)
+                if refusal is not None:
                     self.broken = True
-                    await self._send_error_response(431)
+                    await self._send_error_response(refusal)
                     await self.send(Closed())
                     break
                 if self.pace is not None:
@@ -175,11 +179,15 @@ class FaceProtocol(H11Protocol):
             elif isinstance(event, h11.EndOfMessage):
                 await self._take_end(event)
 
-    def _is_oversized(self, request: h11.Request) -> bool:
-        """h11's own limit is on heads that have not ended; one that came in a single segment passes it."""
+    def _refusal_of(self, request: h11.Request) -> int | None:
+        """A status for what h11 lets pass: its limit is on heads that have not ended, so one that came in a single
+        segment may be larger; and of two framings it takes the chunks (RFC 9112, 6.3, would have an error)."""
+        names = {name for name, _ in request.headers}
+        if self.config.one_framing and {b"content-length", b"transfer-encoding"} <= names:
+            return 400
         lines = sum(len(name) + len(value) + 4 for name, value in request.headers)
         size = len(request.method) + len(request.target) + 12 + lines + 2
-        return size > self.config.h11_max_incomplete_size
+        return 431 if size > self.config.h11_max_incomplete_size else None
 
     async def stream_send(self, event: StreamEvent) -> None:
         if self.pace is not None and isinstance(event, Response) and event.status_code >= 400:

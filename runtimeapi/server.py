@@ -78,6 +78,7 @@ def caller_config(limits: CallerLimits = CallerLimits()) -> FaceConfig:
     """Towards callers: limits on silence and slowness, none on how long an invocation takes."""
     config = _base_config()
     config.include_date_header = True
+    config.one_framing = True
     config.h11_max_incomplete_size = limits.max_header_bytes
     config.max_connections = limits.max_connections
     config.header_timeout_s = limits.header_timeout_s

@@ -8,10 +8,11 @@ leave. The caller is answered first, the tree is reaped after.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import trio
@@ -23,6 +24,7 @@ from sandbox.confine.spec import (
     Launcher,
     Program,
     ProgramNotStarted,
+    RefusedCall,
     Sandbox,
     SandboxSpec,
 )
@@ -33,6 +35,7 @@ from sandbox.lifecycle import Event, State
 from sandbox.logpipes import LogPipes
 from sandbox.ticket import Ticket
 
+log = logging.getLogger(__name__)
 LAST_WORDS_S = 0.1
 """How long a dead runtime's last request may still be on its way through our sockets."""
 LINGER_S = 0.1
@@ -79,6 +82,8 @@ class Surroundings:
     """Unix time in seconds, for the deadline a runtime is told."""
     idle_limit: Callable[[FunctionVersion], float] = lambda function: function.idle_timeout_s
     """For how many seconds from now an environment may be idle."""
+    told_calls: set[tuple[str, str]] = field(default_factory=set)
+    """(function, system call) of log mode: what has been told is not told by each environment."""
 
 
 class Environment(Conversation):
@@ -154,6 +159,7 @@ class Environment(Conversation):
             listener,
             LogPipes((sandbox.stdout, sandbox.stderr), sandbox.telemetry, self._write) as self._log,
         ):
+            sandbox.refused(self._call_refused)
             async with trio.open_nursery() as nursery:
                 try:
                     await nursery.start(self._around.serve, listener, self)
@@ -168,7 +174,17 @@ class Environment(Conversation):
                     with trio.CancelScope(shield=True):
                         self._lose(None)
                         await sandbox.kill()
+                        for refused in sandbox.refused():
+                            self._write(refused.total())
                     nursery.cancel_scope.cancel()
+
+    def _call_refused(self, refused: RefusedCall) -> None:
+        """Log mode met a system call that it had not met in this environment."""
+        key = self.function.name, refused.name
+        if key not in self._around.told_calls:
+            self._around.told_calls.add(key)
+            self._write(refused.line())
+            log.warning("function %s: %s", self.function.name, refused.line())
 
     def retire(self) -> None:
         """No further invocation: the tree is killed and reaped in the background."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import trio
 
-from sandbox.confine.spec import ConfineError, Exit, Program, SandboxSpec, Usage
+from sandbox.confine.spec import ConfineError, Exit, Program, RefusedCall, SandboxSpec, Usage
 from sandbox.environment import Environment, Surroundings
 from sandbox.function import FunctionVersion
 from sandbox.invocation import Invocation, new_request_id
@@ -87,6 +87,8 @@ class FakeSandbox:
         self.killed = False
         self.settled = False
         self.history: list[str] = []
+        self.calls: list[RefusedCall] = []
+        """What log mode of system calls has met."""
         self.memory_peak = 10 * 1024 * 1024
         self._exit: Exit | None = None
         self._ended = trio.Event()
@@ -145,6 +147,11 @@ class FakeSandbox:
 
     def oom_kills(self) -> int:
         return 0
+
+    def refused(self, tell: Callable[[RefusedCall], None] | None = None) -> Sequence[RefusedCall]:
+        for one in self.calls if tell else ():
+            tell(one)
+        return self.calls
 
 
 def _pipe() -> tuple[int, int]:

@@ -5,11 +5,13 @@
  *       PROCS file), becomes UID:GID (-1: stays who it is), asks to die with its parent, executes bwrap.
  *       So bwrap is limited and unprivileged from its first instruction.
  *
- *   init run CONTROL ADDRESS PORT [PARKED]
+ *   init run CONTROL ADDRESS PORT [PARKED [FILTER]]
  *       Pid 1 of the sandbox (bwrap --as-pid-1). Opens the Runtime API's listener inside the network
  *       namespace and sends it over CONTROL (a unix stream socket); waits for one message with the
  *       program; forks and executes it; reaps orphans; reports the program's raw wait status. The
- *       descriptor PARKED is the program's 61: where a prepared runtime waits for its function.
+ *       descriptor PARKED (-1: none) is the program's 61: where a prepared runtime waits for its function.
+ *       FILTER: a file with the system call filter of log mode, which is loaded here, not by bwrap, since
+ *       it has a listener (seccomp_unotify(2)): the supervisor's, sent along with 'L'.
  *
  *   init keep FOLDER
  *       On hosts with nothing but the v1 freezer, beside the supervisor: a frozen process dies of a
@@ -17,7 +19,7 @@
  *       went) every group below FOLDER is thawed.
  *
  * Over CONTROL, host byte order:
- *   to the supervisor    'L' + SCM_RIGHTS(listener) + u16 port
+ *   to the supervisor    'L' + SCM_RIGHTS(listener[, the filter's]) + u16 port
  *   from the supervisor  u32 length, u32 nofile, u32 argc, u32 envc, then NUL-terminated strings: cwd, argv, env
  *   to the supervisor    'S' u32 0  started, or  'S' u32 errno  the exec failed
  *   to the supervisor    'X' u32 wait status
@@ -31,6 +33,8 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdint.h>
@@ -55,6 +59,9 @@
 #define LANDLOCK_RESTRICT_SELF 446
 #define LANDLOCK_VERSION 1 /* LANDLOCK_CREATE_RULESET_VERSION */
 #define LANDLOCK_SCOPES 3 /* abstract unix sockets, signals: linux/landlock.h, ABI 6 */
+#ifndef SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+#define SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV (1UL << 5)
+#endif
 
 static void die(const char *what) {
     fprintf(stderr, "lambox init: %s: %s\n", what, strerror(errno));
@@ -123,18 +130,38 @@ static int listen_on(const char *address, uint16_t port, uint16_t *real) {
     return fd;
 }
 
-static void send_listener(int control, int listener, uint16_t port) {
+/* `watch`: the filter's listener, -1 for none. */
+static void send_listener(int control, int listener, int watch, uint16_t port) {
     char byte[3] = {'L'};
     memcpy(byte + 1, &port, 2);
+    int fds[2] = {listener, watch}, count = watch < 0 ? 1 : 2;
     struct iovec data = {byte, 3};
-    union { char room[CMSG_SPACE(sizeof(int))]; struct cmsghdr align; } u;
-    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = u.room, .msg_controllen = sizeof u.room};
+    union { char room[CMSG_SPACE(sizeof fds)]; struct cmsghdr align; } u;
+    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = u.room, .msg_controllen = CMSG_SPACE(count * sizeof(int))};
     struct cmsghdr *header = CMSG_FIRSTHDR(&message);
     header->cmsg_level = SOL_SOCKET;
     header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof(int));
-    memcpy(CMSG_DATA(header), &listener, sizeof(int));
+    header->cmsg_len = CMSG_LEN(count * sizeof(int));
+    memcpy(CMSG_DATA(header), fds, count * sizeof(int));
     if (sendmsg(control, &message, MSG_NOSIGNAL) != 3) die("sending the listener");
+}
+
+/* Loads the program in the file `filter` and returns its listener. bwrap has set no_new_privs. */
+static int load(int filter) {
+    struct stat about;
+    if (fstat(filter, &about)) die("the filter");
+    size_t size = (size_t)about.st_size;
+    struct sock_filter *code = malloc(size);
+    if (!code || !size || size / sizeof *code > BPF_MAXINSNS || pread(filter, code, size, 0) != (ssize_t)size) die("the filter");
+    close(filter);
+    struct sock_fprog program = {.len = (unsigned short)(size / sizeof *code), .filter = code};
+    /* Linux 5.19: a signal does not start a call anew once the supervisor has heard of it. */
+    unsigned flags = SECCOMP_FILTER_FLAG_NEW_LISTENER;
+    long watch = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, &program);
+    if (watch < 0 && errno == EINVAL) watch = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program);
+    if (watch < 0) die("the filter's listener");
+    free(code);
+    return (int)watch;
 }
 
 static char **strings(char **at, char *end, uint32_t count, uint32_t extra) {
@@ -293,15 +320,17 @@ static void keep_to_own_sockets(void) {
 }
 
 static int run(int argc, char **argv) {
-    if (argc != 5 && argc != 6) { errno = EINVAL; die("run"); }
-    int parked = argc == 6 ? atoi(argv[5]) : -1;
+    if (argc < 5 || argc > 7) { errno = EINVAL; die("run"); }
+    int parked = argc > 5 ? atoi(argv[5]) : -1;
     if (prctl(PR_SET_DUMPABLE, 0)) die("PR_SET_DUMPABLE");
     int control = atoi(argv[2]);
     fcntl(control, F_SETFD, FD_CLOEXEC);
     uint16_t port;
     int listener = listen_on(argv[3], (uint16_t)atoi(argv[4]), &port);
-    send_listener(control, listener, port);
+    int watch = argc == 7 ? load(atoi(argv[6])) : -1;
+    send_listener(control, listener, watch, port);
     close(listener);
+    if (watch >= 0) close(watch); /* who holds it decides what is allowed */
 
     if (atoi(argv[4]) == 0) keep_to_own_sockets(); /* a port of the kernel's choice: the host's network */
     sigset_t chld;

@@ -101,12 +101,14 @@ def command(
     fds: Descriptors,
     *,
     seccomp: bytes | None,
+    observe: bytes | None = None,
     places: Mapping[str, Bridge],
     parked: int | None = None,
     composed: str | None = None,
 ) -> list[str]:
     """The whole bwrap command; what it names by number is in `fds`. `places`: sources found elsewhere.
 
+    `seccomp` is loaded by bwrap, `observe` (log mode's filter, in its place) by pid 1, who gets its listener.
     `composed`: where the spec's root stands, but for what each sandbox has for itself, with pid 1's program.
     """
     argv = [
@@ -151,7 +153,9 @@ def command(
     port = "0" if spec.network == "host" else "9001"
     argv += ["--remount-ro", "/", "--chdir", "/", "--"]
     argv += [INIT_INSIDE, "run", str(control), "127.0.0.1", port]
-    return argv if parked is None else [*argv, str(parked)]
+    if parked is not None or observe is not None:
+        argv.append(str(-1 if parked is None else parked))
+    return argv if observe is None else [*argv, str(fds.data(observe))]
 
 
 def zygote_command(

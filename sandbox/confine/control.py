@@ -27,6 +27,8 @@ class Control:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._socket = trio.socket.from_stdlib_socket(ours)
         self._rest = b""
+        self.watched = -1
+        """The listener of log mode's filter, once `listener` has returned; the caller's to close."""
 
     def close(self) -> None:
         self.theirs.close()
@@ -38,17 +40,20 @@ class Control:
         Raises OSError when no descriptor was free for it.
         """
         self.theirs.close()
-        room = socket.CMSG_SPACE(PID.size) + socket.CMSG_SPACE(4)
+        room = socket.CMSG_SPACE(PID.size) + socket.CMSG_SPACE(2 * 4)
         data, extras, flags, _ = await self._socket.recvmsg(3, room, socket.MSG_CMSG_CLOEXEC)
         pid, fd = 0, -1
         for level, kind, value in extras:
             if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
                 pid = PID.unpack(value)[0]
             elif level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                (fd,) = struct.unpack("=i", value[:4])
+                fd, *more = struct.unpack(f"={len(value) // 4}i", value[: len(value) // 4 * 4])
+                self.watched = more[0] if more else -1
         if len(data) != 3 or data[:1] != b"L" or fd < 0 or pid <= 0:
-            if fd >= 0:
-                os.close(fd)
+            for received in (fd, self.watched):
+                if received >= 0:
+                    os.close(received)
+            self.watched = -1
             if data and flags & socket.MSG_CTRUNC:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             return None

@@ -25,6 +25,7 @@ from sandbox.confine import loops, mounts
 from sandbox.confine.spec import MIB, IsolationUnavailable
 
 BLOCK = 4096
+INODE_SIZE = 256
 BYTES_PER_INODE = 8192
 """65,536 files and folders in 512 MB."""
 FEATURES = (
@@ -54,6 +55,7 @@ PASSING = (
     errno.ENOMEM,
 )
 """What may be otherwise in a moment; all else is how this host is."""
+NO_DEVICE = (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTTY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +86,7 @@ class Images:
             with self._fitting:
                 template = self._templates.get(size) or self._fit(size)
                 self._templates[size] = template
-        room = os.statvfs(self._folder)
-        if room.f_bavail * room.f_frsize < size:
-            free = f"{room.f_bavail * room.f_frsize // MIB} MB are free, not {size // MIB}"
-            raise OSError(errno.ENOSPC, free, self._folder)
+        self._check_room(size)
         image = self._file()
         try:
             _write(image, template)
@@ -95,13 +94,18 @@ class Images:
         finally:
             os.close(image)
 
+    def _check_room(self, size: int) -> None:
+        room = os.statvfs(self._folder)
+        if room.f_bavail * room.f_frsize < size:
+            free = f"{room.f_bavail * room.f_frsize // MIB} MB are free, not {size // MIB}"
+            raise OSError(errno.ENOSPC, free, self._folder)
+
     def _fit(self, size: int) -> _Template:
         """What the kernel and mkfs.ext4 keep for themselves differs between versions: so it is looked at."""
         self._make_folder()
         wanted = size // BLOCK + (size >= MANY_EXTENTS)
         inodes = max(size // BYTES_PER_INODE, 64)
-        # Inode tables, bitmaps, and the 2 % (16 MiB at most) that the kernel keeps for extents.
-        total = wanted + inodes // 16 + min(wanted // 50, 4096) + wanted // 16384 + 16
+        total = _total(wanted, inodes)
         found: dict[int, _Template] = {}
         for _ in range(FIT_TRIES):
             template, available = self._try(total, inodes)
@@ -160,6 +164,17 @@ class Images:
         return fd
 
 
+def _total(wanted: int, inodes: int) -> int:
+    """How many blocks are probably to be asked for, so that `wanted` can be written (ext4's disk layout)."""
+    total = wanted
+    for _ in range(FIT_TRIES):
+        groups = -(-total // (8 * BLOCK))
+        tables = groups * -(-inodes // (groups * (BLOCK // INODE_SIZE)))
+        # Two bitmaps a group; superblock, group descriptors, the root folder; what the kernel keeps for extents.
+        total = wanted + tables + 2 * groups + 3 + min(total // 50, 4096)
+    return total
+
+
 def _mkfs(total: int, inodes: int) -> _Template:
     """In memory: it writes some 100 KB."""
     program = shutil.which("mkfs.ext4", path=PATH)
@@ -168,7 +183,19 @@ def _mkfs(total: int, inodes: int) -> _Template:
     fd = os.memfd_create("lambox", os.MFD_CLOEXEC)
     try:
         os.ftruncate(fd, total * BLOCK)
-        argv = [program, "-q", "-F", "-b", str(BLOCK), "-I", "256", "-N", str(inodes), "-m", "0"]
+        argv = [
+            program,
+            "-q",
+            "-F",
+            "-b",
+            str(BLOCK),
+            "-I",
+            str(INODE_SIZE),
+            "-N",
+            str(inodes),
+            "-m",
+            "0",
+        ]
         argv += ["-O", FEATURES, "-E", "nodiscard,lazy_itable_init=1,num_backup_sb=0"]
         done = subprocess.run(
             [*argv, f"/proc/self/fd/{fd}", str(total)],
@@ -215,7 +242,7 @@ def _write(fd: int, template: _Template) -> None:
 def refusal(exc: OSError) -> IsolationUnavailable:
     """What keeps this host from having a /tmp on disk, with the mend."""
     said = f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc)
-    if exc.filename == loops.CONTROL and exc.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+    if exc.filename == loops.CONTROL and exc.errno in NO_DEVICE:
         return IsolationUnavailable(f"there are no loop devices ({said})", "modprobe loop")
     if exc.errno == errno.ENODEV:
         return IsolationUnavailable(f"this kernel has no ext4 ({said})", "modprobe ext4")

@@ -18,7 +18,7 @@ import trio
 
 import rootfs.inside
 from rootfs.layout import Bind, Tmpfs
-from sandbox.confine import bwrap, cgroup, identity, mounts, privilege, seccomp, staging
+from sandbox.confine import bwrap, cgroup, identity, mounts, overseer, privilege, seccomp, staging
 from sandbox.confine.aside import aside_or_here
 from sandbox.confine.bwrap import Bwrap, Descriptors
 from sandbox.confine.cgroup import Cgroup, CgroupTree
@@ -27,10 +27,12 @@ from sandbox.confine.control import Control
 from sandbox.confine.identity import Identities
 from sandbox.confine.latemounts import Folders
 from sandbox.confine.network.router import Router
+from sandbox.confine.overseer import Overseer
 from sandbox.confine.parked import Parked
 from sandbox.confine.pool import Pool, PoolLimits
 from sandbox.confine.process import BwrapSandbox, Pipes, discard
 from sandbox.confine.roots import Roots
+from sandbox.confine.seccomp import Filters
 from sandbox.confine.spawner import Spawner
 from sandbox.confine.spec import ConfineError, IsolationUnavailable, Limits, SandboxSpec
 from sandbox.confine.staging import Bridge
@@ -60,6 +62,7 @@ class Prepared:
     """Sandboxes of one kind that are ready. `program`: the runtime that waits in them; empty: none does."""
 
     program: str
+    network: str
     ready: int
     wanted: int
     memory_bytes: int
@@ -74,18 +77,20 @@ class BwrapLauncher:
         identities: Identities,
         tool: Bwrap,
         init: Path,
-        filter_: bytes | None,
+        filters: Filters | None,
         spawner: Spawner,
         router: Router | None,
         storage: Storage | None,
+        overseer: Overseer | None,
     ) -> None:
-        """`storage` None: what bwrap can mount must do for /tmp."""
+        """`storage` None: what bwrap can mount must do for /tmp. `overseer`: for filters in log mode."""
         self._tree = tree
         self._identities = identities
         self._bwrap = tool
         self._init = str(init)
-        self._filter = filter_
+        self._filters = filters
         self._spawner = spawner
+        self._overseer = overseer
         self._router = router
         self._storage = storage
         self._live: set[BwrapSandbox] = set()
@@ -100,7 +105,7 @@ class BwrapLauncher:
 
         Tasks of `makers` may be cancelled at any time, those of `zygotes` end with `close`.
         """
-        self._zygotes = Zygotes(self._spawner, self._bwrap, self._filter, self._strays, zygotes)
+        self._zygotes = Zygotes(self._spawner, self._bwrap, self._filters, self._strays, zygotes)
 
         def of(kind: SandboxSpec) -> PoolLimits:
             # A prepared process of its own costs tens of MB, a fork or nothing but namespaces a few.
@@ -119,13 +124,18 @@ class BwrapLauncher:
     def describe(self) -> str:
         version = ".".join(map(str, self._bwrap.version))
         users = "own uid each" if self._identities.any else f"uid {privilege.host_uid()}"
-        calls = "seccomp" if self._filter else "no seccomp"
+        calls = "no seccomp" if self._filters is None else "seccomp"
+        if self._overseer is not None:
+            calls = "seccomp in log mode"
         tmp = self._storage.describe() if self._storage else "/tmp in memory"
         return f"bubblewrap {version}, {self._tree.describe()}, {users}, {calls}, {tmp}"
 
     async def launch(self, spec: SandboxSpec) -> BwrapSandbox:
         if not NAME.fullmatch(spec.name):
             raise ConfineError(f"{spec.name!r} cannot name a sandbox: a-z, 0-9 and -, at most 64")
+        if self._storage is not None:
+            for tmp in _tmpfs(spec):
+                self._storage.expect(tmp.size)
         if self._pool is not None and _poolable(spec) and self._pool.offers(_kind(spec)):
             try:
                 return await self._adopt(self._pool, spec)
@@ -167,7 +177,9 @@ class BwrapLauncher:
         for kind, ready, wanted in self._pool.held():
             used = [sandbox.usage().memory_bytes or 0 for sandbox in ready]
             program = kind.preparation.argv[0] if kind.preparation else ""
-            rows.append(Prepared(os.path.basename(program), len(ready), wanted, sum(used)))
+            rows.append(
+                Prepared(os.path.basename(program), kind.network, len(ready), wanted, sum(used))
+            )
         return rows
 
     async def _make_ahead(self, kind: SandboxSpec) -> BwrapSandbox:
@@ -177,7 +189,7 @@ class BwrapLauncher:
     async def _make(self, spec: SandboxSpec) -> BwrapSandbox:
         zygote = None
         if spec.preparation and spec.preparation.forks and self._zygotes:
-            zygote = await self._zygotes.get(spec.root, spec.preparation)
+            zygote = await self._zygotes.get(spec.root, spec.preparation, spec.calls)
         async with AsyncExitStack() as stack:
             composed = None
             if self._spawner.staged:
@@ -235,7 +247,16 @@ class BwrapLauncher:
                 self._identities.give_back(uid)
 
             sandbox = BwrapSandbox(
-                spec, group, started, control, pipes, parked, uid, self._strays, gone
+                spec,
+                group,
+                started,
+                control,
+                pipes,
+                parked,
+                uid,
+                self._strays,
+                self._overseer,
+                gone,
             )
             self._live.add(sandbox)
             undo.pop_all()
@@ -259,6 +280,9 @@ class BwrapLauncher:
         executed = (
             parked is not None and spec.preparation is not None and not spec.preparation.forks
         )
+        # Where a fork comes in, pid 1 does nothing but wait: it is not asked about.
+        asks = self._overseer is not None and (parked is None or executed)
+        filters = self._filters
         who = str(-1 if uid is None else uid)
         return [
             *(self._init, "launch", who, who, str(telemetry), *group.procs, "--"),
@@ -268,7 +292,8 @@ class BwrapLauncher:
                 self._init,
                 inside,
                 fds,
-                seccomp=self._filter,
+                seccomp=filters.enforced[spec.calls] if filters and not asks else None,
+                observe=filters.observed[spec.calls] if filters and asks else None,
                 places=bridges,
                 composed=composed,
                 parked=fds.take(os.dup(parked.theirs.fileno())) if executed and parked else None,
@@ -370,18 +395,21 @@ async def open_launcher(
     pool: PoolLimits | None = None,
     router: Router | None = None,
     storage: Storage | None = None,
+    calls: seccomp.Mode = "enforce",
 ) -> AsyncIterator[BwrapLauncher]:
     """A launcher that owns its sandboxes: leaving kills them and removes the cgroups.
 
     With `pool`, sandboxes are made ahead where this host allows it (`unready`). `router`: the way out of
     those with the network "nat"; `storage`: what their /tmp is taken from. Both are to be closed later.
+    `calls` "log": system calls that only the family's list lacks are let through and told
+    (`BwrapSandbox.refused`).
 
     Sweeps what dead supervisors left. Raises IsolationUnavailable with the remedy, but for those of
     "cgroups" and "seccomp" that `weaker` says may be gone without.
     """
     tool = await trio.to_thread.run_sync(bwrap.find, bwrap_path)
     init = init_path()
-    filter_ = _filter(weaker)
+    filters = await trio.to_thread.run_sync(_filter, calls, weaker)
     uids = identity.choose(uid_base, uid_count)
     _raise_descriptor_limit()
     if tree is None:
@@ -399,7 +427,14 @@ async def open_launcher(
             storage = None
         elif storage is None:
             storage = await stack.enter_async_context(open_storage("memory", None))
-        launcher = BwrapLauncher(tree, identities, tool, init, filter_, spawner, router, storage)
+        asked = None
+        if filters is not None and filters.mode == "log":
+            watches = await stack.enter_async_context(trio.open_nursery())
+            stack.callback(watches.cancel_scope.cancel)
+            asked = Overseer(filters, watches)
+        launcher = BwrapLauncher(
+            tree, identities, tool, init, filters, spawner, router, storage, asked
+        )
         if isinstance(tree, WatchedTree):
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)
@@ -424,13 +459,19 @@ def _tree(weaker: Collection[str]) -> CgroupTree:
         return WatchedTree()
 
 
-def _filter(weaker: Collection[str]) -> bytes | None:
+def _filter(mode: seccomp.Mode, weaker: Collection[str]) -> Filters | None:
     try:
-        return seccomp.export()
+        filters = seccomp.filters(mode)
     except IsolationUnavailable:
-        if "seccomp" not in weaker:
+        if "seccomp" not in weaker or mode == "log":
             raise
         return None
+    if mode == "log":
+        overseer.require(os.uname().release)
+        log.warning(
+            "seccomp is in log mode: system calls that functions would be refused run, and are logged"
+        )
+    return filters
 
 
 async def _close(tree: CgroupTree) -> None:

@@ -49,7 +49,10 @@ def bind(image: int, name: str, *, block: int, folder: str) -> Loop:
     control = os.open(CONTROL, os.O_RDWR | os.O_CLOEXEC)
     try:
         for _ in range(TRIES):
-            number = fcntl.ioctl(control, LOOP_CTL_GET_FREE)
+            try:
+                number = fcntl.ioctl(control, LOOP_CTL_GET_FREE)
+            except OSError as exc:
+                raise OSError(exc.errno, exc.strerror, CONTROL) from exc
             device = _open(number, folder)
             try:
                 fcntl.ioctl(device.fd, LOOP_CONFIGURE, CONFIG.pack(image, block, info, b""))

@@ -25,17 +25,33 @@ class Parked:
         """Raises OSError (no descriptor free)."""
         ours, self.theirs = socket.socketpair()
         self._socket = trio.socket.from_stdlib_socket(ours)
+        self.watched = -1
+        """The listener of log mode's filter, once `ready` has returned; the caller's to close."""
 
     def close(self) -> None:
         self.theirs.close()
         self._socket.close()
 
-    async def ready(self) -> None:
-        """Wait until the runtime is parked. Raises ConfineError with what kept it from that."""
+    async def ready(self, *, observed: bool = False) -> None:
+        """Wait until the runtime is parked. Raises ConfineError with what kept it from that.
+
+        `observed`: it is a fork in log mode, and sends its filter's listener (`watched`).
+        """
         self.theirs.close()
-        data = await self._recv(1024)
-        if data == b"P":
+        data = b""
+        try:
+            room = socket.CMSG_SPACE(4) if observed else 0
+            data, extras, *_ = await self._socket.recvmsg(1024, room, socket.MSG_CMSG_CLOEXEC)
+        except (OSError, trio.ClosedResourceError):
+            extras = []
+        for level, kind, value in extras:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                (self.watched,) = struct.unpack("=i", value[:4])
+        if data == b"P" and observed == (self.watched >= 0):
             return
+        if self.watched >= 0:
+            os.close(self.watched)
+            self.watched = -1
         if data[:1] == b"E" and len(data) >= FRAME.size:
             text = data[FRAME.size :].decode("utf-8", "replace")
             raise ConfineError(f"a runtime could not be put into its sandbox: {text}")

@@ -110,8 +110,9 @@ class Pool(Generic[T]):
         *,
         makers: int = 1,
         most_held: float = math.inf,
+        what: str = "a sandbox",
     ) -> None:
-        """`make(kind)` makes one; `makers` of a kind at most are made at once in the background.
+        """`make(kind)` makes one, `what`; `makers` of a kind at most are made at once in the background.
 
         No more than `most_held` of all kinds together are made for nobody.
         """
@@ -120,6 +121,7 @@ class Pool(Generic[T]):
         self._nursery = nursery
         self._makers = makers
         self._most_held = most_held
+        self._what = what
         self._shelves: dict[Hashable, Shelf[T]] = {}
 
     def keep(self, kinds: Collection[Hashable]) -> None:
@@ -137,6 +139,12 @@ class Pool(Generic[T]):
         """
         shelf = self._shelf(kind)
         return bool(shelf.ready) or shelf.proven
+
+    def expect(self, kind: Hashable) -> None:
+        """One will be taken in a moment: if none is there, but they can be made, one is begun."""
+        shelf = self._shelf(kind)
+        if shelf.proven and not shelf.ready and shelf.making <= len(shelf.waiting):
+            self._begin(kind, shelf)
 
     def held(self) -> list[tuple[Any, list[T], int]]:
         """(kind, what is ready of it, how many there should be) for every shelf."""
@@ -201,7 +209,7 @@ class Pool(Generic[T]):
                 waiter.fault = exc
                 waiter.done.set()
             else:
-                log.warning("a sandbox could not be made ahead: %s", exc)
+                log.warning("%s could not be made ahead: %s", self._what, exc)
         else:
             shelf.making -= 1
             shelf.proven = True

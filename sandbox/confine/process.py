@@ -23,9 +23,10 @@ from sandbox.confine import peers
 from sandbox.confine.cgroup import Cgroup
 from sandbox.confine.control import Control
 from sandbox.confine.network.router import Lease, Router
+from sandbox.confine.overseer import Overseer, Watch
 from sandbox.confine.parked import Parked
 from sandbox.confine.spawner import Spawner, Started
-from sandbox.confine.spec import ConfineError, Exit, Program, SandboxSpec, Usage
+from sandbox.confine.spec import ConfineError, Exit, Program, RefusedCall, SandboxSpec, Usage
 from sandbox.confine.storage import Storage, Tmp
 from sandbox.confine.strays import Strays
 from sandbox.confine.zygote import Child, Zygote
@@ -89,9 +90,11 @@ class BwrapSandbox:
         parked: Parked | None,
         uid: int | None,
         strays: Strays,
+        overseer: Overseer | None,
         on_gone: Callable[[BwrapSandbox], None],
     ) -> None:
         """`started` is bwrap, `uid` its own on the host. `on_gone`: nothing of the sandbox is left.
+        `overseer`: in log mode, who answers what the filter asks.
 
         `parked`: the socket of the runtime that `prepare` is to put in, where the spec wants one.
         """
@@ -111,6 +114,8 @@ class BwrapSandbox:
         """What is on /tmp, where bwrap has not mounted it."""
         self._uid = uid
         self._strays = strays
+        self._overseer = overseer
+        self._watch: Watch | None = None
         self._on_gone = on_gone
         self._unknown: set[int] = set()
         """What was inside when it was killed before we knew its pid 1."""
@@ -135,6 +140,7 @@ class BwrapSandbox:
         if found is None:
             raise ConfineError(f"bubblewrap could not make a sandbox: {self._complaint()}")
         self._listener, self._port, pid1 = found
+        self._oversee(self._control.watched)
         try:
             fd = os.pidfd_open(pid1)
         except ProcessLookupError as exc:
@@ -170,7 +176,8 @@ class BwrapSandbox:
             program = Program(preparation.argv, dict(preparation.env), "/")
             await self._control.start(program, self.spec.limits.nofile)
         self._pipes.close_writes()
-        await self._parked.ready()
+        await self._parked.ready(observed=self._child is not None and self._overseer is not None)
+        self._oversee(self._parked.watched)
         # Not reaped yet: so its number was its own when the namespaces were opened by it.
         assert self._pid1_fd is not None
         signal.pidfd_send_signal(self._pid1_fd, 0)
@@ -218,6 +225,21 @@ class BwrapSandbox:
     @property
     def tmp(self) -> Literal["disk", "memory"]:
         return self._tmp.medium if self._tmp else "memory"
+
+    def _oversee(self, listener: int) -> None:
+        if listener < 0:
+            return
+        if self._overseer is None:
+            os.close(listener)
+            raise ConfineError("a sandbox sent a filter's listener that nobody asked for")
+        self._watch = self._overseer.watch(listener, self.spec.calls)
+
+    def refused(self, tell: Callable[[RefusedCall], None] | None = None) -> Sequence[RefusedCall]:
+        if self._watch is None:
+            return ()
+        if tell is not None:
+            self._watch.tell(tell)
+        return self._watch.asked()
 
     def _complaint(self) -> str:
         with suppress(BlockingIOError):
@@ -380,6 +402,8 @@ class BwrapSandbox:
             self._parked.close()
         if self._child is not None:
             self._child.release()
+        if self._watch is not None:
+            self._watch.close()
         os.close(self._process_fd)
         if self._pid1_fd is not None:
             os.close(self._pid1_fd)

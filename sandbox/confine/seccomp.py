@@ -1,8 +1,17 @@
-"""Owns the system call filter: which calls a sandbox is refused, and with which errno.
+"""Owns the system call filters: the tables of `calls` as BPF, one program per family of runtimes.
 
-A first filter: everything is allowed but what stands in REFUSED, one reason per group. Built with
-libseccomp through pyseccomp and exported as BPF, which bwrap loads just before it executes pid 1.
-Calls of foreign architectures (i386, x32) end the process.
+A program is two in a row. The first goes by the call's number alone: what the family may use goes on,
+what this libseccomp knows and is not among it is EPERM, all else (calls of kernels newer than it) ENOSYS,
+as on the older kernel that C libraries know how to live with. The second looks at arguments. Container engines
+decide alike: runc answers ENOSYS above the highest number its profile names, Podman's profile to all that
+it does not name.
+
+    enforce(family)     what sandboxes have
+    observe(family)     log mode's: where `enforce` refuses, the supervisor is asked (`overseer`)
+    dangerous()         what is refused in log mode too, as the supervisor looks it up
+
+Built with libseccomp through pyseccomp, exported as BPF. Calls of foreign architectures (i386, x32) end the
+process in every mode.
 """
 
 from __future__ import annotations
@@ -10,88 +19,13 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
+from sandbox.confine import bpf, calls
+from sandbox.confine.calls import Family
 from sandbox.confine.spec import IsolationUnavailable
-
-REFUSED: dict[str, tuple[str, ...]] = {
-    "mounts: the root and its read-only binds are bwrap's alone": (
-        "mount",
-        "umount",
-        "umount2",
-        "pivot_root",
-        "chroot",
-        "open_tree",
-        "move_mount",
-        "fsopen",
-        "fsconfig",
-        "fsmount",
-        "fspick",
-        "mount_setattr",
-        "open_tree_attr",
-        "listmount",
-        "statmount",
-    ),
-    "namespaces: a fresh user namespace brings capabilities and their kernel paths": (
-        "unshare",
-        "setns",
-    ),
-    "looking into other processes: pid 1 holds the control socket": (
-        "ptrace",
-        "process_vm_readv",
-        "process_vm_writev",
-        "process_madvise",
-        "pidfd_getfd",
-        "kcmp",
-    ),
-    "kernel programming interfaces, a steady source of privilege escalations": (
-        "bpf",
-        "perf_event_open",
-        "userfaultfd",
-        "fanotify_init",
-        "fanotify_mark",
-        "lookup_dcookie",
-    ),
-    "keyrings are shared by uid across namespaces": ("keyctl", "add_key", "request_key"),
-    "the machine itself: modules, kernels, clocks, swap, accounting, consoles": (
-        "init_module",
-        "finit_module",
-        "delete_module",
-        "create_module",
-        "kexec_load",
-        "kexec_file_load",
-        "reboot",
-        "swapon",
-        "swapoff",
-        "settimeofday",
-        "clock_settime",
-        "clock_adjtime",
-        "adjtimex",
-        "stime",
-        "acct",
-        "quotactl",
-        "quotactl_fd",
-        "syslog",
-        "iopl",
-        "ioperm",
-        "vhangup",
-        "nfsservctl",
-        "sethostname",
-        "setdomainname",
-        "uselib",
-        "ustat",
-        "_sysctl",
-        "vm86",
-        "vm86old",
-        "modify_ldt",
-    ),
-    "file handles go round every mount": ("open_by_handle_at", "name_to_handle_at"),
-    "NUMA placement of others' memory": ("move_pages", "migrate_pages", "mbind", "set_mempolicy"),
-}
-
-NOT_THERE = ("clone3", "io_uring_setup", "io_uring_enter", "io_uring_register", "io_setup")
-"""ENOSYS, so that C libraries fall back: clone3 (its flags are behind a pointer, which no filter can
-read) to clone; io_uring (runs calls past this filter) to epoll; io_setup (takes from fs.aio-max-nr, which
-the whole machine shares) to threads."""
 
 CLONE_NEW = 0x7E020080
 """CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME} of linux/sched.h."""
@@ -99,7 +33,7 @@ CLONE_PARENT = 0x8000
 """A child of our parent, which for a zygote's fork is outside: its pid namespace, and so the sandbox, could
 not end before the zygote has reaped it (zap_pid_ns_processes of kernel/pid_namespace.c)."""
 
-FAMILIES = (
+SOCKETS = (
     socket.AF_UNIX,
     socket.AF_INET,
     socket.AF_INET6,
@@ -115,70 +49,183 @@ PERSONALITY_QUERY = 1 << 31
 """personality(0xffffffff) only asks; of linux/personality.h no flag has this bit."""
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 """asm-generic/ioctls.h: put characters into a terminal's input (CVE-2017-5226 and its kin)."""
+S_IFMT, S_IFCHR, S_IFBLK = 0o170000, 0o020000, 0o060000
+"""linux/stat.h"""
+NUMBERS = 1024
+"""Call numbers that are looked at: the highest of x86-64, aarch64 and riscv64 is below 500."""
+BINARY_TREE = 2
+"""SCMP_FLTATR_CTL_OPTIMIZE: 9 comparisons for a call instead of up to 370."""
+
+Mode = Literal["enforce", "log"]
+Refusal = Callable[[int], int]
+"""errno -> SECCOMP_RET_*"""
 
 
-def export() -> bytes:
-    """The filter as BPF. Raises IsolationUnavailable where libseccomp is missing."""
-    try:
-        import pyseccomp
-    except (ImportError, RuntimeError) as exc:
-        raise IsolationUnavailable(
-            f"libseccomp cannot be loaded: {exc}", "apt-get install libseccomp2"
-        ) from exc
-    refuse = pyseccomp.ERRNO(errno.EPERM)
-    rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
-    # The default would end the calling thread only, and leave a program that waits for it.
-    rules.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
-    for names in REFUSED.values():
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """The programs of one launcher, made once."""
+
+    mode: Mode
+    enforced: Mapping[Family, bytes]
+    observed: Mapping[Family, bytes]
+    dangerous: bytes
+    names: Mapping[int, str]
+    """Number -> name of every call known here."""
+
+
+def filters(mode: Mode) -> Filters:
+    """Every program that a launcher of this mode needs, 10 ms each. Raises IsolationUnavailable."""
+    log = mode == "log"
+    return Filters(
+        mode,
+        {family: enforce(family) for family in calls.FAMILIES},
+        {family: observe(family) for family in calls.FAMILIES if log},
+        dangerous() if log else b"",
+        names() if log else {},
+    )
+
+
+def enforce(family: Family, arch: int = 0) -> bytes:
+    """The filter of a family. `arch`: a SCMP_ARCH_*, the host's if 0. Raises IsolationUnavailable."""
+    return _family(family, arch, log=False)
+
+
+def observe(family: Family) -> bytes:
+    """Like `enforce`, but what would be refused is SECCOMP_RET_USER_NOTIF. Raises IsolationUnavailable."""
+    return _family(family, 0, log=True)
+
+
+def _family(family: Family, arch: int, *, log: bool) -> bytes:
+    builder = _Builder(arch)
+
+    def refusal(number: int) -> int:
+        return bpf.NOTIFY if log else bpf.ERRNO | number
+
+    rules = builder.rules(refusal(errno.ENOSYS), BINARY_TREE)
+    allowed = calls.allowed(family)
+    for name in allowed:
+        builder.add(rules, bpf.ALLOW, name)
+    for name in calls.NOT_THERE:
+        silent = name in calls.UNREMARKABLE
+        builder.add(rules, bpf.ERRNO | errno.ENOSYS if silent else refusal(errno.ENOSYS), name)
+    for name in builder.known() - allowed - set(calls.NOT_THERE):
+        builder.add(rules, refusal(errno.EPERM), name)
+    return bpf.chain(builder.export(rules), _arguments(builder, refusal))
+
+
+def dangerous() -> bytes:
+    """Allows all but REFUSED, NOT_THERE and what the argument rules refuse. Raises IsolationUnavailable."""
+    builder = _Builder(0)
+    rules = builder.rules(bpf.ALLOW, BINARY_TREE)
+    for names in calls.REFUSED.values():
         for name in names:
-            _refuse(rules, pyseccomp, refuse, name)
-    for name in NOT_THERE:
-        _refuse(rules, pyseccomp, pyseccomp.ERRNO(errno.ENOSYS), name)
-    arg = pyseccomp.Arg
+            builder.add(rules, bpf.ERRNO | errno.EPERM, name)
+    for name in calls.NOT_THERE:
+        builder.add(rules, bpf.ERRNO | errno.ENOSYS, name)
+    return bpf.chain(builder.export(rules), _arguments(builder, lambda number: bpf.ERRNO | number))
+
+
+def names() -> dict[int, str]:
+    """Number -> name of every call known here. Raises IsolationUnavailable."""
+    return _Builder(0).numbers
+
+
+def _arguments(builder: _Builder, refusal: Refusal) -> bytes:
+    """Allows every call but for some arguments."""
+    arg, rules = builder.api.Arg, builder.rules(bpf.ALLOW)
+    masked, equal = builder.api.MASKED_EQ, builder.api.EQ
+    refuse, no_family = refusal(errno.EPERM), refusal(errno.EAFNOSUPPORT)
+    # Namespaces: a fresh user namespace brings capabilities.
     for bit in range(32):
         if (CLONE_NEW | CLONE_PARENT) >> bit & 1:
-            rules.add_rule(refuse, "clone", arg(0, pyseccomp.MASKED_EQ, 1 << bit, 1 << bit))
+            builder.add(rules, refuse, "clone", arg(0, masked, 1 << bit, 1 << bit))
     # Allowed are 0 (Linux) and the query, so no bit may differ from the highest one. The others switch
     # off what protects a program (ADDR_NO_RANDOMIZE, READ_IMPLIES_EXEC) or reach rarely used kernel code.
     for bit in range(31):
         pair = PERSONALITY_QUERY | 1 << bit
         for alone in (1 << bit, PERSONALITY_QUERY):
-            rules.add_rule(refuse, "personality", arg(0, pyseccomp.MASKED_EQ, pair, alone))
-    no_family = pyseccomp.ERRNO(errno.EAFNOSUPPORT)
-    known = sorted(int(family) for family in FAMILIES)
+            builder.add(rules, refuse, "personality", arg(0, masked, pair, alone))
+    known = sorted(int(family) for family in SOCKETS)
     for family in range(known[-1] + 1):
         if family not in known:
-            rules.add_rule(no_family, "socket", arg(0, pyseccomp.EQ, family))
-    rules.add_rule(no_family, "socket", arg(0, pyseccomp.GT, known[-1]))
+            builder.add(rules, no_family, "socket", arg(0, equal, family))
+    builder.add(rules, no_family, "socket", arg(0, builder.api.GT, known[-1]))
+    # Raw sockets make packets that nobody checked (no capability for it: this is the second bolt).
     for family in (socket.AF_INET, socket.AF_INET6):
-        rules.add_rule(
-            refuse,
-            "socket",
-            arg(0, pyseccomp.EQ, int(family)),
-            arg(1, pyseccomp.MASKED_EQ, TYPE_MASK, RAW),
-        )
-    rules.add_rule(
-        no_family,
-        "socket",
-        arg(0, pyseccomp.EQ, int(socket.AF_NETLINK)),
-        arg(2, pyseccomp.NE, NETLINK_ROUTE),
-    )
+        raw = arg(1, masked, TYPE_MASK, RAW)
+        builder.add(rules, refuse, "socket", arg(0, equal, int(family)), raw)
+    other = arg(2, builder.api.NE, NETLINK_ROUTE)
+    builder.add(rules, no_family, "socket", arg(0, equal, int(socket.AF_NETLINK)), other)
     for request in (TIOCSTI, TIOCLINUX):
         # Compared in 32 bits, as the kernel does: a request with high bits set is the same request.
-        rules.add_rule(refuse, "ioctl", arg(1, pyseccomp.MASKED_EQ, 0xFFFFFFFF, request))
-    fd = os.memfd_create("seccomp", os.MFD_CLOEXEC)
-    try:
-        with os.fdopen(os.dup(fd), "wb") as file:
-            rules.export_bpf(file)
-        os.lseek(fd, 0, os.SEEK_SET)
-        return os.read(fd, 1 << 20)
-    finally:
-        os.close(fd)
+        builder.add(rules, refuse, "ioctl", arg(1, masked, 0xFFFFFFFF, request))
+    # Device nodes (no capability for it either); mkfifo and sockets are made with mknod too.
+    for name, place in (("mknod", 1), ("mknodat", 2)):
+        for kind in (S_IFCHR, S_IFBLK):
+            builder.add(rules, refuse, name, arg(place, masked, S_IFMT, kind))
+    return builder.export(rules)
 
 
-def _refuse(rules: object, pyseccomp: object, action: object, name: str) -> None:
-    """A call this libseccomp or this architecture does not know needs no rule."""
-    try:
-        rules.add_rule(action, name)  # type: ignore[attr-defined]
-    except (ValueError, OSError):
-        return
+class _Builder:
+    """libseccomp for one architecture. Raises IsolationUnavailable where it is missing."""
+
+    def __init__(self, arch: int) -> None:
+        try:
+            import pyseccomp
+        except (ImportError, RuntimeError) as exc:
+            raise IsolationUnavailable(
+                f"libseccomp cannot be loaded: {exc}", "apt-get install libseccomp2"
+            ) from exc
+        self.api: Any = pyseccomp
+        self._native = pyseccomp.system_arch()
+        self._arch = arch or self._native
+        self.numbers = {number: name for name, number in calls.NEWER.items()}
+        for number in range(NUMBERS):
+            try:
+                name = pyseccomp.resolve_syscall(self._arch, number)
+            except ValueError:
+                continue
+            self.numbers[number] = name.decode()
+
+    def known(self) -> set[str]:
+        return set(self.numbers.values())
+
+    def rules(self, default: int, optimize: int = 0) -> Any:
+        rules = self.api.SyscallFilter(default)
+        if self._arch != self._native:
+            rules.add_arch(self._arch)
+            rules.remove_arch(self._native)
+        # The default would end the calling thread only, and leave a program that waits for it.
+        rules.set_attr(self.api.Attr.ACT_BADARCH, bpf.KILL_PROCESS)
+        if optimize:
+            # libseccomp before 2.5 has no tree: the same answers by way of a list.
+            try:
+                rules.set_attr(self.api.Attr.CTL_OPTIMIZE, optimize)
+            except OSError as exc:
+                if exc.errno not in (errno.EEXIST, errno.EINVAL, errno.EOPNOTSUPP):
+                    raise
+        return rules
+
+    def add(self, rules: Any, action: int, name: str, *arguments: Any) -> None:
+        """A call that this architecture does not have needs no rule, nor one that is the default anyway."""
+        number = self.api.resolve_syscall(self._native, name)
+        if number == -1:  # __NR_SCMP_ERROR: this libseccomp has not heard of it
+            if name not in calls.NEWER or self._arch != self._native:
+                return
+            number = calls.NEWER[name]
+        try:
+            rules.add_rule(action, number, *arguments)
+        except OSError as exc:
+            if exc.errno not in (errno.EACCES, errno.EDOM):
+                # EACCES: the action is the default. EDOM: not on this architecture (seccomp_rule_add(3)).
+                raise
+
+    def export(self, rules: Any) -> bytes:
+        fd = os.memfd_create("seccomp", os.MFD_CLOEXEC)
+        try:
+            with os.fdopen(os.dup(fd), "wb") as file:
+                rules.export_bpf(file)
+            os.lseek(fd, 0, os.SEEK_SET)
+            return os.read(fd, 1 << 20)
+        finally:
+            os.close(fd)

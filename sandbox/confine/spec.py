@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from rootfs.layout import Entry, Late
+from sandbox.confine.calls import Family
 
 MIB = 1024 * 1024
 MOST_ERRNO = 4095
@@ -85,6 +86,8 @@ class SandboxSpec:
     late: tuple[Late, ...] = ()
     """Code, layers and /tmp, on folders that `root` has: may be mounted when the sandbox stands already."""
     preparation: Preparation | None = None
+    calls: Family = "provided"
+    """Whose system calls it may make (`confine.calls`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +153,19 @@ class Usage:
     cpu_s: float | None
 
 
+class RefusedCall(Protocol):
+    """A kind of system call that the filter refuses, or would refuse, as log mode met it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def line(self) -> str:
+        """For a log, when it is first met."""
+
+    def total(self) -> str:
+        """For a log, when the sandbox is gone: how often it was met."""
+
+
 class Sandbox(Protocol):
     """One live sandbox, made and not yet running its program.
 
@@ -210,6 +226,8 @@ class Sandbox(Protocol):
         """Bytes. Read at every invocation: one system call at most."""
 
     def oom_kills(self) -> int: ...
+    def refused(self, tell: Callable[[RefusedCall], None] | None = None) -> Sequence[RefusedCall]:
+        """Log mode: the system calls met up to now. `tell` is told of each kind once, of those to come too."""
 
 
 class Launcher(Protocol):

@@ -6,6 +6,7 @@ which the kernel takes back. Else a tmpfs of the same size, whose pages count. S
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import queue
@@ -27,12 +28,13 @@ from sandbox.confine.spec import MIB, ConfineError, IsolationUnavailable
 log = logging.getLogger(__name__)
 Medium = Literal["disk", "memory"]
 Wanted = Literal["auto", "disk", "memory"]
+TAKE_LIMIT_S = 5.0
 RELEASE_WAIT_S = 1.0
 """Who lets go of one waits so long at most; what had not been written yet may take longer, and blocks nobody."""
 CLOSE_LIMIT_S = 10.0
 CLOSERS = 2
-LEAST_READY = 4
-"""Of a size; a mount and a loop device each, 1 ms to make on a quiet host."""
+MOST_READY = 64
+"""Of all sizes together; each is a mount, a loop device and 0.2 MB of the kernel's, 1 ms to make on a quiet host."""
 USUAL_SIZE = 512 * MIB
 
 
@@ -51,7 +53,8 @@ class Tmp:
     async def kill(self) -> None:
         """Let go of it; whoever has it mounted keeps it until then. Returns after RELEASE_WAIT_S at the latest."""
         self.closers.close(self)
-        with trio.move_on_after(RELEASE_WAIT_S):
+        with trio.move_on_after(RELEASE_WAIT_S) as scope:
+            scope.shield = True
             await self.gone.wait()
 
 
@@ -109,27 +112,35 @@ class Closers:
 class Storage:
     """Hands out mounts for /tmp, where mounts can be put into a sandbox (`mounts.probe`). Made by `open_storage`."""
 
-    def __init__(self, images: Images | None, *, required: bool) -> None:
-        """`images` None: all are in memory. `required`: none may be."""
-        self._images = images
+    def __init__(
+        self, images: Images | None, limits: PoolLimits, makers: trio.Nursery, *, required: bool
+    ) -> None:
+        """`images` None: all are in memory. `required`: none may be. `limits`: how many of a size are kept ready."""
         self._required = required
         self._closers = Closers()
-        self._pool: Pool[Tmp] | None = None
         self._failing = False
+        self._pool: Pool[Tmp] | None = None
+        if images is not None:
+
+            async def make(size: int) -> Tmp:
+                fd = await trio.to_thread.run_sync(images.make, size)
+                return self._closers.take(fd, "disk")
+
+            most = max(MOST_READY, limits.most)
+            self._pool = Pool(make, lambda _: limits, makers, most_held=most, what="a /tmp")
 
     def describe(self) -> str:
-        return "/tmp on disk" if self._images else "/tmp in memory"
-
-    def make_ready(self, limits: PoolLimits, makers: trio.Nursery) -> None:
-        """Keep some ready from now on."""
-        if self._images is not None:
-            own = PoolLimits(min(limits.least, LEAST_READY), limits.most)
-            self._pool = Pool(self._make, lambda _: own, makers, most_held=8 * LEAST_READY)
+        return "/tmp on disk" if self._pool else "/tmp in memory"
 
     def keep(self, sizes: Collection[int]) -> None:
         """Have some of these sizes ready, and in time no others."""
         if self._pool is not None:
             self._pool.keep(sizes)
+
+    def expect(self, size: int) -> None:
+        """One will be taken when its sandbox stands: so that both may be made at the same time."""
+        if self._pool is not None:
+            self._pool.expect(size)
 
     async def take(self, size: int) -> Tmp:
         """An empty one of `size` bytes; `Tmp.kill` is the caller's. Raises ConfineError.
@@ -137,9 +148,12 @@ class Storage:
         Where no disk can be made just now (no loop device is free, the disk is full) it is in memory, unless a disk
         is required.
         """
-        if self._images is not None:
+        if self._pool is not None:
             try:
-                tmp = await (self._pool.take(size) if self._pool else self._make(size))
+                with trio.fail_after(TAKE_LIMIT_S):
+                    tmp = await self._pool.take(size)
+            except trio.TooSlowError:
+                self._failed(size, OSError(errno.ETIMEDOUT, "the disk below does not answer"))
             except (OSError, ConfineError) as exc:
                 self._failed(size, exc)
             else:
@@ -162,11 +176,6 @@ class Storage:
         if not self._failing:
             self._failing = True
             log.warning("%s\nUntil that is over, /tmp of new environments is in memory.", said)
-
-    async def _make(self, size: int) -> Tmp:
-        assert self._images is not None
-        fd = await trio.to_thread.run_sync(self._images.make, size)
-        return self._closers.take(fd, "disk")
 
     async def close(self) -> None:
         """Let go of all of them."""
@@ -192,16 +201,17 @@ async def open_storage(
                 raise
             log.warning("/tmp of environments is in memory, and counts as theirs: %s", exc)
             images = None
-    storage = Storage(images, required=wanted == "disk")
+    storage = None
     try:
         async with trio.open_nursery() as makers:
-            if ready is not None:
-                storage.make_ready(ready, makers)
+            limits = ready or PoolLimits(0, 0)
+            storage = Storage(images, limits, makers, required=wanted == "disk")
             yield storage
             makers.cancel_scope.cancel()
     finally:
-        with trio.CancelScope(shield=True):
-            await storage.close()
+        if storage is not None:
+            with trio.CancelScope(shield=True):
+                await storage.close()
 
 
 def try_out(images: Images) -> None:

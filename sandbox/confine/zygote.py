@@ -23,6 +23,8 @@ from rootfs import layout
 from rootfs.layout import Entry
 from sandbox.confine import bwrap
 from sandbox.confine.bwrap import Bwrap, Descriptors
+from sandbox.confine.calls import Family
+from sandbox.confine.seccomp import Filters
 from sandbox.confine.spawner import Spawner, Started
 from sandbox.confine.spec import MOST_ERRNO, MOST_STATUS, ConfineError, Preparation
 from sandbox.confine.strays import Strays, children, is_inside
@@ -317,16 +319,16 @@ class Zygotes:
         self,
         spawner: Spawner,
         tool: Bwrap,
-        filter_: bytes | None,
+        filters: Filters | None,
         strays: Strays,
         nursery: trio.Nursery,
     ) -> None:
         self._spawner = spawner
         self._bwrap = tool
-        self._filter = filter_
+        self._filters = filters
         self._strays = strays
         self._nursery = nursery
-        self._living: dict[tuple[tuple[Entry, ...], Preparation], Zygote] = {}
+        self._living: dict[tuple[tuple[Entry, ...], Preparation, Family], Zygote] = {}
         self._all: list[Zygote] = []
         """Those that died or were retired too: their children may live."""
         self._starting = trio.Lock()
@@ -334,9 +336,9 @@ class Zygotes:
     def pids(self) -> list[int]:
         return [zygote.pid for zygote in self._living.values() if zygote.alive]
 
-    async def get(self, root: tuple[Entry, ...], preparation: Preparation) -> Zygote:
+    async def get(self, root: tuple[Entry, ...], preparation: Preparation, calls: Family) -> Zygote:
         """One that is ready. Raises ConfineError with what it said, or OSError."""
-        key = layout.zygote(root), preparation
+        key = layout.zygote(root), preparation, calls
         zygote = self._living.get(key)
         if zygote is not None and not zygote.worn_out:
             return zygote  # whatever becomes of another that is just being started
@@ -349,7 +351,11 @@ class Zygotes:
             fresh = self._living[key] = await self._start(*key)
             return fresh
 
-    async def _start(self, root: tuple[Entry, ...], preparation: Preparation) -> Zygote:
+    async def _start(
+        self, root: tuple[Entry, ...], preparation: Preparation, calls: Family
+    ) -> Zygote:
+        filters = self._filters
+        observed = filters.observed.get(calls) if filters is not None else None
         with ExitStack() as stack:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             stack.callback(theirs.close)
@@ -362,7 +368,8 @@ class Zygotes:
                     numbers = (
                         fds.take(os.dup(theirs.fileno())),
                         fds.take(os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)),
-                        -1 if self._filter is None else fds.data(self._filter),
+                        -1 if filters is None else fds.data(observed or filters.enforced[calls]),
+                        int(observed is not None),
                     )
                     argv = bwrap.zygote_command(root, preparation, numbers, self._bwrap, fds)
                     started = await self._spawner.spawn(argv, fds.fds, write, write)

@@ -20,6 +20,7 @@ from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
 
 from runtimeapi.guard import Guard
+from runtimeapi.server import ServedApp
 from runtimeapi.sigv4 import INVALID_TOKEN, MISMATCH, SigV4
 from tests.contract.fakes import LANES, REGION, Callers
 from tests.contract.wire import Answer, connect
@@ -454,3 +455,28 @@ async def test_who_is_refused_learns_nothing_but_that(callers: Callers) -> None:
     assert (
         await send(callers, headers, path="/_lambox/functions", method="GET", body=b"")
     ).status == 200
+
+
+@pytest.mark.trio
+async def test_the_fast_lane_verifies_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what it refuses goes to the app, which refuses it with all of it looked at again."""
+    handed_over: list[bytes] = []
+    original = ServedApp.serve_connection
+
+    async def serve(self: ServedApp, *args: Any, **how: Any) -> None:
+        handed_over.append(how["already_read"])
+        await original(self, *args, **how)
+
+    monkeypatch.setattr(ServedApp, "serve_connection", serve)
+    large = b'"' + b"x" * 3_000_000 + b'"'
+    with trio.fail_after(30):
+        async with LANES["fast"][0](guard=Guard(auth=SigV4(KEYS.get, region=REGION))) as served:
+            for body in (b"{}", large):
+                answer = await send(served, signed(served, body=body), body=body)
+                assert (answer.status, answer.body) == (200, body)
+            assert handed_over == []
+            for body in (b"[]", large + b" "):
+                answer = await send(served, signed(served, body=b"{}"), body=body)
+                assert told(answer)[:2] == (403, "InvalidSignatureException")
+                assert handed_over.pop().endswith(b"\r\n\r\n" + body)
+            assert len(served.invoker.invoked) == 2

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.system.conftest import functions, nothing_is_left, start
+from tests.system.conftest import functions, nothing_is_left, shared, start
 
-__all__ = ["functions", "nothing_is_left", "start"]
+__all__ = ["functions", "nothing_is_left", "shared", "start"]

@@ -208,7 +208,9 @@ def test_out_of_processes_cold_starts_are_refused_and_warm_goes_on(
 def test_functions_beyond_the_memory_around_the_server_die_and_it_does_not(start: Start) -> None:
     """Three of 512 MB in 700 MB: the kernel takes sandboxes, as they are marked for it; every call has an end."""
     with around("memory", "memory") as group:
-        group.set("memory.limit_in_bytes" if group.v1 else "memory.max", 700 << 20)
+        if not group.v1:
+            pytest.skip("host: on v2 a root's sandboxes stand at the top, in nobody's group")
+        group.set("memory.limit_in_bytes", 700 << 20)
         # By its own budget it would not run that many.
         server = start(prefix=group.prefix, LAMBOX_MEMORY_BUDGET_MB="8192")
         hog = "import time\ndef handler(event, context):\n    a = b'x' * (350 << 20)\n"

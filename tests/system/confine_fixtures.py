@@ -44,7 +44,7 @@ ROOT: tuple[Entry, ...] = (
 MAKINGS = ["scratch", *(["ready", "forked"] if privilege.may_mount() else [])]
 """How a sandbox comes about: bwrap on demand; made ahead, its program executed by pid 1; made ahead with a
 zygote's fork in it, which executes the program: whatever confines a forked runtime confines that. The first two
-have their /tmp in memory, the last on disk."""
+have their /tmp in memory, the last on disk where the host lets us."""
 MAKING: ContextVar[str] = ContextVar("MAKING", default="scratch")
 _FOUND = discover().resolve(f"python3.{sys.version_info.minor}")
 CLIENT: tuple[Entry, ...] = (
@@ -174,11 +174,12 @@ async def opened(
     pool = None if MAKING.get() == "scratch" else PoolLimits(1, 1)
     async with AsyncExitStack() as stack:
         storage = None
-        if MAKING.get() == "forked" and images is None and privilege.of_the_host():
-            made = tempfile.TemporaryDirectory(prefix="lambox-images-")
-            images = Path(stack.enter_context(made))
         if images is not None:
             storage = await stack.enter_async_context(open_storage("disk", images))
+        elif MAKING.get() == "forked":
+            made = tempfile.TemporaryDirectory(prefix="lambox-images-", dir="/var/tmp")
+            images = Path(stack.enter_context(made))
+            storage = await stack.enter_async_context(open_storage("auto", images))
         yield await stack.enter_async_context(
             open_launcher(pool=pool, router=router, storage=storage)
         )

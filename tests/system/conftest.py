@@ -127,8 +127,8 @@ def serving(
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert "http://" in line, f"no ready line; the log: {log.read_text()}"
-        url = "http://" + line.split("http://")[1].split()[0]
+        assert "://" in line, f"no ready line; the log: {log.read_text()}"
+        url = line.split(" at ")[1].strip()
         yield Server(url, process, functions, log)
     finally:
         if process.poll() is None:

@@ -248,6 +248,47 @@ async def test_another_firewall_that_drops_what_is_forwarded_is_noticed(earth: W
         assert await asked(box, f'say(reach("{INTERNET}", 80))') == ANSWER.decode()
 
 
+async def test_what_the_host_publishes_is_not_reached_by_its_address(earth: World) -> None:
+    """As Docker does it: destinations on the host are rewritten before anybody asks whose they are."""
+    third = Namespace()
+    try:
+        earth.attach(third, "docker0", "192.0.2.1", "192.0.2.2")
+        earth.serve(third, "192.0.2.2", 80)
+        shell(
+            earth.host,
+            """
+            nft add table ip nat
+            nft add chain ip nat PREROUTING '{ type nat hook prerouting priority -100; }'
+            nft add rule ip nat PREROUTING fib daddr type local tcp dport 8080 dnat to 192.0.2.2:80
+            echo 1 > /proc/sys/net/ipv4/ip_forward
+            """,
+        )
+
+        def published() -> str:
+            with socket.create_connection((HOST, 8080), 2) as s:
+                return s.recv(100).decode()
+
+        assert earth.internet.do(published) == ANSWER.decode()
+        async with (
+            open_router() as router,
+            confined(None, root(router), router=router, network="nat") as box,
+        ):
+            found = await asked(box, f'say([reach("{HOST}", 8080), reach("192.0.2.2", 80)])')
+        # By its own address it is one of the places that the host has a route to.
+        assert found == ["ECONNREFUSED", ANSWER.decode()]
+    finally:
+        third.close()
+
+
+async def test_all_sandboxes_together_fill_half_of_the_hosts_table_at_most(earth: World) -> None:
+    """Two minutes of new connections at that rate; what one may begin is in test_nat_reach."""
+    most = int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text())  # noqa: ASYNC240
+    async with open_router() as router:
+        place = f"/proc/{os.getpid()}/fd/{router._namespace}"
+        rules_ = shell(earth.host, f"nsenter --net={place} nft list chain inet lambox forward")
+    assert f"ct state new limit rate over {most // 240}/second burst {most // 8}" in rules_
+
+
 async def test_a_reload_of_the_hosts_firewall_opens_nothing(earth: World) -> None:
     """`nft flush ruleset` takes what is not owned; ours is."""
     earth.serve(earth.host, HOST, 8080)

@@ -215,7 +215,7 @@ async def test_nobody_waits_for_what_a_dying_zygote_has_reaped() -> None:
 async def test_a_fork_that_was_never_asked_for_keeps_no_zygote() -> None:
     async with pooled() as (launcher, spec):
         assert launcher._zygotes is not None
-        zygote = await launcher._zygotes.get(spec.root, PYTHON_FORKS)
+        zygote = await launcher._zygotes.get(spec.root, PYTHON_FORKS, "provided")
         before = set(zygote._children)
         with trio.CancelScope() as scope:
             scope.cancel()
@@ -284,22 +284,23 @@ async def test_a_zygote_slow_to_start_holds_up_no_other() -> None:
     assert slow is not None
     async with pooled() as (launcher, spec), trio.open_nursery() as nursery:
         assert launcher._zygotes is not None
-        nursery.start_soon(launcher._zygotes.get, meddled_with("signal.pause()").root, slow)
+        root = meddled_with("signal.pause()").root
+        nursery.start_soon(launcher._zygotes.get, root, slow, "provided")
         while not launcher._zygotes._starting.locked():
             await trio.lowlevel.checkpoint()
         with trio.fail_after(5):
-            assert (await launcher._zygotes.get(spec.root, PYTHON_FORKS)).alive
+            assert (await launcher._zygotes.get(spec.root, PYTHON_FORKS, "provided")).alive
         nursery.cancel_scope.cancel()
 
 
 async def test_nonsense_on_the_channel_changes_nothing() -> None:
     async with pooled() as (launcher, spec):
         assert launcher._zygotes is not None
-        zygote = await launcher._zygotes.get(spec.root, PYTHON_FORKS)
+        zygote = await launcher._zygotes.get(spec.root, PYTHON_FORKS, "provided")
         for nonsense in (b"", b"F", b"X" * 13, b"F" * 13, os.urandom(64)):
             if nonsense:
                 await zygote._channel.send(nonsense)
-        assert await launcher._zygotes.get(spec.root, PYTHON_FORKS) is zygote
+        assert await launcher._zygotes.get(spec.root, PYTHON_FORKS, "provided") is zygote
         sandbox = await launcher.launch(spec)
         await run(sandbox, "raise SystemExit(5)")
         assert (await ended(sandbox)).code == 5

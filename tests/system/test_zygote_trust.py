@@ -34,7 +34,7 @@ async def test_a_zygote_believes_no_descriptor(wrong: str, monkeypatch: pytest.M
     """Whoever asks is root's own supervisor; still, each descriptor is asked what it is before it is used."""
     async with pooled() as (launcher, spec):
         assert launcher._zygotes is not None
-        zygote = await launcher._zygotes.get(spec.root, PYTHON_FORKS)
+        zygote = await launcher._zygotes.get(spec.root, PYTHON_FORKS, "provided")
         ours, theirs = socket.socketpair()
         reads, writes = zip(*(os.pipe() for _ in range(3)), strict=True)
         fds, procs = [theirs.fileno(), *writes], []
@@ -67,7 +67,7 @@ async def test_a_zygote_believes_no_descriptor(wrong: str, monkeypatch: pytest.M
 async def test_a_zygote_has_the_capabilities_of_joining_and_no_others() -> None:
     async with pooled() as (launcher, spec):
         assert launcher._zygotes is not None
-        zygote = await launcher._zygotes.get(spec.root, PYTHON_FORKS)
+        zygote = await launcher._zygotes.get(spec.root, PYTHON_FORKS, "provided")
         (interpreter,) = children(zygote.pid)
         # With no_new_privs no program that it might execute has more (capabilities(7)).
         assert proc_status(interpreter, "NoNewPrivs") == ["1"]
@@ -98,7 +98,7 @@ async def test_a_zygote_reaps_what_a_fork_leaves_to_it(monkeypatch: pytest.Monke
         with trio.fail_after(zygotes.BWRAP_LIMIT_S):  # sooner than the zygote would be given up
             await sandbox.kill()
         assert launcher._zygotes is not None
-        assert (await launcher._zygotes.get(spec.root, PYTHON_FORKS)).alive
+        assert (await launcher._zygotes.get(spec.root, PYTHON_FORKS, "provided")).alive
 
 
 def test_the_supervisor_keeps_what_it_needs_and_no_more(start: Start, functions: Functions) -> None:

@@ -30,11 +30,19 @@ def command(
     *root: Entry,
     network: str = "none",
     seccomp: bytes | None = None,
+    observe: bytes | None = None,
     places: dict[str, Bridge] | None = None,
 ) -> list[str]:
     spec = SandboxSpec("name", root, network=network)  # type: ignore[arg-type]
     return bwrap.command(
-        spec, TOOL, "/host/init", CONTROL, fds, seccomp=seccomp, places=places or {}
+        spec,
+        TOOL,
+        "/host/init",
+        CONTROL,
+        fds,
+        seccomp=seccomp,
+        observe=observe,
+        places=places or {},
     )
 
 
@@ -139,6 +147,15 @@ def test_a_text_goes_through_a_descriptor(fds: Descriptors) -> None:
     }
     assert holds(argv, "--perms", "0444", "--ro-bind-data")
     assert {int(fd) for fd in found.values()} <= set(fds.fds)
+
+
+def test_log_modes_filter_is_loaded_by_pid_1(fds: Descriptors) -> None:
+    argv = command(fds, observe=b"filter")
+    assert "--seccomp" not in argv
+    assert argv[-6:-3] == ["run", str(CONTROL), "127.0.0.1"]
+    assert argv[-2] == "-1"  # nothing is parked
+    assert read(argv[-1]) == b"filter"
+    assert command(fds)[-4:] == ["run", str(CONTROL), "127.0.0.1", "9001"]
 
 
 def test_every_launch_has_a_filter_descriptor_of_its_own(fds: Descriptors) -> None:

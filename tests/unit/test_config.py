@@ -72,6 +72,36 @@ def test_state_is_where_the_user_may_write(
     assert load(environ=environ).state == Path(expected)
 
 
+def test_no_stranger_is_let_in_by_oversight() -> None:
+    for host in ("0.0.0.0", "::", "192.168.1.5", "fe80::1"):
+        (problem,) = problems({"host": host})
+        assert problem.startswith(f"host = {host}: others can reach this address, and without auth")
+        assert 'Hint: auth = "sigv4" or "token"' in problem
+        assert load({"host": host, "auth": "none"}, environ={}).auth == "none"
+    for host in ("127.0.0.1", "localhost", "127.3.2.1", "::1"):
+        assert load({"host": host}, environ={}).auth == "none"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"auth": "sigv4"}, 'auth = "sigv4" is set without auth_keys_file. Hint: set it'),
+        ({"auth": "token"}, 'auth = "token" is set without auth_token_file. Hint: set it'),
+        ({"auth_keys_file": "k"}, 'auth_keys_file is set without auth. Hint: auth = "sigv4"'),
+        ({"auth_token_file": "t"}, 'auth_token_file is set without auth. Hint: auth = "token"'),
+        ({"tls_cert": "c"}, "tls_cert is set without tls_key. Hint: set both"),
+        ({"tls_key": "k"}, "tls_key is set without tls_cert. Hint: set both"),
+        ({"auth": "basic"}, '--auth = "basic": must be "none", "sigv4" or "token"'),
+        ({"allowed_hosts": "a b/c"}, "must be a list of host names without port"),
+        ({"allowed_hosts": "a:9000"}, "must be a list of host names without port"),
+        ({"max_connections": "0"}, "must be a whole number from 1 to 100000"),
+    ],
+)
+def test_what_makes_no_sense_about_callers_is_told(flags: dict[str, str], message: str) -> None:
+    (problem,) = problems(flags)
+    assert message in problem
+
+
 def test_flags_win_over_variables_over_the_file() -> None:
     write("port = 1\ngrace_s = 1\ninit_timeout_s = 1\n")
     environ = {"LAMBOX_PORT": "2", "LAMBOX_GRACE_S": "2"}
@@ -103,7 +133,7 @@ def test_every_setting_has_a_variable_and_a_flag() -> None:
         "nat_range": "10.77.0.0/16",
         "zygote": "false", "pool_min": "1", "pool_max": "2", "preload": "boto3 a.b",
         "tmp": "memory",
-        "allow_weaker": "seccomp, cgroups", "fast_lane": "false",
+        "allow_weaker": "seccomp, cgroups", "seccomp": "log", "fast_lane": "false",
         "auth": "sigv4", "auth_keys_file": "keys", "auth_token_file": "token",
         "allowed_hosts": "Lambox, *.example.com",
         "tls_cert": "cert.pem", "tls_key": "key.pem", "max_connections": "7",
@@ -118,8 +148,8 @@ def test_every_setting_has_a_variable_and_a_flag() -> None:
         state=Path("s"), grace_s=0.5, max_environment_age_s=60.0, account_concurrency=5,
         memory_budget_mb=512, freeze_delay_ms=0, init_timeout_s=2.5, uid_base=200000, uid_count=10,
         nat_range=IPv4Network("10.77.0.0/16"), max_starts=3, zygote=False, pool_min=1, pool_max=2,
-        preload=("boto3", "a.b"), tmp="memory",
-        allow_weaker=("seccomp", "cgroups"), fast_lane=False, defaults=FunctionDefaults(),
+        preload=("boto3", "a.b"), tmp="memory", allow_weaker=("seccomp", "cgroups"),
+        seccomp="log", fast_lane=False, defaults=FunctionDefaults(),
         auth="sigv4", auth_keys_file=Path("keys"), auth_token_file=Path("token"),
         allowed_hosts=("lambox", ".example.com"), tls_cert=Path("cert.pem"), tls_key=Path("key.pem"),
         max_connections=7, max_header_bytes=8192, header_timeout_s=1.0, body_timeout_s=2.5,
@@ -149,6 +179,9 @@ def test_every_setting_has_a_variable_and_a_flag() -> None:
         ("ZYGOTE", "maybe", "must be true or false"),
         ("POOL_MIN", "-1", "must be a whole number from 0"),
         ("PRELOAD", "os; print()", "must be a list of Python modules"),
+        ("SECCOMP", "off", 'must be "enforce" or "log"'),
+        ("SECCOMP", "LOG", 'must be "enforce" or "log"'),
+        ("SECCOMP", "true", 'must be "enforce" or "log"'),
         ("ALLOW_WEAKER", "network", 'must be a list out of "cgroups", "seccomp"'),
     ],
 )

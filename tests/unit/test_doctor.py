@@ -188,7 +188,7 @@ def test_missing_cgroups_are_essential_unless_weaker_is_allowed(
 def test_missing_seccomp_likewise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: str, verdict: str
 ) -> None:
-    monkeypatch.setattr(seccomp, "export", refuse("apt-get install libseccomp2"))
+    monkeypatch.setattr(seccomp, "enforce", refuse("apt-get install libseccomp2"))
     settings = config.load({"state": str(tmp_path), "allow_weaker": allowed}, environ={})
     (result,) = doctor._seccomp(settings)
     assert (result.verdict, result.remedy) == (verdict, "apt-get install libseccomp2")
@@ -280,3 +280,22 @@ def test_where_tmp_lies(settings: Config, monkeypatch: pytest.MonkeyPatch) -> No
         assert result.found.endswith(
             "in memory, and counts as the function's: there are no loop devices"
         )
+
+
+def test_log_mode_of_system_calls_is_a_note(tmp_path: Path) -> None:
+    """On a kernel that has it, as this one; and never "ok"."""
+    settings = config.load({"state": str(tmp_path), "seccomp": "log"}, environ={})
+    (result,) = doctor._seccomp(settings)
+    assert (result.verdict, result.remedy) == ("note", "lambox serve --seccomp enforce")
+    assert "log mode" in result.found
+    settings = config.load({"state": str(tmp_path)}, environ={})
+    (result,) = doctor._seccomp(settings)
+    assert result.verdict == "ok"
+    assert "log mode" not in result.found
+
+
+def test_log_mode_is_not_gone_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seccomp, "enforce", refuse("apt-get install libseccomp2"))
+    flags = {"state": str(tmp_path), "seccomp": "log", "allow_weaker": "seccomp"}
+    (result,) = doctor._seccomp(config.load(flags, environ={}))
+    assert result.verdict == "missing"

@@ -6,13 +6,14 @@ import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from sandbox.confine.spec import Exit
+from sandbox.confine.spec import Exit, SandboxSpec
 from sandbox.environment import Environment
 from sandbox.failures import Failure
 from sandbox.invocation import MAX_PAYLOAD, BodyTruncated, Outcome
@@ -500,3 +501,37 @@ async def test_cancelled_in_the_middle_everything_is_killed(autojump_clock: Cloc
         await trio.testing.wait_all_tasks_blocked()
     assert outcomes[0].error_type == "Sandbox.Failure"
     assert world.launcher.sandboxes[0].killed
+
+
+@dataclass
+class Call:
+    """A system call that log mode met."""
+
+    name: str
+
+    def line(self) -> str:
+        return f"{self.name} would be refused"
+
+    def total(self) -> str:
+        return f"{self.name} would have been refused twice"
+
+
+async def test_log_modes_findings_are_told_once_per_function_and_counted_at_the_end(
+    autojump_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World()
+    launch = world.launcher.launch
+
+    async def with_findings(spec: SandboxSpec) -> FakeSandbox:
+        sandbox = await launch(spec)
+        sandbox.calls = [Call("shmget"), Call("vmsplice")]
+        return sandbox
+
+    world.launcher.launch = with_findings  # type: ignore[method-assign]
+    for _ in range(2):
+        async with held(world) as one:
+            await one.owner.ready.wait()
+    firsts = ["shmget would be refused", "vmsplice would be refused"]
+    totals = ["shmget would have been refused twice", "vmsplice would have been refused twice"]
+    assert [line for line in world.lines if "refused" in line] == firsts + totals + totals
+    assert caplog.messages == [f"function f: {line}" for line in firsts]

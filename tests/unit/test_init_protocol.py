@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -314,3 +315,38 @@ def test_wrong_usage(init: str, words: list[str]) -> None:
     done = subprocess.run([init, *words], capture_output=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 125
     assert done.stderr
+
+
+def test_log_modes_filter_has_its_listener_sent_and_kept_by_nobody_else(init: str) -> None:
+    """Its program is allowed everything: SECCOMP_RET_ALLOW alone."""
+    control, theirs = socket.socketpair()
+    control.settimeout(LIMIT_S)
+    filter_ = os.memfd_create("filter", 0)
+    os.write(filter_, struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000))
+    argv = [init, "run", str(theirs.fileno()), "127.0.0.1", "0", "-1", str(filter_)]
+    fds = [theirs.fileno(), filter_]
+    loaded = ["setpriv", "--no-new-privs", *argv]
+    with subprocess.Popen(loaded, pass_fds=fds, stderr=subprocess.PIPE) as process:
+        theirs.close()
+        os.close(filter_)
+        data, received, _, _ = socket.recv_fds(control, 3, 4)
+        assert data[:1] == b"L", process.stderr and process.stderr.read()
+        assert len(received) == 2
+        watch = os.readlink(f"/proc/self/fd/{received[1]}")
+        for fd in received:
+            os.close(fd)
+        assert watch == "anon_inode:seccomp notify"
+        # Waiting for the message by now, or about to: it has closed what it sent. Root alone may look.
+        if os.geteuid() == 0:
+            held = {os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in _settled(process.pid)}
+            assert watch not in held
+        control.close()
+        assert process.wait(LIMIT_S) == 0
+
+
+def _settled(pid: int) -> list[str]:
+    """Its descriptors once it sleeps: in the read of the start message."""
+    end = time.monotonic() + LIMIT_S
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+        assert time.monotonic() < end
+    return os.listdir(f"/proc/{pid}/fd")

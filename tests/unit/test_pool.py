@@ -106,6 +106,24 @@ async def test_who_finds_it_empty_gets_the_next_one_made(autojump_clock: MockClo
         assert taken is maker.made[0]
 
 
+async def test_one_that_is_expected_is_begun_before_it_is_waited_for(
+    autojump_clock: MockClock,
+) -> None:
+    maker = Maker()
+    async with pool_of(maker, least=0, most=0) as pool:
+        pool.expect("a")  # nobody knows yet whether they can be made
+        await trio.sleep(10)
+        assert maker.made == []
+        await pool.take("a")
+        pool.expect("a")
+        pool.expect("a")
+        await trio.sleep(MAKING_S / 2)
+        now = trio.current_time()
+        await pool.take("a")
+        assert trio.current_time() - now == pytest.approx(MAKING_S / 2)
+        assert len(maker.made) == 2
+
+
 async def test_as_many_are_made_at_once_as_wait(autojump_clock: MockClock) -> None:
     maker = Maker()
     async with pool_of(maker, least=0, most=0) as pool, trio.open_nursery() as nursery:

@@ -18,7 +18,8 @@ is in the cgroups and in every namespace, has the uid, no capability (bounding s
 privileges, the filter, and no descriptor but its own. Then it waits on the socket `control` (a stream)
 for its function:
   from the supervisor  u32 length, JSON {"argv", "env", "cwd", "nofile"}
-  to the supervisor    'P'          parked, all of the above done
+  to the supervisor    'P'          parked, all of the above done; in log mode with the filter's listener
+                                    (seccomp_unotify(2)), which the fork does not keep
                        'S' u32 errno  0: it becomes the runtime now; else what kept it from that
                        'G' u32 0    it executes argv now: end of file follows, or 'S' with the errno
 Before 'P', 'E' u32 errno + text says what could not be dropped or joined; the fork ends itself.
@@ -65,10 +66,12 @@ NS_GET_NSTYPE = 0xB703
 PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP = 4, 22, 24
 PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
 SECCOMP_MODE_FILTER = 2
+SECCOMP_SET_MODE_FILTER, NEW_LISTENER, WAIT_KILLABLE_RECV = 1, 1 << 3, 1 << 5
 """linux/prctl.h, linux/seccomp.h"""
 SFD_NONBLOCK, SFD_CLOEXEC = os.O_NONBLOCK, os.O_CLOEXEC
 """sys/signalfd.h"""
 RT_SIGACTION = {"x86_64": 13, "aarch64": 134}
+SECCOMP = {"x86_64": 317, "aarch64": 277}
 """asm/unistd.h"""
 KEYCTL = {"x86_64": 250, "aarch64": 219}
 KEYCTL_JOIN_SESSION_KEYRING = 1
@@ -157,10 +160,12 @@ def child_signals() -> int:
 class Zygote:
     """The loop of the parent. `serve` returns only in a fork that has been told its function."""
 
-    def __init__(self, channel: int, own_pid_namespace: int, filter_: int) -> None:
+    def __init__(self, channel: int, own_pid_namespace: int, filter_: int, observed: bool) -> None:
+        """`observed`: forks load the filter with a listener, which the supervisor gets."""
         self._channel = socket.socket(fileno=channel)
         self._own = own_pid_namespace
         self._filter = b"" if filter_ < 0 else os.read(filter_, 1 << 20)
+        self._observed = observed
         self._children: dict[int, int] = {}
         """pid -> ticket"""
         self._deaths = child_signals()
@@ -217,7 +222,8 @@ class Zygote:
                 os.close(self._deaths)
                 signal.pthread_sigmask(signal.SIG_SETMASK, ())
                 sandbox = dict(zip(FDS, fds, strict=False))
-                Fork(sandbox, list(fds[len(FDS) :]), uid, gid).enter(self._filter)
+                fork = Fork(sandbox, list(fds[len(FDS) :]), uid, gid)
+                fork.enter(self._filter, self._observed)
                 return True
         for fd in fds:
             os.close(fd)
@@ -285,19 +291,20 @@ class Fork:
         self._uid = uid
         self._gid = gid
 
-    def enter(self, filter_: bytes) -> None:
+    def enter(self, filter_: bytes, observed: bool) -> None:
         """Returns as the sandbox's own process, told what to run."""
         control = self._fds["control"]
         try:
             self._join()
             control = self._take_descriptors()
-            self._drop(filter_)
+            self._drop()
+            listener = load(filter_, observed) if filter_ else -1
         except BaseException as exc:  # noqa: ASYNC103  nothing here is async, and the process ends
             number = exc.errno or 0 if isinstance(exc, OSError) else 0
             os.write(control, struct.pack("=cI", b"E", number) + str(exc).encode()[:500])
             os._exit(125)
         reseed()
-        os.write(control, b"P")
+        parked(control, listener)
         wait_for_function(control)
 
     def _join(self) -> None:
@@ -326,7 +333,7 @@ class Fork:
         os.closerange(USER_FD + 1, (1 << 31) - 1)
         return CONTROL_FD
 
-    def _drop(self, filter_: bytes) -> None:
+    def _drop(self) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (no_core(), no_core()))
         resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0))
         resource.setrlimit(resource.RLIMIT_NICE, (0, 0))
@@ -352,11 +359,34 @@ class Fork:
         prctl(PR_SET_NO_NEW_PRIVS, 1)
         # As after an execve: the files of /proc/self are its own. (setresuid took that away.)
         prctl(PR_SET_DUMPABLE, 1)
-        if filter_:
-            program = SockFprog(
-                len(filter_) // 8, ctypes.cast(ctypes.c_char_p(filter_), ctypes.c_void_p)
-            )
-            prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program))
+
+
+def load(filter_: bytes, observed: bool) -> int:
+    """The filter's listener; -1 where nobody is to be asked."""
+    code = ctypes.cast(ctypes.c_char_p(filter_), ctypes.c_void_p)
+    program = ctypes.byref(SockFprog(len(filter_) // 8, code))
+    if not observed:
+        prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program)
+        return -1
+    listener = -1
+    # Linux 5.19: a signal does not start a call anew once the supervisor has heard of it.
+    for flags in (NEW_LISTENER | WAIT_KILLABLE_RECV, NEW_LISTENER):
+        number = SECCOMP[os.uname().machine]
+        listener = libc.syscall(number, SECCOMP_SET_MODE_FILTER, flags, program)
+        if listener >= 0 or ctypes.get_errno() != errno.EINVAL:
+            break
+    check(listener, "the filter's listener")
+    return listener
+
+
+def parked(control: int, listener: int) -> None:
+    if listener < 0:
+        os.write(control, b"P")
+        return
+    channel = socket.socket(fileno=os.dup(control))
+    socket.send_fds(channel, [b"P"], [listener])
+    channel.close()
+    os.close(listener)  # who holds it decides what is allowed
 
 
 def may_drop_groups() -> bool:
@@ -449,7 +479,7 @@ def main(arguments: list[str], argv: list[str], fresh: set[str]) -> None:
 
     `fresh`: the modules that such a start has loaded by then.
     """
-    channel, own, filter_, *preload = arguments
+    channel, own, filter_, observed, *preload = arguments
     for number in range(1, signal.NSIG):
         # Ignored by whoever started lambox (nohup); Python itself ignores two.
         if (
@@ -484,7 +514,7 @@ def main(arguments: list[str], argv: list[str], fresh: set[str]) -> None:
     os.close(null)
     gc.collect()
     gc.freeze()
-    Zygote(int(channel), int(own), int(filter_)).serve()
+    Zygote(int(channel), int(own), int(filter_), observed == "1").serve()
     forget_shadowed(loaded)
 
 

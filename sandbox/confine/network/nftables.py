@@ -45,6 +45,8 @@ INVALID, ESTABLISHED, RELATED, NEW = 1, 2, 4, 8
 """linux/netfilter/nf_conntrack_common.h: NF_CT_STATE_BIT."""
 TRANSLATED = 1 << 5
 """IPS_DST_NAT."""
+RTN_LOCAL = 2
+"""linux/rtnetlink.h"""
 SET_TIMEOUT, SET_EVAL = 0x10, 0x20
 Expression = tuple[bytes, ...]
 """Several are one after the other."""
@@ -164,6 +166,12 @@ def spoofed() -> Expression:
     """The route back to the source does not lead by the interface it came in by (nft's `fib`)."""
     look = _expression("fib", _number(1, REGISTER), _number(2, 1), _number(3, 1 | 1 << 3))
     return look + _compare(bytes(4))
+
+
+def to_ourselves() -> Expression:
+    """Its destination is an address of this namespace's own, whichever that has at the moment."""
+    look = _expression("fib", _number(1, REGISTER), _number(2, 3), _number(3, 1 << 1))
+    return look + _compare(struct.pack("=I", RTN_LOCAL))
 
 
 def state(bits: int) -> Expression:

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import trio
 
+from sandbox.confine import cgroup
 from sandbox.confine.network import links, resolvers, rules
 from sandbox.confine.network import nftables as nft
 from sandbox.confine.network.hostside import HostSide
@@ -52,6 +53,8 @@ SLICE = 20
 SANDBOX_HARDWARE = bytes.fromhex("020000000002")
 """Every sandbox's: each is alone with the router, and this tells it nothing."""
 INSIDE_INDEX, FIRST_INDEX = 100, 1000
+TRACKED, FEW_TRACKED = Path("/proc/sys/net/netfilter/nf_conntrack_max"), 65536
+"""The file is there once conntrack is; the other number is of a host with little memory."""
 PROBE_TRIES, PROBE_WAIT_S = 100, 0.002
 LOOK_S = 2.0
 """How often the host's resolv.conf is looked at."""
@@ -163,6 +166,7 @@ class Router:
         self._filter = Netlink(NETLINK_NETFILTER)
         stack.callback(self._filter.close)
         self._ipv6 = has_ipv6()
+        self._tracked = cgroup.read_int(str(TRACKED)) or FEW_TRACKED
         setting = self._settle(around.taken)
         if on_host:
             _enter(self._home)  # whose settings are read
@@ -209,7 +213,7 @@ class Router:
         nft.commit(
             self._filter,
             [
-                *rules.router(self.plan),
+                *rules.router(self.plan, self._tracked),
                 *rules.name_service(self.plan, self.resolvers.led_to),
                 *rules.hidden(self._hidden),
                 *(rules.one_source() if self._uplink.masquerades else []),

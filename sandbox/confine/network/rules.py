@@ -44,6 +44,8 @@ NEW_PER_SECOND, NEW_AT_ONCE = 250, 1000
 """Connections and UDP flows begun, per sandbox: a closed one stays in conntrack's table for two minutes."""
 ASKED_PER_SECOND, ASKED_AT_ONCE = 50, 200
 """Packets to lambox's own relay of name service, per sandbox."""
+CLOSED_KEPT_S = 120
+"""How long conntrack knows a closed connection: nf_conntrack_tcp_timeout_time_wait."""
 KEPT_MS = 60_000
 _CONNECTIONS, _NEW, _ASKED = ("connections", 1), ("new", 2), ("asked", 3)
 _BACK = nft.state(nft.ESTABLISHED | nft.RELATED)
@@ -78,8 +80,10 @@ class Plan:
         return range(8, self.network.num_addresses - 1)
 
 
-def router(plan: Plan) -> list[Message]:
-    """Everything but `name_service`'s rules."""
+def router(plan: Plan, tracked: int) -> list[Message]:
+    """Everything but `name_service`'s rules. `tracked`: the size of conntrack's table (nf_conntrack_max)."""
+    # All together fill half of the host's table at most with what they have closed.
+    all_new = nft.faster_than(max(tracked // 2 // CLOSED_KEPT_S, 1), max(tracked // 8, 1))
     size = plan.network.num_addresses
     theirs = nft.interface("iifname", UPLINK, but=True)
 
@@ -124,6 +128,7 @@ def router(plan: Plan) -> list[Message]:
             nft.each(*_NEW, nft.faster_than(NEW_PER_SECOND, NEW_AT_ONCE), KEPT_MS),
             _REFUSE,
         ),
+        forward(nft.state(nft.NEW), all_new, _REFUSE),
         forward(
             nft.state(nft.NEW),
             nft.each(*_CONNECTIONS, nft.more_connections_than(CONNECTIONS)),
@@ -195,15 +200,22 @@ def one_source() -> list[Message]:
 def host(table: str, plan: Plan, interface: str, *, flags: int) -> list[Message]:
     """The host's part: out with the host's own address, and nothing else in either direction."""
     ours = nft.interface("iifname", interface)
+    # Refusing as early as that is Linux 5.9's.
+    early = bool(flags & nft.OWNER)
+    reset = (ours, nft.protocol(socket.IPPROTO_TCP))
 
     def rule(chain: str, *what: nft.Expression) -> Message:
         return nft.rule(table, chain, *what)
 
     return [
         nft.table(table, flags=flags),
+        # Before somebody rewrites destinations: what Docker publishes has an address of the host's too.
+        nft.chain(table, "prerouting", nft.PREROUTING, nft.DNAT - 10),
+        rule("prerouting", *reset, nft.to_ourselves(), nft.reset() if early else _DROP),
+        rule("prerouting", ours, nft.to_ourselves(), _REFUSE if early else _DROP),
         # None of the host's own addresses: not those it has now, not those it may get.
         nft.chain(table, "input", nft.INPUT, nft.FILTER - 10),
-        rule("input", ours, nft.protocol(socket.IPPROTO_TCP), nft.reset()),
+        rule("input", *reset, nft.reset()),
         rule("input", ours, _REFUSE),
         nft.chain(table, "forward", nft.FORWARD, nft.FILTER - 10),
         rule("forward", ours, nft.interface("oifname", interface), _DROP),
