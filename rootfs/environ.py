@@ -161,9 +161,10 @@ def command(
     and that is the error AWS reports.
     """
     if runtime.family == "provided":
-        in_code = code is None or _is_file(code / "bootstrap")
-        in_opt = opt is not None and _is_file(opt / "bootstrap")
-        return ("/opt/bootstrap",) if in_opt and not in_code else (f"{TASK_ROOT}/bootstrap",)
+        # Without layers nothing is looked up: the folder's file system may not answer.
+        if code is None or opt is None or _is_file(code / "bootstrap"):
+            return (f"{TASK_ROOT}/bootstrap",)
+        return ("/opt/bootstrap" if _is_file(opt / "bootstrap") else f"{TASK_ROOT}/bootstrap",)
     if runtime.family == "python":
         # -S: no site-packages to scan (4 ms, and the host's packages are none of the function's).
         argv: tuple[str, ...] = (

@@ -64,9 +64,16 @@ def _tables() -> list[str]:
 
 
 def _held_elsewhere(text: str) -> bool:
-    """Whether the group named in `text` belongs to a living process that is not this one."""
-    match = re.search(r"lambox-(\d+)-", text)
-    return match is not None and int(match[1]) != os.getpid() and psutil.pid_exists(int(match[1]))
+    """Whether the group named in `text` belongs to a living process that is not this one.
+
+    Seen from a container, one of another pid namespace does: whether it lives cannot be told.
+    """
+    match = re.search(r"lambox-(\d+)-(?:\d+-(\d+))?", text)
+    if match is None:
+        return False
+    if match[2] and int(match[2]) != os.stat("/proc/self/ns/pid").st_ino:
+        return True
+    return int(match[1]) != os.getpid() and psutil.pid_exists(int(match[1]))
 
 
 def _descends_elsewhere(process: psutil.Process) -> bool:

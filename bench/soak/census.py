@@ -62,8 +62,8 @@ def get(port: int, path: str) -> Any:
 
 
 def growth(points: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Kind -> growth per quiet point, of those that grow; the median of all pairs' slopes (Theil-Sen), so
-    that one odd point says nothing."""
+    """Kind -> growth per quiet point, of those that grow: the median of all pairs' slopes (Theil-Sen), where all
+    of the second half is above the first. So that one odd point says nothing."""
     grown = {}
     for kind in sorted(set().union(*points).difference(NO_LEAK)):
         row = [point.get(kind, 0.0) for point in points]
@@ -71,7 +71,12 @@ def growth(points: Sequence[Mapping[str, float]]) -> dict[str, float]:
             (row[j] - row[i]) / (j - i) for i in range(len(row)) for j in range(i + 1, len(row))
         )
         tolerated = TOLERATED.get(kind, 0.5)
-        if slope > tolerated and row[-1] - row[0] > SMALLEST.get(kind, 0.0):
+        half = len(row) // 2
+        if (
+            slope > tolerated
+            and min(row[half:]) > max(row[:half])
+            and row[-1] - row[0] > SMALLEST.get(kind, 0.0)
+        ):
             grown[kind] = slope
     return grown
 

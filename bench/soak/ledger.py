@@ -68,6 +68,8 @@ class Log:
     tracebacks: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     lost_lines: bool = False
+    _told: bool = False
+    """The lines that follow tell of a request that was answered with 500, which is judged by itself."""
 
     def read(self, lines: Iterable[str]) -> None:
         for line in lines:
@@ -78,9 +80,12 @@ class Log:
             elif found := _DROPPED.search(line):
                 self.dropped_events.add(found[1])
             elif line.startswith("Traceback"):
-                self.tracebacks.append(line.strip())
-            elif line.startswith(("lambox: ERROR", "lambox: CRITICAL")):
-                self.errors.append(line.strip())
+                if not self._told:
+                    self.tracebacks.append(line.strip())
+            elif line.startswith("lambox: "):
+                self._told = line.startswith("lambox: ERROR lambox.invoke: ")
+                if line.startswith(("lambox: ERROR", "lambox: CRITICAL")):
+                    self.errors.append(line.strip())
             elif "log lines dropped" in line:
                 self.lost_lines = True
 

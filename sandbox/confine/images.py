@@ -196,7 +196,9 @@ def _mkfs(total: int, inodes: int) -> _Template:
             "-m",
             "0",
         ]
-        argv += ["-O", FEATURES, "-E", "nodiscard,lazy_itable_init=1,num_backup_sb=0"]
+        # Without a UUID udev makes no /dev/disk/by-uuid links, which would all be the same.
+        argv += ["-U", "clear", "-O", FEATURES]
+        argv += ["-E", "nodiscard,lazy_itable_init=1,num_backup_sb=0"]
         done = subprocess.run(
             [*argv, f"/proc/self/fd/{fd}", str(total)],
             pass_fds=[fd],

@@ -27,11 +27,11 @@ def test_a_folder_on_a_dead_file_system_stops_no_other_function(
     functions.add("other", ECHO)
     files = {"handler.py": SLOW.encode(), "function.toml": b"timeout = 30\n"}
     with mounted(functions.folder / "dead", files) as disk:
-        server = start(LAMBOX_ZYGOTE=zygote)
+        server = start(LAMBOX_ZYGOTE=zygote, LAMBOX_GRACE_S="0")
         assert server.invoke("dead", 0)["Payload"] == "done"
         disk.stand_still()
         assert server.invoke("dead", 0)["Payload"] == "done"
-        keeps_busy = Call(server, "dead", 4)
+        keeps_busy = Call(server, "dead", 25)
         until(lambda: busy(server, "dead"))
 
         cold = Call(server, "dead", 0)
@@ -44,16 +44,17 @@ def test_a_folder_on_a_dead_file_system_stops_no_other_function(
             assert server.invoke("other", number)["Payload"] == number
             slowest = max(slowest, time.monotonic() - began)
         assert "ServiceException" in str(cold.result())
-        assert cold.took_s < 6
-        assert slowest < 2
-        assert refused(server, "dead", 0)[1] < 1
+        # Held up, any of these would last for as long as the file system is silent.
+        assert cold.took_s < 10
+        assert slowest < 5
+        assert refused(server, "dead", 0)[1] < 1.9
         server.wait_log("its file system does not answer")
         assert len(server.environments("dead")) == 1
 
         disk.go_on()
         until(lambda: works(server, "dead", 0))
-        assert keeps_busy.result()["Payload"] == "done"
         assert server.stop() == 0
+        keeps_busy.result(10)
 
 
 @root_only

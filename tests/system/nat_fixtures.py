@@ -13,13 +13,33 @@ import pytest
 
 from rootfs.layout import Entry, Text
 from sandbox.confine.network import resolvers
-from sandbox.confine.network.router import Router, open_router
+from sandbox.confine.network.router import Router, open_router, try_out
+from sandbox.confine.spec import IsolationUnavailable
 from tests.system.confine_fixtures import ROOT, Box, confined
 from tests.system.internet import NAME_SERVER, World, world
 
-needs_root = pytest.mark.skipif(
-    os.geteuid() != 0, reason="host: not root, no namespaces to build in"
-)
+
+def _lacking() -> str:
+    """What this host has not got for a way out, tried on a host of the tests' own."""
+    if os.geteuid() != 0:
+        return "not root, no namespaces to build in"
+    try:
+        with world() as made, made.entered():
+            try_out()
+    except OSError as exc:
+        return f"no network of the tests' own can be built: {exc}"
+    except IsolationUnavailable as exc:
+        return str(exc)
+    return ""
+
+
+LACKING = _lacking()
+needs_network = pytest.mark.skipif(bool(LACKING), reason=f"host: {LACKING}")
+BUILT = [pytest.mark.system, needs_network]
+"""Marks of every test that builds networks."""
+if "not supported" in LACKING:
+    # The kernel's modules are nothing that a container or a guest could bring.
+    BUILT.append(pytest.mark.optional)
 TRY = """
 def reach(address, port, family=socket.AF_INET, kind=socket.SOCK_STREAM, protocol=0):
     "What the other end said, or the errno."
@@ -84,4 +104,4 @@ async def asked(box: Box, code: str) -> Any:
     return await box.heard()
 
 
-__all__ = ["asked", "earth", "named", "needs_root", "on_host", "root", "routed"]
+__all__ = ["BUILT", "asked", "earth", "named", "on_host", "root", "routed"]

@@ -23,9 +23,9 @@ from sandbox.confine.network.router import open_router, try_out
 from sandbox.confine.spec import ConfineError, IsolationUnavailable
 from tests.system.confine_fixtures import confined
 from tests.system.internet import ANSWER, HOST, INTERNET, NAME_SERVER, Namespace, World, world
-from tests.system.nat_fixtures import asked, named, needs_root, root
+from tests.system.nat_fixtures import BUILT, asked, named, root
 
-pytestmark = [pytest.mark.system, needs_root]
+pytestmark = BUILT
 FORWARDING = Path("/proc/sys/net/ipv4/conf/eth0/forwarding")
 
 

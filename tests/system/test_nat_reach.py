@@ -8,9 +8,9 @@ import pytest
 
 from sandbox.confine.network import rules
 from tests.system.internet import ANSWER, ANSWERED, HOST, INTERNET, METADATA, World
-from tests.system.nat_fixtures import asked, earth, needs_root, on_host, routed
+from tests.system.nat_fixtures import BUILT, asked, earth, on_host, routed
 
-pytestmark = [pytest.mark.system, needs_root]
+pytestmark = BUILT
 __all__ = ["earth", "on_host"]
 REFUSED = "EHOSTUNREACH"
 ROUTER = "10.219.0.4"

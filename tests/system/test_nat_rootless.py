@@ -17,10 +17,10 @@ import pytest
 
 from tests.system.conftest import Functions, Server, until
 from tests.system.internet import ANSWER, HOST, INTERNET, METADATA, NAME_SERVER, World, world
-from tests.system.nat_fixtures import needs_root
+from tests.system.nat_fixtures import BUILT
 from tests.system.test_nat_server import call
 
-pytestmark = [pytest.mark.system, needs_root]
+pytestmark = BUILT
 ROOT = Path(__file__).resolve().parents[2]
 PLACES = [
     (INTERNET, 80),
@@ -153,11 +153,3 @@ def test_an_address_the_host_gets_later_is_refused_too(earth: World, place: Path
             lambda: subprocess.run(["ip", "addr", "add", f"{late}/32", "dev", "eth0"], check=True)
         )
         until(lambda: call(server, "late") == (200, ["OSError", "198.51.100.7"]))
-
-
-def test_without_both_there_is_no_way_out_and_the_log_says_so(earth: World, place: Path) -> None:
-    with users(place, "pasta", "slirp4netns") as server:
-        server.wait_log(
-            'functions have network = "none": neither pasta nor slirp4netns is there. '
-            "Hint: apt-get install passt"
-        )

@@ -18,9 +18,9 @@ from sandbox.confine.network import links
 from tests.leftovers import leftovers
 from tests.system.conftest import LAMBOX, Functions, Server, serving, until
 from tests.system.internet import ANSWER, INTERNET, NAME_SERVER, World, world
-from tests.system.nat_fixtures import needs_root
+from tests.system.nat_fixtures import BUILT
 
-pytestmark = [pytest.mark.system, needs_root]
+pytestmark = BUILT
 REACHING = f"""
 import os, socket
 

@@ -156,6 +156,9 @@ class Model:
                 self.die("timeout", "Sandbox.Timedout")
         self.now = end
 
+    def next_due(self) -> float:
+        return self._next()[0]
+
     def _next(self) -> tuple[float, str]:
         if self.state == "Started":
             return INIT_S, "die"
@@ -178,7 +181,7 @@ class EnvironmentMachine(RuleBasedStateMachine):
         self.tickets: dict[str, Ticket] = {}
         self.parked: list[Call] = []
         self.body: Channel | None = None
-        self.response: Call | None = None
+        self.begun: Call | None = None
         self.count = 0
         self.loop.do(self._launch)
 
@@ -197,6 +200,28 @@ class EnvironmentMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.loop.jump(seconds)
         self.model.pass_on(seconds)
+
+    @precondition(lambda self: not self.model.dead)
+    @rule(by=st.sampled_from([-0.02, -0.02, 0.02]))
+    def to_the_brink(self, by: float) -> None:
+        """To just before, or just after, what time alone does next."""
+        self.time_passes(max(0.0, self.model.next_due() - self.model.now + by))
+
+    @precondition(lambda self: self.model.state in ("Started", "Ready", "RuntimeResponseSentState"))
+    @rule()
+    def a_turn_begins(self) -> None:
+        if self.model.state != "Ready":
+            self.next()
+        if self.model.state == "Ready":
+            self.invoke()
+
+    @precondition(lambda self: self.model.state == "Running")
+    @rule()
+    def it_answers_at_the_last_moment(self) -> None:
+        """`next` has to come by the same deadline."""
+        self.to_the_brink(-0.02)
+        self.response("right")
+        self.to_the_brink(0.02)
 
     @precondition(lambda self: not self.model.dead)
     @rule()
@@ -285,21 +310,21 @@ class EnvironmentMachine(RuleBasedStateMachine):
         call = self.loop.do(self._call, self._respond, id_, attempt, body)
         assert call.status == expected
         if not expected:
-            self.body, self.response = body, call
+            self.body, self.begun = body, call
             self.model.state = "InvocationResponse"
 
     @precondition(lambda self: self.body is not None)
     @rule(how=st.sampled_from(["end", "cut", "too much", "connection gone"]))
     def response_ends(self, how: str) -> None:
         assert self.body is not None
-        assert self.response is not None
+        assert self.begun is not None
         counts = self.model.state == "InvocationResponse"
         if how == "too much":
             self.loop.do(self._sync, self.body.send.send_nowait, b"x" * 6_291_557)
         elif how == "cut":
             self.loop.do(self._sync, self.body.send.send_nowait, None)
         elif how == "connection gone":
-            self.loop.do(self._sync, self.response.scope.cancel)
+            self.loop.do(self._sync, self.begun.scope.cancel)
         else:
             self.loop.do(self._sync, self.body.send.close)
         status, ending = {
@@ -308,8 +333,8 @@ class EnvironmentMachine(RuleBasedStateMachine):
             "cut": (400, ("error", "Runtime.TruncatedResponse")),
             "connection gone": (0, ("error", "Runtime.TruncatedResponse")),
         }[how]
-        assert self.response.status == status
-        self.body = self.response = None
+        assert self.begun.status == status
+        self.body = self.begun = None
         if counts:
             self.model.answered(*ending)
 
@@ -435,5 +460,5 @@ class EnvironmentMachine(RuleBasedStateMachine):
             assert self.world.launcher.alive == []
 
 
-EnvironmentMachine.TestCase.settings = effort(150, 30)
+EnvironmentMachine.TestCase.settings = effort(100, 30)
 TestEnvironment = EnvironmentMachine.TestCase

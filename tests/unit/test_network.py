@@ -10,9 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lambox.network import WayOut
 from sandbox.confine import cgroup
-from sandbox.confine.network import netlink, resolvers, rules
+from sandbox.confine.network import netlink, resolvers, rules, tapside
 from sandbox.confine.network.router import RANGES, _shares
+from sandbox.confine.spec import IsolationUnavailable
+from sandbox.functiontoml import FunctionDefaults
 
 
 @given(st.lists(st.tuples(st.integers(0, 0x3FFF), st.binary(max_size=40))))
@@ -120,3 +123,41 @@ def test_tables_carry_the_name_by_which_they_are_swept() -> None:
     for suffix in ("lambox0", "lambox99guard"):
         assert cgroup.OWN_FOLDER.match(f"{cgroup.own_name()}-{suffix}")
         assert not cgroup.is_orphaned(f"{cgroup.own_name()}-{suffix}")
+
+
+def test_pasta_is_preferred_and_without_both_there_is_a_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(IsolationUnavailable, match="neither pasta nor slirp4netns") as caught:
+        tapside.find()
+    assert caught.value.remedy == "apt-get install passt"
+    for name in ("slirp4netns", "pasta"):
+        (tmp_path / name).touch(mode=0o755)
+        assert tapside.find() == tapside.Tool(str(tmp_path / name), name)
+
+
+@pytest.mark.parametrize("name", ["pasta", "slirp4netns"])
+def test_nothing_of_the_host_is_forwarded_by_who_speaks_for_functions(name: str) -> None:
+    argv = tapside.Tool(f"/usr/bin/{name}", name).command(tapside.LINKS[0], "/ns")
+    if name == "pasta":
+        assert "--no-map-gw" in argv
+        for option in ("-t", "-u", "-T", "-U"):
+            assert argv[argv.index(option) + 1] == "none"
+    else:
+        assert {"--disable-host-loopback", "--enable-sandbox", "--enable-seccomp"} < set(argv)
+        assert not any(word.startswith("--api-socket") for word in argv)
+
+
+@pytest.mark.parametrize(
+    ("router", "problem", "said"),
+    [
+        (None, "no veth", "cannot be had on this host: no veth. Hint: modprobe veth"),
+        (None, "", "no function asked for it when the server was started. Hint: restart it"),
+    ],
+)
+def test_what_a_function_is_told_that_asks_in_vain(router: None, problem: str, said: str) -> None:
+    remedy = "modprobe veth" if problem else ""
+    found = WayOut(router, FunctionDefaults(network="none"), problem, remedy)
+    assert found.unavailable == {"nat": said}
+    assert found.resolv_conf == ""

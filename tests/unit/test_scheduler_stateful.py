@@ -139,6 +139,21 @@ class SchedulerMachine(RuleBasedStateMachine):
             if id_ in self.asked and newest:
                 assert self.served_by[id_] in newest
 
+    @rule(name=NAMES, count=st.integers(2, 4))
+    def several_are_idle(self, name: str, count: int) -> None:
+        """One after the other."""
+        for number in range(count):
+            self.invoke(name, "ok", 0.1 * number, 1)
+        self.loop.jump(0.5)
+
+    @rule(name=NAMES)
+    def several_do_not_come_back(self, name: str) -> None:
+        """Their callers are answered, and call again."""
+        for _ in range(2):
+            self.invoke(name, "lazy", 0.6, RESERVED)
+            self.loop.jump(0.2)
+            self.loop.do(self._sync, self._check)
+
     async def _submit(self, name: str, payload: bytes) -> tuple[str, set[str]]:
         """(request id, environments of which one has to have it)."""
         refusal, newest = self._refusal(name), self._most_recently_used(name)

@@ -125,9 +125,20 @@ def test_functions_cannot_forge_lines() -> None:
     assert not log.tracebacks
 
 
+def test_a_traceback_is_one_request_of_500s_or_a_mistake() -> None:
+    log = Log()
+    log.read(["lambox: ERROR lambox.invoke: POST /x failed", "Traceback (most recent call last):"])
+    assert not log.tracebacks
+    log.read(
+        ["lambox: ERROR sandbox.scheduler: x ended badly", "Traceback (most recent call last):"]
+    )
+    assert len(log.tracebacks) == 1
+
+
 def test_growth_is_told_by_slope_not_by_one_point() -> None:
     assert growth([{"fd": n} for n in (10, 11, 12, 13)]) == {"fd": 1.0}
     assert growth([{"fd": n} for n in (10, 30, 10, 10)]) == {}
+    assert growth([{"fd": n} for n in (10, 10, 10, 15)]) == {}
     assert growth([{"fd": n} for n in (13, 12, 11, 10)]) == {}
     assert growth([{"rss_mb": n} for n in (70.0, 70.5, 71.0, 71.5)]) == {}
     assert growth([{"rss_mb": n} for n in (70.0, 72.5, 75.0, 77.5)]) == {"rss_mb": 2.5}
