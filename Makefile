@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 PACKAGES := lambox runtimeapi sandbox rootfs
 
-.PHONY: help setup dev demo test escape unit faults lint bench bench-full soak fuzz lock clean
+.PHONY: help setup dev demo test escape unit faults as-user hosts lint bench bench-full soak fuzz lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,15 @@ unit: dev ## the tests that need no sandbox
 
 faults: dev ## faults of the host that take seconds each (the quick ones are in `make test`)
 	@$(BIN)/python -m pytest tests/faults $(ARGS)
+
+as-user: dev ## as root: the tests of sandboxes once more as an ordinary user, with a range of uids and with one
+	@for one in "" --one; do
+		tools/as-user $$one -- $(BIN)/python -m sandbox.confine.userns $(BIN)/python -m pytest \
+			tests/system/test_confine_*.py tests/system/test_zygote*.py -p no:cacheprovider $(ARGS)
+	done
+
+hosts: setup ## as root: docs/hosts.md anew, from every kind of host to be had here (ARGS="--guest DIR" for guests)
+	@PYTHON=$(BIN)/python tools/host-matrix $(ARGS)
 
 lint: dev ## ruff, mypy, flake8-async, import-linter
 	@$(BIN)/ruff check

@@ -55,6 +55,10 @@
 #define PARKED_FD 61
 #define TELEMETRY_FD 62
 #define MAX_MESSAGE (4u << 20)
+#define LANDLOCK_CREATE_RULESET 444 /* the same on every architecture; older headers have none of it */
+#define LANDLOCK_RESTRICT_SELF 446
+#define LANDLOCK_VERSION 1 /* LANDLOCK_CREATE_RULESET_VERSION */
+#define LANDLOCK_SCOPES 3 /* abstract unix sockets, signals: linux/landlock.h, ABI 6 */
 #ifndef SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
 #define SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV (1UL << 5)
 #endif
@@ -304,6 +308,17 @@ static pid_t start(int control, const char *address, uint16_t port, int parked) 
     return child;
 }
 
+/* Abstract unix sockets are a network namespace's: with the host's network come those of its desktop, its
+ * message bus and other lamboxes. Landlock keeps from them since Linux 6.12, and from signalling whoever is
+ * outside; before, nothing does (docs/security.md). */
+static void keep_to_own_sockets(void) {
+    struct { uint64_t fs, net, scoped; } rules = {0, 0, LANDLOCK_SCOPES};
+    if (syscall(LANDLOCK_CREATE_RULESET, NULL, 0, LANDLOCK_VERSION) < 6) return;
+    int fd = (int)syscall(LANDLOCK_CREATE_RULESET, &rules, sizeof rules, 0);
+    if (fd < 0 || syscall(LANDLOCK_RESTRICT_SELF, fd, 0)) die("landlock");
+    close(fd);
+}
+
 static int run(int argc, char **argv) {
     if (argc < 5 || argc > 7) { errno = EINVAL; die("run"); }
     int parked = argc > 5 ? atoi(argv[5]) : -1;
@@ -317,6 +332,7 @@ static int run(int argc, char **argv) {
     close(listener);
     if (watch >= 0) close(watch); /* who holds it decides what is allowed */
 
+    if (atoi(argv[4]) == 0) keep_to_own_sockets(); /* a port of the kernel's choice: the host's network */
     sigset_t chld;
     sigemptyset(&chld);
     sigaddset(&chld, SIGCHLD);

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import shutil
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -79,6 +81,31 @@ async def test_no_socket_but_its_own_is_seen() -> None:
         unix, tcp = await box.ask("[open('/proc/net/unix').read(), open('/proc/net/tcp').read()]")
     assert len(unix.splitlines()) == 1
     assert len(tcp.splitlines()) == 2  # the listener
+
+
+@pytest.mark.skipif(
+    ctypes.CDLL(None).syscall(444, None, 0, 1) < 6, reason="host: Landlock before Linux 6.12"
+)
+async def test_on_the_hosts_network_abstract_sockets_are_still_out_of_reach() -> None:
+    """A message bus, a desktop: they belong to the network namespace. Its own it can use."""
+    MAKING.set("scratch")
+    with (
+        socket.socket(socket.AF_UNIX) as stream,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams,
+    ):
+        stream.bind(f"\0escape-{os.getpid()}")
+        stream.listen()
+        datagrams.bind(f"\0escape-{os.getpid()}-datagrams")
+        async with confined(network="host") as box:
+            assert await box.ask(f"""[
+                attempt(socket.socket(socket.AF_UNIX).connect, "\\0escape-{os.getpid()}"),
+                attempt(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto, b"x",
+                        "\\0escape-{os.getpid()}-datagrams"),
+                (lambda own: (own.bind("\\0own-{os.getpid()}"), own.listen(),
+                              attempt(socket.socket(socket.AF_UNIX).connect, "\\0own-{os.getpid()}"))[2]
+                 )(socket.socket(socket.AF_UNIX)),
+                len(socket.if_nameindex()) == {len(socket.if_nameindex())},
+            ]""") == ["EPERM", "EPERM", "done", True]
 
 
 async def test_a_flood_of_connections_fills_the_queue_and_no_more() -> None:

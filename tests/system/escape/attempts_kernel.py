@@ -94,6 +94,7 @@ KERNEL: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("a hostname", "return syscall('sethostname', b'x', 1)", REFUSED),
         ("I/O ports", "return syscall('iopl', 3)", REFUSED),
         ("segments (modify_ldt)", "return syscall('modify_ldt', 1, b'\\0' * 16, 16)", REFUSED),
+        ("memory out of everybody's reach", "return syscall('memfd_secret', 0)", "ENOSYS"),
         ("fanotify", "return syscall('fanotify_init', 0, 0)", REFUSED),
         ("compare with pid 1", "return syscall('kcmp', os.getpid(), 1, 1, 0, 0)", REFUSED),
         ("others' pages", "return syscall('move_pages', 1, 0, 0, 0, 0, 0)", REFUSED),
