@@ -14,8 +14,8 @@ import select
 import signal
 import socket
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 
 import trio
 
@@ -150,7 +150,8 @@ class Zygote:
         self.ready = trio.Event()
         """Set too when it ended before it was."""
         self._retired = False
-        self._interpreters: set[int] = set()
+        self._interpreters: dict[int, int] = {}
+        """By pid, a descriptor: where bwrap is killed by somebody else, it is ours to reap."""
         self._orphanage = trio.CancelScope()
 
     @property
@@ -164,13 +165,23 @@ class Zygote:
 
     def kill(self) -> None:
         """SIGKILL to the interpreter; bwrap reaps it and ends. (Killed itself, it would leave that to us.)"""
-        for pid in children(self.pid):
-            with suppress(OSError), _pidfd(pid) as fd:
-                if pid in children(self.pid):
-                    self._interpreters.add(pid)
-                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+        if self._started.process.returncode is not None:
+            return  # its number may be another's by now
+        self._meet()
+        for fd in self._interpreters.values():
+            with suppress(OSError):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
         if not self._interpreters:
             self._started.process.kill()
+
+    def _meet(self) -> None:
+        for pid in set(children(self.pid)).difference(self._interpreters):
+            with suppress(OSError):
+                fd = os.pidfd_open(pid)
+                if pid in children(self.pid):
+                    self._interpreters[pid] = fd
+                else:
+                    os.close(fd)
 
     def close(self) -> None:
         """Its children must be dead."""
@@ -201,9 +212,7 @@ class Zygote:
             await trio.lowlevel.wait_readable(self._started.fd)
             self._started.process.wait()
             os.close(self._started.fd)
-            for pid in self._interpreters:
-                with suppress(ChildProcessError):  # bwrap has reaped it, as is usual
-                    os.waitpid(pid, 0)
+            await self._reap_interpreters()
             with self._orphanage:
                 async with trio.open_nursery() as nursery:
                     if any(child.fd < 0 for child in self._children.values()):
@@ -212,6 +221,15 @@ class Zygote:
                         nursery.start_soon(child.reap)
             for child in self._children.values():
                 child.ended(None)
+
+    async def _reap_interpreters(self) -> None:
+        while self._interpreters:
+            _, fd = self._interpreters.popitem()
+            with trio.move_on_after(BWRAP_LIMIT_S):
+                await trio.lowlevel.wait_readable(fd)
+            with suppress(ChildProcessError):  # bwrap has reaped it, as is usual
+                os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG)
+            os.close(fd)
 
     async def _reap_untold(self) -> None:
         """It died before it said that it had forked, or nobody wanted the fork any more.
@@ -226,6 +244,7 @@ class Zygote:
         """What is wrong with the message; empty if nothing is. It is root's, and still not believed:
         a pid is waited for, so it has to be a fork of this zygote's."""
         if data == b"R":
+            self._meet()
             self.ready.set()
             return ""
         if len(data) not in (REPLY.size, ENDED.size):
@@ -295,15 +314,6 @@ class Zygote:
 def _is_wait_status(value: int) -> bool:
     """Of a process that has ended."""
     return value <= MOST_STATUS and (os.WIFEXITED(value) or os.WIFSIGNALED(value))
-
-
-@contextmanager
-def _pidfd(pid: int) -> Iterator[int]:
-    fd = os.pidfd_open(pid)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _open(path: str, how: int, opened: ExitStack) -> int:

@@ -148,3 +148,17 @@ async def test_a_fork_called_ended_that_lives_ends_the_zygote() -> None:
             exit_ = await sandbox.kill()
             assert exit_.killed
             assert not child.lives
+
+
+async def test_a_zygote_whose_bwrap_is_killed_is_reaped() -> None:
+    """It dies with its bwrap and becomes ours; one zombie each time is what the soak found."""
+    with nothing_left(), trio.fail_after(30):
+        async with open_launcher(pool=PoolLimits(1, 1)) as launcher:
+            await made_ahead(launcher, SPEC)
+            (interpreter,) = zygote_pids()
+            bwrap = psutil.Process(interpreter).ppid()
+            os.kill(bwrap, signal.SIGKILL)
+            while psutil.pid_exists(interpreter):  # noqa: ASYNC110  no event tells
+                await trio.sleep(0.01)
+            assert psutil.STATUS_ZOMBIE not in {one.status() for one in psutil.Process().children()}
+            await (await launcher.launch(SPEC)).kill()

@@ -132,7 +132,9 @@ MESSAGES = st.lists(
 @pytest.fixture(scope="module")
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     """In bwrap's place: a process of ours that has no children."""
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE
+    ) as process:
         yield process
 
 

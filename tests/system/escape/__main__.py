@@ -23,6 +23,7 @@ from tests.system.escape.variants import VARIANTS, Results, unfiltered
 
 TOP = Path(__file__).resolve().parents[3]
 AS_USER = TOP / "tools/as-user"
+UNFILTERED = "root: bwrap on demand, no seccomp"
 USERS = ("bwrap on demand", "made ahead", "forked, executes", "handler, forked")
 
 
@@ -79,7 +80,7 @@ def main() -> int:
                 partial(run, folder, facts)
             )
         if options.unfiltered:
-            columns["no seccomp"] = trio.run(partial(unfiltered, folder, facts))
+            columns[UNFILTERED] = trio.run(partial(unfiltered, folder, facts))
         if os.geteuid() == 0 and AS_USER.exists():
             for variant in USERS:
                 columns[f"user: {variant}"] = as_user(variant, folder)
@@ -96,13 +97,18 @@ def show(columns: dict[str, Results]) -> int:
         for name, *_ in attempts:
             key = f"{boundary}: {name}"
             answers = [results.get(key, "not tried") for results in columns.values()]
-            escaped = [answer not in wanted[key] for answer in answers]
+            escaped = [
+                answer not in wanted[key]
+                for title, answer in zip(columns, answers, strict=True)
+                if title != UNFILTERED  # shown, not judged: it is no way in which anybody serves
+            ]
             if len(set(answers)) == 1:
                 said = answers[0]
             else:
                 said = ", ".join(f"{n}: {answer}" for n, answer in enumerate(answers, 1))
             out += sum(escaped)
-            print(f"  {'GOT OUT' if any(escaped) else 'refused'}  {name:58} {said}")
+            known = "known" if "(not defended)" in name else "refused"
+            print(f"  {'GOT OUT' if any(escaped) else known:7}  {name:58} {said}")
     print(f"\n{len(wanted)} attempts, {len(columns)} kinds of sandboxes, {out} got out")
     return 1 if out else 0
 

@@ -123,10 +123,10 @@ USERLAND: Attempts = {
         ("a device node", "return attempt(open, TASK + '/device', 'rb')", "EACCES | EPERM | ENOENT"),
         ("a pipe, to be blocked by",
             "return attempt(os.open, TASK + '/fifo', os.O_WRONLY | os.O_NONBLOCK)",
-            "ENXIO"),
-        ("a socket that somebody left there",
+            "ENXIO | EACCES"),
+        ("a socket that somebody left there (not defended)",
             "return unix(TASK + '/socket')",
-            "ECONNREFUSED | ENOENT | done"),
+            "ECONNREFUSED | ENOENT | EACCES | done"),
     ),
     "devices": (
         ("any that is not harmless", """
