@@ -112,10 +112,12 @@ class Soak:
         """Until idle environments are gone and the pools have their size; then count."""
         say(f"quiet after {after}")
         with trio.move_on_after(QUIET_PATIENCE_S) as scope:
-            while not self._is_quiet():  # noqa: ASYNC110  another process's state
+            quiet = 0
+            while (
+                quiet < 8
+            ):  # for 2 s: pools change size, connections and threads take their time to go
+                quiet = quiet + 1 if self._is_quiet() else 0
                 await trio.sleep(0.25)
-            # Connections of callers that have gone, and threads of to_thread (10 s idle, trio).
-            await trio.sleep(1.0)
         if scope.cancelled_caught:
             rows = get(self.server.port, "/_lambox/environments")
             self.problems.append(

@@ -23,8 +23,9 @@ TOLERATED: Mapping[str, float] = {"rss_mb": 1.0, "pss_mb": 1.0}
 SMALLEST: Mapping[str, float] = {"rss_mb": 4.0, "pss_mb": 4.0}
 """And over all quiet points: a heap takes pages and gives few back."""
 LIMIT_S = 30.0
-NO_LEAK = ("task AsyncQueue._run",)
-"""Events between two attempts wait for minutes, quiet or not."""
+NO_LEAK = ("task AsyncQueue._run", "task Child.reap")
+"""Events between two attempts wait for minutes, quiet or not. And the forks of a zygote that was killed are waited
+for one by one, as long as their sandboxes stand ready."""
 
 
 def census(pid: int, port: int) -> dict[str, float]:
