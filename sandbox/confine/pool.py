@@ -87,7 +87,9 @@ class Shelf(Generic[T]):
 
     def forgotten(self, now: float) -> bool:
         """Nobody has asked for this kind for long, and nothing of it is left."""
-        return not (self.target(now) or self.kept or self.ready or self.waiting or self.making)
+        if self.kept or now - self.last_take <= FORGET_S:
+            return False
+        return not (self.ready or self.waiting or self.making)
 
 
 class Waiter(Generic[T]):
