@@ -48,7 +48,10 @@ class EventStore:
         found = self._rows()
         for path in self._left():
             if path != self._path:
-                found |= self._take_over(path)
+                try:
+                    found |= self._take_over(path)
+                except StoreProblem as exc:
+                    log.error("accepted events are left for the next start: %s", exc)
         return found
 
     def commit(self, put: Mapping[str, str], drop: Collection[str] = (), *, sync: bool) -> None:
@@ -97,10 +100,17 @@ class EventStore:
         import sqlite3
 
         assert self._database is not None
-        try:
-            return dict(self._database.execute("SELECT key, event FROM events"))
-        except sqlite3.Error as exc:
-            raise StoreProblem(f"{self._path}: {exc}") from exc
+        assert self._path is not None
+        found, damage = _read(self._database, self._path)
+        if damage is not None:
+            path = self._path
+            self.close()
+            try:
+                _put_aside(path, damage)
+            except OSError as exc:
+                raise StoreProblem(f"{path}: {exc.strerror}") from exc
+            self.commit(found, sync=True)
+        return found
 
     def _take_over(self, path: Path) -> dict[str, str]:
         """Somebody else's, if that one is gone."""
@@ -110,14 +120,45 @@ class EventStore:
         if database is None:
             return {}
         with closing(database):
-            try:
-                rows = dict(database.execute("SELECT key, event FROM events"))
-            except sqlite3.Error as exc:
-                raise StoreProblem(f"{path}: {exc}") from exc
+            rows, damage = _read(database, path)
             self.commit(rows, sync=True)
-            with suppress(sqlite3.Error):  # then they are found again, under the same keys
-                database.execute("DELETE FROM events")
+            if damage is None:
+                with suppress(sqlite3.Error):  # then they are found again, under the same keys
+                    database.execute("DELETE FROM events")
+        if damage is not None:
+            with suppress(OSError):  # the same
+                _put_aside(path, damage)
         return rows
+
+
+def _read(database: sqlite3.Connection, path: Path) -> tuple[dict[str, str], Exception | None]:
+    """What is in it, and what is wrong with it: then that is what stands before and behind the damage.
+
+    Raises StoreProblem: it cannot be read at all just now.
+    """
+    import sqlite3
+
+    found: dict[str, str] = {}
+    damage: Exception | None = None
+    for order in ("ASC", "DESC"):
+        try:
+            found.update(database.execute(f"SELECT key, event FROM events ORDER BY rowid {order}"))
+            break
+        except sqlite3.OperationalError as exc:
+            raise StoreProblem(f"{path}: {exc}") from exc
+        except sqlite3.DatabaseError as exc:
+            damage = exc
+    return found, damage
+
+
+def _put_aside(path: Path, damage: Exception) -> None:
+    """It may be mended by hand. Nobody has it open. Raises OSError."""
+    aside = path.with_suffix(f".damaged-{time.time_ns()}")
+    log.error("%s: %s; it is put aside as %s", path, damage, aside.name)
+    path.rename(aside)
+    for suffix in SIDE_FILES:
+        with suppress(FileNotFoundError):
+            Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
 
 
 def _locked(path: Path) -> sqlite3.Connection | None:
@@ -135,13 +176,8 @@ def _locked(path: Path) -> sqlite3.Connection | None:
             return None
         raise StoreProblem(f"{path}: {exc}") from exc
     except sqlite3.DatabaseError as exc:
-        aside = path.with_suffix(f".damaged-{time.time_ns()}")
-        log.error("%s: %s; it is put aside as %s", path, exc, aside.name)
         try:
-            path.rename(aside)
-            for suffix in SIDE_FILES:
-                with suppress(FileNotFoundError):
-                    Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
+            _put_aside(path, exc)
             return _connect(path)
         except (OSError, sqlite3.Error) as again:
             raise StoreProblem(f"{path}: {again}") from again
@@ -159,6 +195,8 @@ def _connect(path: Path) -> sqlite3.Connection:
     except OSError as exc:
         raise StoreProblem(f"{path}: {exc.strerror}") from exc
     database = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+    # A damaged event is its reader's problem, not that of all others.
+    database.text_factory = lambda text: text.decode("utf-8", "replace")
     try:
         database.execute("PRAGMA locking_mode = EXCLUSIVE")
         database.execute("PRAGMA journal_mode = WAL")

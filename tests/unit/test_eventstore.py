@@ -130,6 +130,42 @@ def test_a_file_cut_short_costs_no_start(tmp_path: Path, where: str) -> None:
         assert events.take_up()["new"] == "1"
 
 
+@pytest.mark.parametrize("damaged", ["key-0.db", "key-1.db"])
+def test_a_damaged_page_costs_what_is_in_it_and_no_other_event(
+    tmp_path: Path, damaged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In our own file, or in one that is taken over."""
+    with store(tmp_path) as first, store(tmp_path) as second:
+        first.commit({f"a{number}": "x" * 500 for number in range(400)}, sync=True)
+        second.commit({f"b{number}": "y" * 500 for number in range(400)}, sync=True)
+    path = tmp_path / damaged
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2 // 4096 * 4096
+    content[middle : middle + 4096] = b"\xff" * 4096
+    path.write_bytes(content)
+    with store(tmp_path) as events:
+        found = events.take_up()
+        whole = {key for key, event in found.items() if event in ("x" * 500, "y" * 500)}
+        assert len(whole) > 700
+        assert "put aside" in caplog.text
+    (aside,) = tmp_path.glob("*.damaged-*")
+    assert aside.read_bytes()[: len(content)] == content
+    with store(tmp_path) as events:
+        assert events.take_up() == found
+
+
+def test_a_file_that_cannot_be_read_keeps_no_other_from_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with store(tmp_path) as first, store(tmp_path) as second:
+        first.commit({"a": "1"}, sync=True)
+        second.commit({"b": "2"}, sync=True)
+    (tmp_path / "key-0a.db").mkdir()
+    with store(tmp_path) as events:
+        assert events.take_up() == {"a": "1", "b": "2"}
+    assert "accepted events are left for the next start" in caplog.text
+
+
 def test_a_place_that_cannot_be_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "events").write_text("a file")
     with (
