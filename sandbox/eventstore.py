@@ -97,8 +97,6 @@ class EventStore:
         raise StoreProblem(f"{self._folder}: {MOST_FILES} servers keep events there already")
 
     def _rows(self) -> dict[str, str]:
-        import sqlite3
-
         assert self._database is not None
         assert self._path is not None
         found, damage = _read(self._database, self._path)

@@ -2,13 +2,15 @@
 
 Only where packets cannot be led to the host's servers (`resolvers`). It looks into nothing but the length of
 a message. What hostile sandboxes can make of it is bounded: questions under way, connections, time, bytes;
-how often each may ask, the router's filter says.
+how often each may ask, the router's filter says. No sandbox has more than its share of them: one whose
+questions nobody answers (it may have chosen them so) keeps no other from asking.
 """
 
 from __future__ import annotations
 
 import logging
 import socket
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,8 +23,9 @@ PORT = 53
 ANSWER_LIMIT_S = 5.0
 """glibc's own patience (resolv.conf(5), `timeout`)."""
 TALK_LIMIT_S = 30.0
-MOST_QUESTIONS = 256
-MOST_TALKS = 64
+MOST_QUESTIONS, EACH_QUESTIONS = 256, 32
+MOST_TALKS, EACH_TALKS = 64, 8
+"""Under way, of all sandboxes and of each."""
 LARGEST = 65535
 
 
@@ -38,10 +41,31 @@ class Doors:
         self.listener.close()
 
 
+class Shares:
+    """How much is taken of something: by all together, and by each."""
+
+    def __init__(self, most: int, each: int) -> None:
+        self._most = most
+        self._each = each
+        self._taken: Counter[str] = Counter()
+
+    def take(self, who: str) -> bool:
+        """Whether there is some left for it; then `give_back` is due."""
+        if self._taken.total() >= self._most or self._taken[who] >= self._each:
+            return False
+        self._taken[who] += 1
+        return True
+
+    def give_back(self, who: str) -> None:
+        self._taken[who] -= 1
+        if not self._taken[who]:
+            del self._taken[who]
+
+
 async def relay(doors: Sequence[Doors], servers: Callable[[], Sequence[Server]]) -> None:
     """Serve for ever. Of the servers of the moment, each gateway stands for the one of its number."""
-    questions = trio.CapacityLimiter(MOST_QUESTIONS)
-    talks = trio.CapacityLimiter(MOST_TALKS)
+    questions = Shares(MOST_QUESTIONS, EACH_QUESTIONS)
+    talks = Shares(MOST_TALKS, EACH_TALKS)
     async with trio.open_nursery() as nursery:
         for number, door in enumerate(doors):
 
@@ -54,7 +78,7 @@ async def relay(doors: Sequence[Doors], servers: Callable[[], Sequence[Server]])
 
 
 async def _datagrams(
-    door: socket.socket, server: Callable[[], Server | None], limit: trio.CapacityLimiter
+    door: socket.socket, server: Callable[[], Server | None], shares: Shares
 ) -> None:
     ours = trio.socket.from_stdlib_socket(door)
     async with trio.open_nursery() as nursery:
@@ -64,15 +88,9 @@ async def _datagrams(
             except OSError:
                 continue  # an ICMP error about an earlier answer
             to = server()
-            token = object()
-            try:
-                limit.acquire_on_behalf_of_nowait(token)
-            except trio.WouldBlock:
-                continue  # asked again by whoever still wants to know
-            if to is None:
-                limit.release_on_behalf_of(token)
-                continue
-            nursery.start_soon(_answer, ours, question, who, to, limit, token)
+            # Not taken: asked again by whoever still wants to know.
+            if to is not None and shares.take(who[0]):
+                nursery.start_soon(_answer, ours, question, who, to, shares)
 
 
 async def _answer(
@@ -80,8 +98,7 @@ async def _answer(
     question: bytes,
     who: tuple[str, int],
     server: Server,
-    limit: trio.CapacityLimiter,
-    token: object,
+    shares: Shares,
 ) -> None:
     try:
         with (
@@ -99,11 +116,11 @@ async def _answer(
     except OSError:
         return  # as if it had been lost
     finally:
-        limit.release_on_behalf_of(token)
+        shares.give_back(who[0])
 
 
 async def _connections(
-    door: socket.socket, server: Callable[[], Server | None], limit: trio.CapacityLimiter
+    door: socket.socket, server: Callable[[], Server | None], shares: Shares
 ) -> None:
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(door))
     async with trio.open_nursery() as nursery:
@@ -113,15 +130,20 @@ async def _connections(
             except OSError:
                 await trio.sleep(0.1)  # no descriptor is free
                 continue
-            to = server()
-            if to is None or limit.available_tokens < 1:
+            try:
+                who = ours.socket.getpeername()[0]
+            except OSError:  # it has gone again
                 await trio.aclose_forcefully(ours)
                 continue
-            nursery.start_soon(_talk, ours, to, limit)
+            to = server()
+            if to is None or not shares.take(who):
+                await trio.aclose_forcefully(ours)
+                continue
+            nursery.start_soon(_talk, ours, who, to, shares)
 
 
-async def _talk(ours: trio.SocketStream, server: Server, limit: trio.CapacityLimiter) -> None:
-    async with limit:
+async def _talk(ours: trio.SocketStream, who: str, server: Server, shares: Shares) -> None:
+    try:
         with trio.move_on_after(TALK_LIMIT_S):
             async with ours:
                 try:
@@ -136,6 +158,8 @@ async def _talk(ours: trio.SocketStream, server: Server, limit: trio.CapacityLim
                             nursery.cancel_scope.cancel()
                 except (OSError, trio.BrokenResourceError):
                     return
+    finally:
+        shares.give_back(who)
 
 
 async def _pump(one: trio.SocketStream, other: trio.SocketStream) -> None:
