@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 PATIENCE_S = 1.0
 HURRY_S = 0.1
 """For the others, once one has not answered: they may well be of the same file system."""
+MOST_THREADS = 64
 
 
 class Answering:
@@ -34,15 +36,21 @@ class Answering:
         silent = {path for path in left if path in self._asked}
         left = [path for path in left if path not in silent]
         patience_s = HURRY_S if self._asked else self._patience_s
+        threads = 1
         while left:
-            questions = _Questions(left, self._look)
-            if questions.answered(patience_s):
-                break
-            path = left[questions.at]
-            self._asked[path] = questions
-            silent.add(path)
-            left = left[questions.at + 1 :]
-            patience_s = HURRY_S
+            ends_at = time.monotonic() + patience_s
+            share = -(-len(left) // threads)
+            shares = [left[at : at + share] for at in range(0, len(left), share)]
+            asked = [_Questions(paths, self._look) for paths in shares]
+            left = []
+            for questions in asked:
+                hung = questions.silent(ends_at)
+                if hung is not None:
+                    self._asked[hung] = questions
+                    silent.add(hung)
+                    left += questions.unasked
+            # Twice as many each time: what is behind a hundred dead ones is not waited for a hundred times.
+            patience_s, threads = HURRY_S, min(2 * threads, MOST_THREADS)
         return silent
 
 
@@ -53,27 +61,32 @@ class _Questions:
         self._paths = paths
         self._look = look
         self._given_up = False
-        self.at = 0
+        self._at = 0
         """Which it is looking at."""
+        self.unasked: list[Path] = []
+        """Those behind the silent one."""
         self.over = threading.Event()
-
-    def answered(self, patience_s: float) -> bool:
         thread = threading.Thread(target=self._run, name="lambox-answering", daemon=True)
         try:
             thread.start()
         except RuntimeError:  # no thread to be had: then nobody is asked
-            return True
-        if self.over.wait(patience_s):
-            return True
+            self.over.set()
+
+    def silent(self, ends_at: float) -> Path | None:
+        """The one that has not answered by then (time.monotonic), if there is one."""
+        if self.over.wait(max(0.0, ends_at - time.monotonic())):
+            return None
         self._given_up = True
-        return False
+        at = self._at  # once: the thread may be coming to its end just now
+        self.unasked = self._paths[at + 1 :]
+        return self._paths[at] if at < len(self._paths) else None
 
     def _run(self) -> None:
-        while self.at < len(self._paths) and not self._given_up:
+        while self._at < len(self._paths) and not self._given_up:
             with suppress(OSError, ValueError):
-                self._look(self._paths[self.at])
+                self._look(self._paths[self._at])
             if not self._given_up:
-                self.at += 1
+                self._at += 1
         self.over.set()
 
 

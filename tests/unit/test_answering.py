@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rootfs.answering import HURRY_S, Answering, look_at
+from rootfs.answering import HURRY_S, Answering, _Questions, look_at
 
 PATIENCE_S = 0.2
 
@@ -51,7 +51,25 @@ def test_one_that_hangs_is_named_and_the_others_are_still_asked(hanging: Hanging
     began = time.monotonic()
     assert answering.silent(paths) == {Path("/dead/1"), Path("/dead/2")}
     assert time.monotonic() - began < PATIENCE_S + HURRY_S + 1
-    assert hanging.looks == paths
+    assert sorted(hanging.looks) == sorted(paths)
+
+
+def test_many_that_hang_are_not_waited_for_one_after_the_other(hanging: Hanging) -> None:
+    dead = {Path(f"/dead/{number}") for number in range(60)}
+    well = {Path(f"/well/{number}") for number in range(60)}
+    began = time.monotonic()
+    assert Answering(hanging.look, PATIENCE_S).silent(sorted(dead | well)) == dead
+    assert time.monotonic() - began < len(dead) * HURRY_S / 3
+    assert set(hanging.looks) == dead | well
+
+
+def test_who_answers_at_the_last_moment_has_answered() -> None:
+    """The thread is through with all, but has not said so yet, when the patience ends."""
+    questions = _Questions([Path("/a"), Path("/b")], lambda path: None)
+    assert questions.over.wait(5)
+    questions.over.clear()
+    assert questions.silent(ends_at=0.0) is None
+    assert questions.unasked == []
 
 
 def test_nobody_is_asked_twice_at_a_time_and_who_comes_back_is_told(hanging: Hanging) -> None:
