@@ -140,9 +140,7 @@ class Images:
         try:
             return mounts.new_mount("ext4", device.path, OPTIONS)
         finally:
-            os.close(device.fd)
-            if device.made:
-                os.unlink(device.path)
+            device.close()
 
     def _make_folder(self) -> None:
         os.makedirs(self._folder, mode=0o700, exist_ok=True)

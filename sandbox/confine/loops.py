@@ -10,6 +10,7 @@ import fcntl
 import os
 import stat
 import struct
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -28,12 +29,17 @@ TRIES = 64
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """A device that holds its file. Closing `fd` lets go of it, unless a file system is mounted from it."""
+    """A device that holds its file. `close` lets go of it, unless a file system is mounted from it."""
 
     path: str
     fd: int
     made: bool = False
-    """The node at `path` was made by us, and is to be removed."""
+    """The node at `path` was made by us, and is removed by `close`."""
+
+    def close(self) -> None:
+        os.close(self.fd)
+        if self.made:
+            os.unlink(self.path)
 
 
 def bind(image: int, name: str, *, block: int, folder: str) -> Loop:
@@ -57,7 +63,7 @@ def bind(image: int, name: str, *, block: int, folder: str) -> Loop:
             try:
                 fcntl.ioctl(device.fd, LOOP_CONFIGURE, CONFIG.pack(image, block, info, b""))
             except OSError as exc:
-                os.close(device.fd)
+                device.close()
                 if exc.errno != errno.EBUSY:
                     raise OSError(exc.errno, exc.strerror, device.path) from exc
             else:
@@ -72,10 +78,15 @@ def _open(number: int, folder: str) -> Loop:
     flags = os.O_RDWR | os.O_CLOEXEC
     with suppress(FileNotFoundError):
         return Loop(path, os.open(path, flags))
-    path = f"{folder}/loop{number}"
+    # Other threads may be after the same number: each removes its own.
+    path = f"{folder}/loop{number}-{os.getpid()}-{threading.get_native_id()}"
     with suppress(FileExistsError):
         os.mknod(path, stat.S_IFBLK | 0o600, os.makedev(LOOP_MAJOR, number))
-    return Loop(path, os.open(path, flags), made=True)
+    try:
+        return Loop(path, os.open(path, flags), made=True)
+    except OSError:
+        os.unlink(path)
+        raise
 
 
 def named() -> dict[str, str]:

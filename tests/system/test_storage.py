@@ -196,6 +196,36 @@ def test_a_taken_device_is_no_trouble(make: Make, monkeypatch: pytest.MonkeyPatc
     assert len(ours()) == 2
 
 
+def test_a_taken_device_that_dev_has_no_node_for_leaves_none(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in a container. Two nodes are made, one for the number that somebody else was faster at."""
+    make(8 * MIB)
+    (taken,) = ours()
+    given = iter([taken])
+    real, real_open = loops.fcntl.ioctl, os.open
+    asked: list[str] = []
+
+    def ioctl(fd: int, request: int, *args: object) -> object:
+        if request == loops.LOOP_CTL_GET_FREE and (first := next(given, None)):
+            return int(first.removeprefix("/dev/loop"))
+        return real(fd, request, *args)  # type: ignore[call-overload]
+
+    def without_nodes(path: str, flags: int, *args: int) -> int:
+        asked.append(path)
+        if path.startswith("/dev/loop") and path != loops.CONTROL:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return real_open(path, flags, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loops.fcntl, "ioctl", ioctl)
+        patch.setattr(loops.os, "open", without_nodes)
+        root = make(8 * MIB)
+    assert len([path for path in asked if path.startswith(f"{tmp_path}/images/loop")]) == 2
+    assert os.listdir(tmp_path / "images") == []
+    assert os.listdir(root) == []
+
+
 # --- which kind there is
 
 
