@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ import trio
 
 from lambox.config import Config
 from lambox.httpsettings import is_loopback
-from lambox.secretfiles import Watched, load_certificate, read_keys, read_tokens
+from lambox.secretfiles import LOOK_S, Watched, load_certificate, read_keys, read_tokens
 from runtimeapi.guard import Auth, Guard, Names, TokenAuth
 from runtimeapi.server import CallerLimits, tls_context
 from runtimeapi.sigv4 import SigV4
@@ -38,9 +39,18 @@ class CallersFace:
 
     async def watch(self) -> None:
         """Keeps keys, tokens and the certificate up to date, until cancelled."""
-        async with trio.open_nursery() as nursery:
-            for one in self._watched:
-                nursery.start_soon(one.watch)
+        while self._watched:
+            await trio.sleep(LOOK_S)
+            try:
+                await trio.to_thread.run_sync(self.refresh)
+            except RuntimeError as exc:  # there is no thread to be had: there may be one next time
+                if "start new thread" not in str(exc):
+                    raise
+
+    def refresh(self) -> None:
+        """Looks at the files now. Blocks."""
+        for one in self._watched:
+            one.refresh()
 
     def _auth(self, config: Config) -> Auth | None:
         if config.auth == "sigv4":
@@ -55,11 +65,17 @@ class CallersFace:
             return TokenAuth(lambda: tokens.value)
         return None
 
-    def _tls(self, config: Config) -> ssl.SSLContext | None:
+    def _tls(self, config: Config) -> Callable[[], ssl.SSLContext] | None:
         certificate, key = config.tls_cert, config.tls_key
         if certificate is None or key is None:
             return None
-        context = tls_context()
-        load = partial(load_certificate, context, certificate, key)
-        self._watched.append(Watched(load, certificate, key))
-        return context
+
+        def load() -> ssl.SSLContext:
+            # A fresh one each time: OpenSSL keeps the half of what it has taken before the other was refused.
+            context = tls_context()
+            load_certificate(context, certificate, key)
+            return context
+
+        watched = Watched(load, certificate, key)
+        self._watched.append(watched)
+        return lambda: watched.value

@@ -16,8 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-import trio
-
 log = logging.getLogger("lambox.auth")
 
 LOOK_S = 1.0
@@ -116,11 +114,6 @@ class Watched(Generic[T]):
         self._paths = paths
         self._marks = self._look()
         self.value = read()
-
-    async def watch(self) -> None:
-        while True:
-            await trio.sleep(LOOK_S)
-            await trio.to_thread.run_sync(self.refresh)
 
     def refresh(self) -> None:
         """Blocks."""

@@ -124,7 +124,7 @@ class ServedApp:
         state: Mapping[str, object],
         *,
         grace_s: float = 0.0,
-        secure: ssl.SSLContext | None = None,
+        secure: Callable[[], ssl.SSLContext] | None = None,
         on_connection: Callable[[int], None] = lambda change: None,
         admits: Callable[[tuple[str, int]], bool] = lambda peer: True,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
@@ -135,7 +135,8 @@ class ServedApp:
         `grace_s` more seconds. Being out of descriptors (EMFILE and the like) is survived: trio
         logs it and tries again every 100 ms.
 
-        With `secure` all of it is TLS, and the fast lane, which writes to descriptors, has no part in it.
+        With `secure`, which is asked for each connection, all of it is TLS, and the fast lane, which writes
+        to descriptors, has no part in it.
         A connection whose peer address `admits` refuses is closed without a word.
         `on_connection` is told +1 for every connection that is opened and -1 when it has ended.
 
@@ -186,11 +187,11 @@ class ServedApp:
         state: Mapping[str, object],
         context: WorkerContext,
         fast: set[FastConnection],
-        secure: ssl.SSLContext | None,
+        secure: Callable[[], ssl.SSLContext] | None,
     ) -> None:
         """The fast lane first, as long as it knows what to do."""
         if secure is not None:
-            secured = await shake_hands(stream, secure, self._config.header_timeout_s)
+            secured = await shake_hands(stream, secure(), self._config.header_timeout_s)
             if secured is not None:
                 await self.serve_connection(secured, state, context=context)
             return

@@ -166,6 +166,9 @@ class SigV4:
             signed, query = _from_query(head)
         else:
             raise missing()
+        if not head.path.startswith(b"/"):
+            # "POST http://...": which path that is routing finds in another way than canonical_path.
+            raise invalid(MISMATCH)
         key_id, date = self._scope(signed)
         names = _signed_names(signed.signed_headers, head)
         self._in_time(signed)
@@ -405,7 +408,8 @@ def _date_of(text: bytes) -> bytes:
 
 def _seconds(stamp: bytes) -> float:
     match = _STAMP.fullmatch(stamp)
-    assert match is not None
+    if match is None:  # a year of fewer than four digits
+        raise _no_date(stamp)
     try:
         return calendar.timegm(datetime(*map(int, match.groups())).utctimetuple())  # type: ignore[arg-type]
     except ValueError:

@@ -20,6 +20,7 @@ import psutil
 import trio
 
 from sandbox.confine import strays
+from sandbox.confine.aside import aside_or_here
 from sandbox.confine.spec import ConfineError, Limits
 
 log = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ class WatchedTree:
         """Until cancelled."""
         while True:
             for group in list(self.groups):
-                await trio.to_thread.run_sync(group.check)
+                await aside_or_here(group.check, abandon=False)
             await trio.sleep(LOOK_EVERY_S)
 
     def sweep(self) -> list[str]:

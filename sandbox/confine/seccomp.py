@@ -41,8 +41,8 @@ SOCKETS = (
     socket.AF_NETLINK,
 )
 """Address families a socket may have. All others (packet, vsock, alg, bluetooth, ...) are EAFNOSUPPORT."""
-RAW = 3
-"""SOCK_RAW of linux/net.h."""
+RAW, PACKET = 3, 10
+"""SOCK_RAW, SOCK_PACKET of linux/net.h. The latter of AF_INET is AF_PACKET (__sock_create of net/socket.c)."""
 TYPE_MASK = 0xF
 NETLINK_ROUTE = 0
 PERSONALITY_QUERY = 1 << 31
@@ -152,8 +152,9 @@ def _arguments(builder: _Builder, refusal: Refusal) -> bytes:
     builder.add(rules, no_family, "socket", arg(0, builder.api.GT, known[-1]))
     # Raw sockets make packets that nobody checked (no capability for it: this is the second bolt).
     for family in (socket.AF_INET, socket.AF_INET6):
-        raw = arg(1, masked, TYPE_MASK, RAW)
-        builder.add(rules, refuse, "socket", arg(0, equal, int(family)), raw)
+        for kind in (RAW, PACKET):
+            raw = arg(1, masked, TYPE_MASK, kind)
+            builder.add(rules, refuse, "socket", arg(0, equal, int(family)), raw)
     other = arg(2, builder.api.NE, NETLINK_ROUTE)
     builder.add(rules, no_family, "socket", arg(0, equal, int(socket.AF_NETLINK)), other)
     for request in (TIOCSTI, TIOCLINUX):

@@ -314,7 +314,7 @@ async def callers(
     fast: bool,
     guard: Guard | None = None,
     limits: CallerLimits | None = None,
-    secure: ssl.SSLContext | None = None,
+    secure: Callable[[], ssl.SSLContext] | None = None,
 ) -> AsyncIterator[Callers]:
     broken = BrokenFunction("broken", Path("/nowhere"), "broken/function.toml:1: memory: mend it")
     functions = FakeFunctions(function(), function("dotted.name"), broken)

@@ -22,7 +22,7 @@ from botocore.exceptions import ClientError
 from runtimeapi.guard import Guard
 from runtimeapi.server import ServedApp
 from runtimeapi.sigv4 import INVALID_TOKEN, MISMATCH, SigV4
-from tests.contract.fakes import LANES, REGION, Callers
+from tests.contract.fakes import LANES, REGION, Callers, function
 from tests.contract.wire import Answer, connect
 
 KEYS = {"AKIDEXAMPLE": "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY", "AKIDOTHER": "b" * 40}
@@ -348,6 +348,24 @@ async def test_another_body_path_query_or_method_is_refused(callers: Callers) ->
 
 
 @pytest.mark.trio
+@pytest.mark.parametrize(
+    "path",
+    [
+        "http://x/invoke/other#/../../../.." + INVOKE,
+        "x/.." + INVOKE,
+        "http:/.." + INVOKE,
+    ],
+)
+async def test_a_target_that_is_no_path_is_refused(callers: Callers, path: str) -> None:
+    """The same canonical path, but another one for whoever takes it for a URL."""
+    callers.functions.found["other"] = function("other")
+    answer = await send(callers, signed(callers), path=path)
+    assert answer.status == 403
+    assert MISMATCH in answer.body.decode()
+    assert callers.invoker.invoked == []
+
+
+@pytest.mark.trio
 async def test_two_headers_of_a_kind_are_refused(callers: Callers) -> None:
     headers = signed(callers)
     for name in ("Authorization", "X-Amz-Date", "X-Amz-Log-Type"):
@@ -386,6 +404,8 @@ async def test_a_date_header_will_do(callers: Callers) -> None:
     headers = signed(callers, headers={"Date": "now"})
     assert "X-Amz-Date" not in headers
     assert (await send(callers, headers)).status == 200
+    headers["Date"] = "Tue, 01 Jan 0999 00:00:00 GMT"
+    assert told(await send(callers, headers))[:2] == (403, "IncompleteSignatureException")
 
 
 # -- presigned

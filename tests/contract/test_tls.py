@@ -19,8 +19,10 @@ import trio
 from botocore.config import Config
 from botocore.exceptions import ClientError, SSLError
 
+from lambox.callers import CallersFace
 from lambox.client import Server, Unreachable
-from lambox.secretfiles import BadSecretFile, Watched, load_certificate
+from lambox.config import load
+from lambox.secretfiles import BadSecretFile, load_certificate
 from runtimeapi.guard import Guard
 from runtimeapi.server import CallerLimits, tls_context
 from runtimeapi.sigv4 import SigV4
@@ -63,7 +65,7 @@ async def callers(context: ssl.SSLContext) -> AsyncIterator[Callers]:
     guard = Guard(auth=SigV4({"AKIDEXAMPLE": SECRET}.get, region=REGION))
     limits = CallerLimits(header_timeout_s=0.5)
     with trio.fail_after(60):
-        async with LANES["fast"][0](guard=guard, limits=limits, secure=context) as served:
+        async with LANES["fast"][0](guard=guard, limits=limits, secure=lambda: context) as served:
             yield served
 
 
@@ -144,7 +146,7 @@ async def test_many_requests_on_one_connection(
     context: ssl.SSLContext, pem: tuple[Path, Path]
 ) -> None:
     with trio.fail_after(30):
-        async with LANES["fast"][0](secure=context) as served:
+        async with LANES["fast"][0](secure=lambda: context) as served:
             wire = await secured(served, pem)
             async with wire:
                 for body in (b"1", b'"' + b"y" * 1_000_000 + b'"', b"{}"):
@@ -194,17 +196,41 @@ async def test_who_speaks_no_tls_is_cut(
 @pytest.mark.trio
 async def test_a_renewed_certificate_counts_for_new_connections(tmp_path: Path) -> None:
     pem = make_certificate(tmp_path)
-    context = tls_context()
-    watched = Watched(partial(load_certificate, context, *pem), *pem)
+    flags = {"tls_cert": str(pem[0]), "tls_key": str(pem[1]), "state": str(tmp_path / "state")}
+    face = CallersFace(load(flags, environ={}))
     with trio.fail_after(30):
-        async with LANES["fast"][0](secure=context) as served, await secured(served, pem) as before:
+        async with (
+            LANES["fast"][0](secure=face.secure) as served,
+            await secured(served, pem) as before,
+        ):
             old = pem[0].read_text()
             make_certificate(tmp_path)
             assert pem[0].read_text() != old
-            watched.refresh()
+            face.refresh()
             async with await secured(served, pem) as after:
                 assert (await after.ask("GET", "/healthz")).status == 200
             assert (await before.ask("GET", "/healthz")).status == 200
+
+
+@pytest.mark.trio
+async def test_half_a_renewal_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The certificate is new, its key is not there yet: what was there before still counts, as the log says."""
+    pem = make_certificate(tmp_path)
+    flags = {"tls_cert": str(pem[0]), "tls_key": str(pem[1]), "state": str(tmp_path / "state")}
+    face = CallersFace(load(flags, environ={}))
+    old = tmp_path / "old.pem"
+    old.write_bytes(pem[0].read_bytes())
+    with trio.fail_after(30):
+        async with LANES["fast"][0](secure=face.secure) as served:
+            key = pem[1].read_bytes()
+            make_certificate(tmp_path)
+            pem[1].write_bytes(key)
+            face.refresh()
+            assert "what was there before still counts" in caplog.text
+            async with await secured(served, (old, pem[1])) as wire:
+                assert (await wire.ask("GET", "/healthz")).status == 200
 
 
 def test_a_certificate_of_another_key_is_told(tmp_path: Path, pem: tuple[Path, Path]) -> None:
@@ -234,7 +260,7 @@ def test_an_encrypted_key_is_told_and_no_password_asked_for(
 async def test_lamboxs_own_client(context: ssl.SSLContext, pem: tuple[Path, Path]) -> None:
     trusting = ssl.create_default_context(cafile=str(pem[0]))
     with trio.fail_after(30):
-        async with LANES["fast"][0](secure=context) as served:
+        async with LANES["fast"][0](secure=lambda: context) as served:
             server = Server(url(served), trust=trusting)
             assert await call(server.is_lambox)
             assert (await call(server.invoke, "hello", b"[7]")).payload == b"[7]"

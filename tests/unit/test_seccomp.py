@@ -303,6 +303,7 @@ def test_clone(program: bytes, flags: int, answer: str | None) -> None:
         (2, 3, 1, "EPERM"),  # raw
         (10, 3 | 0x80000, 58, "EPERM"),
         (2, 3 | 1 << 32, 1, "EPERM"),
+        (2, 10 | 0x80000, 768, "EPERM"),  # SOCK_PACKET: packet by another name
         (3, 2, 0, "EAFNOSUPPORT"),
         (17, 3, 768, "EAFNOSUPPORT"),  # packet
         (17 | 1 << 32, 3, 768, "EAFNOSUPPORT"),
