@@ -37,6 +37,7 @@ ANSWER_LIMIT_S = 100.0
 COLD_STARTS = 5
 OUT_OF_MEMORY = b"Runtime.OutOfMemory"
 SMALL_MB = 128
+UID_LOOKS, UID_LOOK_S = 20, 0.25
 """0.07 of a core."""
 NO = "no"
 SLOW = "not known: this host was too slow"
@@ -277,11 +278,17 @@ async def _user_inside(ask: Asker) -> str:
 async def _own_uid(ask: Asker) -> str:
     for name in ("tick", "look"):
         await ask.answer(name, "look")
-    uids = await trio.to_thread.run_sync(_uids_of_sandboxes)
-    host = {privilege.host_uid(uid) for uid in uids}
-    if len(uids) > 1 and privilege.host_uid() not in host:
-        return f"yes, {min(host)} and up"
-    return f"{NO}: all have {privilege.host_uid()}, the user's own"
+    own = privilege.host_uid()
+    for _ in range(UID_LOOKS):
+        uids = await trio.to_thread.run_sync(_uids_of_sandboxes)
+        host = {privilege.host_uid(uid) for uid in uids}
+        if len(host) > 1 and own not in host:
+            return f"yes, {min(host)} and up"
+        if host == {own}:
+            return f"{NO}: all have {own}, the user's own"
+        # One that is just being made ahead may not have changed to its own yet.
+        await trio.sleep(UID_LOOK_S)
+    return f"{NO}: some have {own}, the user's own"
 
 
 def _uids_of_sandboxes() -> set[int]:

@@ -78,18 +78,18 @@ async def rest_of(wire: Wire) -> bytes:
 async def dribble(wire: Wire, data: bytes, size: int = 1, pause_s: float = 0.02) -> float:
     """Send it slowly; how long it took until the other side had had enough."""
     began = trio.current_time()
-    with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-        async with trio.open_nursery() as nursery:
+    async with trio.open_nursery() as nursery:
 
-            async def watch() -> None:
-                await rest_of(wire)
-                nursery.cancel_scope.cancel()
+        async def watch() -> None:
+            await rest_of(wire)
+            nursery.cancel_scope.cancel()
 
-            nursery.start_soon(watch)
+        nursery.start_soon(watch)
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             for start in range(0, len(data), size):
                 await wire.send(data[start : start + size])
                 await trio.sleep(pause_s)
-            await trio.sleep_forever()
+        await trio.sleep_forever()
     return trio.current_time() - began
 
 
