@@ -308,7 +308,7 @@ class RuntimeConnection(FastConnection):
             self._environment.finish_turn()
 
     def _error(self, head: Head, body: bytes) -> None:
-        content_type, body = for_the_caller(head.fields.get("content-type"), body)
+        content_type, body = for_the_caller(head.fields.get("content-type"), body, self._pace)
         try:
             self._environment.take_error(
                 head.name,

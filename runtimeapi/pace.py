@@ -2,7 +2,8 @@
 
 A request that is refused costs a runtime 20 us and lambox up to 1 ms, a connection 0.1 ms; the CPU share holds the
 former alone. So each of them is charged, and whoever is in debt is read, and accepted from, later. A runtime
-that does what it is there for is never charged for it, however fast.
+that does what it is there for is never charged for it, however fast, but for errors with causes of a megabyte
+and more.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import trio
 REFUSAL = 1.0
 CONNECTION = 0.1
 """A bootstrap that runs curl opens two per invocation."""
+CAUSE_BYTE = 1e-4
+"""A byte of an error with its cause, which is JSON that lambox has to read: up to 0.1 us."""
 CREDIT = 100.0
 PAID_PER_S = 100.0
 

@@ -16,7 +16,9 @@ from werkzeug.exceptions import HTTPException
 
 from runtimeapi.app import FaceApp, body_of, head_of, path_of, respond
 from runtimeapi.bodies import BodyTooLarge, read_all
+from runtimeapi.connection import PACE_KEY
 from runtimeapi.guard import Guard
+from runtimeapi.pace import CAUSE_BYTE, Pace
 from runtimeapi.ports import BodyTruncated, RuntimeFace
 from runtimeapi.replies import Reply
 from sandbox.errors import InvalidRequest
@@ -29,6 +31,8 @@ VERSION = "/2018-06-01"
 ON_HOST_NETWORK = "lambox.on_host_network"
 """In the state of a socket that browsers on this host reach as well: the Host header is looked at."""
 ERROR_CAUSE_TYPE = "application/vnd.aws.lambda.error.cause+json"
+MOST_VALUES = 200_000
+"""JSON values of an error with its cause, by its commas and brackets: 50 ms of the event loop at most."""
 JSON = {"Content-Type": "application/json"}
 GO_ESCAPES = str.maketrans(
     {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -103,8 +107,9 @@ def _mount_invocation(app: FaceApp) -> None:
     @app.post(f"{VERSION}/runtime/invocation/<request_id>/error", provide_automatic_options=False)
     async def error(request_id: str) -> Response:
         content_type = header("Content-Type")
+        pace = cast("Pace | None", cast(dict[str, Any], request.scope)["state"].get(PACE_KEY))
         content_type, body = for_the_caller(
-            content_type, await read_all(body_of(request), MAX_PAYLOAD)
+            content_type, await read_all(body_of(request), MAX_PAYLOAD), pace
         )
         await environment().error(
             request_id,
@@ -208,15 +213,23 @@ def one_line(value: str) -> str:
     return value.replace("\r", " ").replace("\n", " ").strip()
 
 
-def for_the_caller(content_type: str | None, body: bytes) -> tuple[str | None, bytes]:
-    """What an error's body is once the part for X-Ray is out of it."""
-    return without_cause(body) if content_type == ERROR_CAUSE_TYPE else (content_type, body)
+def for_the_caller(
+    content_type: str | None, body: bytes, pace: Pace | None
+) -> tuple[str | None, bytes]:
+    """What an error's body is once the part for X-Ray is out of it. Reading it is charged to `pace`."""
+    if content_type != ERROR_CAUSE_TYPE:
+        return content_type, body
+    if pace is not None:
+        pace.charge(len(body) * CAUSE_BYTE)
+    return without_cause(body)
 
 
 def without_cause(body: bytes) -> tuple[str, bytes]:
     """SPEC 1.4: `errorCause` is for X-Ray; the caller gets the rest, re-serialised. -> (content
     type, body)"""
     try:
+        if sum(map(body.count, (b",", b"[", b"{"))) > MOST_VALUES:
+            raise ValueError("an error is no database")
         parsed = json.loads(body)
         fields = _error_fields(parsed)
     except (ValueError, TypeError, RecursionError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -17,6 +18,7 @@ import trio
 import trio.testing
 
 from runtimeapi.pace import CREDIT, REFUSAL
+from runtimeapi.rapi import without_cause
 from runtimeapi.server import ENVIRONMENT_CONNECTIONS, CallerLimits
 from sandbox.lifecycle import Refused
 from tests.contract.fakes import LANES, Callers, event
@@ -433,6 +435,27 @@ async def test_an_environment_with_too_many_connections_waits_and_others_do_not(
                 await wire.stream.aclose()
             for wire in over[1:]:
                 assert (await wire.answer("GET")).status == 200
+
+
+@lanes
+@pytest.mark.trio
+async def test_large_errors_with_causes_cost_their_environment_time(lane: str) -> None:
+    """6 MB of the smallest JSON values took the event loop half a second, as often as they were sent."""
+    kind = {"Content-Type": "application/vnd.aws.lambda.error.cause+json"}
+    with trio.fail_after(40):
+        async with LANES[lane][1](1) as served, await connect(served.addresses[0]) as wire:
+            served.faces[0].refusal = Refused(403, "InvalidStateTransition", "no")
+            large = b'{"errorMessage":"' + b"x" * 2_000_000 + b'"}'
+            assert (await wire.ask("POST", ERROR, large, kind)).status == 403
+            began = trio.current_time()
+            assert (await wire.ask("POST", ERROR, b"{}")).status == 403
+            assert trio.current_time() - began > 0.5
+
+
+def test_an_error_of_very_many_values_is_not_read() -> None:
+    began = time.process_time()
+    assert without_cause(b"[" + b"[]," * 2_000_000 + b"[]]")[1] == b'"Invalid error body"'
+    assert time.process_time() - began < 0.2
 
 
 @lanes
