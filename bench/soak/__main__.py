@@ -22,7 +22,7 @@ from bench import report as bench_report
 from bench.servers import Server, Variant, lambox
 from bench.soak import functions, neighbours, report
 from bench.soak.caller import Caller
-from bench.soak.census import census, get, growth, traces
+from bench.soak.census import census, least, get, growth, traces
 from bench.soak.chaos import Chaos
 from bench.soak.functions import HOG_NAMES, Written
 from bench.soak.ledger import Ledger, Log, spooled_ids
@@ -109,21 +109,30 @@ class Soak:
         caller.drop()
 
     async def _quiet(self, after: str) -> None:
-        """Until idle environments are gone and the pools have their size; then count."""
+        """Until idle environments are gone and the pools have their size; then count.
+
+        Events between two attempts go on coming, for minutes. While there are any that may not come to pass:
+        then what counts is the least that was seen of each kind.
+        """
         say(f"quiet after {after}")
-        with trio.move_on_after(QUIET_PATIENCE_S) as scope:
+        seen: list[dict[str, float]] = []
+        with trio.move_on_after(QUIET_PATIENCE_S):
             quiet = 0
             while (
                 quiet < 8
             ):  # for 2 s: pools change size, connections and threads take their time to go
                 quiet = quiet + 1 if self._is_quiet() else 0
-                await trio.sleep(0.25)
-        if scope.cancelled_caught:
+                if not quiet:
+                    seen.append(census(self.server.process.pid, self.server.port))
+                await trio.sleep(0.25 if quiet else 1.0)
+            seen = []
+        last = census(self.server.process.pid, self.server.port)
+        if seen and not last.get("task AsyncQueue._run"):
             rows = get(self.server.port, "/_lambox/environments")
             self.problems.append(
                 f"after {after}: not quiet within {QUIET_PATIENCE_S:.0f} s: {rows}"
             )
-        self.points.append(census(self.server.process.pid, self.server.port))
+        self.points.append(least([*seen, last]))
 
     def _is_quiet(self) -> bool:
         rows = get(self.server.port, "/_lambox/environments")

@@ -62,6 +62,12 @@ def get(port: int, path: str) -> Any:
         return json.load(reply)
 
 
+def least(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Kind -> the least of all counts; what one of them lacks was not there."""
+    kinds = set().union(*counts)
+    return {kind: min(count.get(kind, 0.0) for count in counts) for kind in kinds}
+
+
 def growth(points: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Kind -> growth per quiet point, of those that grow: the median of all pairs' slopes (Theil-Sen), where all
     of the second half is above the first. So that one odd point says nothing."""

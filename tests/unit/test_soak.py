@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.soak.census import growth
+from bench.soak.census import growth, least
 from bench.soak.functions import reload, write
 from bench.soak.ledger import Ledger, Log, Request, spooled_ids
 from bench.soak.neighbours import Pair
@@ -172,3 +172,7 @@ def test_code_is_replaced_in_one_go(written: Path) -> None:
 
 def test_events_that_are_left(tmp_path: Path) -> None:
     assert spooled_ids(tmp_path) == set()
+
+
+def test_the_least_of_what_was_seen_counts() -> None:
+    assert least([{"a": 3, "b": 1}, {"a": 2}, {"a": 5, "b": 4}]) == {"a": 2, "b": 0}
