@@ -28,6 +28,7 @@ from lambox.setting import matching as _matching
 from lambox.setting import path as _path
 from lambox.setting import switch as _switch
 from sandbox import functiontoml
+from sandbox.asyncqueue import RETRY_S
 from sandbox.checks import Wrong, seconds, show, whole
 from sandbox.confine import privilege
 from sandbox.functiontoml import FunctionDefaults, FunctionTomlError
@@ -72,6 +73,7 @@ class Config:
     memory_budget_mb: int
     freeze_delay_ms: int
     init_timeout_s: float
+    event_retry_s: float
     uid_base: int | None
     uid_count: int | None
     nat_range: IPv4Network | None
@@ -238,6 +240,13 @@ SETTINGS: tuple[Setting, ...] = (
         lambda _: 10.0,
         "0.1 to 900 s",
         "how long a function may take to initialise",
+    ),
+    Setting(
+        "event_retry_s",
+        seconds(0.01, 3600),
+        lambda _: RETRY_S,
+        "0.01 to 3600 s",
+        "how long an Event that failed waits for its second attempt; for the third, twice as long",
     ),
     Setting(
         "uid_base",

@@ -361,6 +361,7 @@ async def open_node(
                 EventStore(config.state / "events", _key(config)),
                 wall=time.time,
                 concurrency=ASYNC_PER_CORE * (os.cpu_count() or 1),
+                retry_s=config.event_retry_s,
             )
         )
         keepwarm = KeepWarm(

@@ -27,8 +27,9 @@ from sandbox.invocation import Invocation, Outcome
 
 log = logging.getLogger(__name__)
 MAX_AGE_S = 6 * 3600.0
-RETRY_DELAYS_S = (60.0, 120.0)
-"""Before the second and the third attempt after function errors."""
+RETRY_S = 60.0
+RETRY_TIMES = (1, 2)
+"""Seconds before the second attempt after a function error, and how many times that before the second and third."""
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 1.0, 300.0
 
 
@@ -57,6 +58,7 @@ class AsyncQueue:
         *,
         wall: Callable[[], float],
         concurrency: int,
+        retry_s: float = RETRY_S,
     ) -> None:
         self._invoke = invoke
         self._find = find
@@ -64,6 +66,7 @@ class AsyncQueue:
         self._nursery = nursery
         self._wall = wall
         self._slots = trio.CapacityLimiter(concurrency)
+        self._retry_s = retry_s
         self._open: dict[str, Accepted] = {}
         self._settled = trio.Event()
         self.stopped = False
@@ -119,12 +122,12 @@ class AsyncQueue:
         """Seconds until the next attempt, or None when the event has ended."""
         if outcome.status == "success":
             return None
-        if accepted.attempts >= len(RETRY_DELAYS_S):
+        if accepted.attempts >= len(RETRY_TIMES):
             self._give_up(accepted, f"its retries are used up: {outcome.error_type}")
             return None
         changed = self._open[key] = replace(accepted, attempts=accepted.attempts + 1)
         self._journal.change(key, _to_text(changed))
-        return RETRY_DELAYS_S[accepted.attempts]
+        return self._retry_s * RETRY_TIMES[accepted.attempts]
 
     def _refreshed(self, invocation: Invocation) -> Invocation:
         """SPEC 7: queued events run on the new code."""
@@ -205,6 +208,7 @@ async def open_queue(
     *,
     wall: Callable[[], float],
     concurrency: int,
+    retry_s: float = RETRY_S,
     aside: Aside = in_a_thread,
 ) -> AsyncIterator[AsyncQueue]:
     """A queue that takes up at once what an earlier server left, and leaves to the next what has not ended."""
@@ -214,7 +218,10 @@ async def open_queue(
         try:
             async with trio.open_nursery() as nursery:
                 queue = AsyncQueue(
-                    invoke, find, journal, nursery, wall=wall, concurrency=concurrency
+                    *(invoke, find, journal, nursery),
+                    wall=wall,
+                    concurrency=concurrency,
+                    retry_s=retry_s,
                 )
                 await _take_up(queue, journal)
                 try:

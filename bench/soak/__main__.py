@@ -22,7 +22,7 @@ from bench import report as bench_report
 from bench.servers import Server, Variant, lambox
 from bench.soak import functions, neighbours, report
 from bench.soak.caller import Caller
-from bench.soak.census import census, least, get, growth, traces
+from bench.soak.census import census, get, growth, least, traces
 from bench.soak.chaos import Chaos
 from bench.soak.functions import HOG_NAMES, Written
 from bench.soak.ledger import Ledger, Log, spooled_ids
@@ -230,6 +230,8 @@ def main() -> int:
             "LAMBOX_POOL_MIN": str(chosen.pool),
             "LAMBOX_POOL_MAX": str(chosen.pool if chosen.minutes < 5 else 2 * chosen.pool),
             "LAMBOX_GRACE_S": "5",
+            # Or else they would come in all quiet points, for minutes.
+            "LAMBOX_EVENT_RETRY_S": "2",
         }
         variant = Variant.of(chosen.serve_args)
         with lambox(variant, folder, temp, **settings) as server:

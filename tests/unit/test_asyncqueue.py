@@ -95,6 +95,21 @@ async def test_function_errors_are_retried_after_one_and_two_minutes(
     assert "retries are used up" in caplog.text
 
 
+async def test_the_time_between_attempts_can_be_set(autojump_clock: Clock, tmp_path: Path) -> None:
+    backend = Backend(BAD)
+    store = EventStore(tmp_path, "key")
+    async with open_queue(
+        *(backend, make_function, store),
+        wall=trio.current_time,
+        concurrency=2,
+        retry_s=0.5,
+        aside=at_once,
+    ) as queue:
+        await queue.accept(make_invocation(make_function()))
+        await queue.settle()
+    assert backend.times == [0, 0.5, 1.5]
+
+
 async def test_throttles_back_off_and_do_not_count(autojump_clock: Clock, tmp_path: Path) -> None:
     throttle = TooManyRequests("X")
     backend = Backend(throttle, throttle, throttle, GOOD)

@@ -129,7 +129,7 @@ def test_every_setting_has_a_variable_and_a_flag() -> None:
         "functions": "f", "host": "::1", "port": "0", "region": "eu-central-1",
         "account": "000000000001", "state": "s", "grace_s": "0.5", "max_environment_age_s": "60",
         "account_concurrency": "5", "memory_budget_mb": "512", "freeze_delay_ms": "0",
-        "init_timeout_s": "2.5", "uid_base": "200000", "uid_count": "10", "max_starts": "3",
+        "init_timeout_s": "2.5", "event_retry_s": "0.5", "uid_base": "200000", "uid_count": "10", "max_starts": "3",
         "nat_range": "10.77.0.0/16",
         "zygote": "false", "pool_min": "1", "pool_max": "2", "preload": "boto3 a.b",
         "tmp": "memory",
@@ -146,7 +146,7 @@ def test_every_setting_has_a_variable_and_a_flag() -> None:
     expected = Config(
         functions=Path("f"), host="::1", port=0, region="eu-central-1", account="000000000001",
         state=Path("s"), grace_s=0.5, max_environment_age_s=60.0, account_concurrency=5,
-        memory_budget_mb=512, freeze_delay_ms=0, init_timeout_s=2.5, uid_base=200000, uid_count=10,
+        memory_budget_mb=512, freeze_delay_ms=0, init_timeout_s=2.5, event_retry_s=0.5, uid_base=200000, uid_count=10,
         nat_range=IPv4Network("10.77.0.0/16"), max_starts=3, zygote=False, pool_min=1, pool_max=2,
         preload=("boto3", "a.b"), tmp="memory", allow_weaker=("seccomp", "cgroups"),
         seccomp="log", fast_lane=False, defaults=FunctionDefaults(),
