@@ -28,7 +28,6 @@ from lambox.setting import matching as _matching
 from lambox.setting import path as _path
 from lambox.setting import switch as _switch
 from sandbox import functiontoml
-from sandbox.asyncqueue import RETRY_S
 from sandbox.checks import Wrong, seconds, show, whole
 from sandbox.confine import privilege
 from sandbox.functiontoml import FunctionDefaults, FunctionTomlError
@@ -244,7 +243,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "event_retry_s",
         seconds(0.01, 3600),
-        lambda _: RETRY_S,
+        lambda _: 60.0,
         "0.01 to 3600 s",
         "how long an Event that failed waits for its second attempt; for the third, twice as long",
     ),
