@@ -24,7 +24,7 @@ demo: setup ## the main job in under a minute: cold, warm, scale-out, timeout, e
 
 test: dev ## every check and test: linters, unit, contract, system
 	@said=$$(mktemp)
-	trap 'kill $$lint 2>/dev/null; rm -f "$$said"' EXIT
+	trap 'kill $$(jobs -p) 2>/dev/null || true; rm -f "$$said"' EXIT
 	# Beside what measures no times: two cores have room for both.
 	$(MAKE) lint > "$$said" 2>&1 & lint=$$!
 	passed=true
