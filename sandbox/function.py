@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from sandbox.eventconfig import NOTHING, EventConfig
 from sandbox.schedules import Schedule
 
 LATEST = "$LATEST"
@@ -43,6 +44,8 @@ class FunctionVersion:
     network: Network = "none"
     freeze: bool = True
     description: str = ""
+    events: EventConfig = NOTHING
+    """Of its asynchronous invocations, as its folder has it."""
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def arn(self, region: str, account: str) -> str:
