@@ -45,6 +45,7 @@ from sandbox.eventstore import EventStore
 from sandbox.function import FunctionVersion, Network
 from sandbox.invocation import Invocation, Outcome
 from sandbox.keepwarm import KeepWarm, idle_limit_s
+from sandbox.loggingconfig import DEFAULT_LEVEL
 from sandbox.logs import LogBook
 from sandbox.planner import Limits as NodeLimits
 from sandbox.scheduler import Scheduler, open_scheduler
@@ -107,7 +108,11 @@ class Kitchen:
             memory_mb=function.memory_mb,
             version=function.version,
             region=self._region,
+            log_group=function.log_group or "",
             log_stream=f"{day}/[{function.version}]{secrets.token_hex(16)}",
+            log_level=(function.application_log_level or DEFAULT_LEVEL)
+            if function.log_format == "JSON"
+            else "",
             initialization_type="provisioned-concurrency" if provisioned else "on-demand",
             user=function.environment,
         )

@@ -11,6 +11,7 @@ from typing import Literal
 from sandbox.schedules import Schedule
 
 Network = Literal["none", "nat", "host"]
+LogFormat = Literal["Text", "JSON"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,13 @@ class FunctionVersion:
     freeze: bool = True
     description: str = ""
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    log_format: LogFormat = "Text"
+    application_log_level: str | None = None
+    """With JSON: TRACE, DEBUG, INFO, WARN, ERROR or FATAL (None: INFO); with Text nothing is filtered."""
+    system_log_level: str | None = None
+    """With JSON: DEBUG, INFO or WARN (None: INFO)."""
+    log_group: str | None = None
+    """None: AWS's own, `/aws/lambda/NAME`."""
 
     def arn(self, region: str, account: str) -> str:
         """The unqualified ARN."""

@@ -20,7 +20,14 @@ from typing import Any
 
 from rootfs.environ import RESERVED, RESERVED_MESSAGE
 from sandbox.checks import Check, Wrong, seconds, shorten, show, whole
-from sandbox.function import Network
+from sandbox.function import LogFormat, Network
+from sandbox.loggingconfig import (
+    APPLICATION_LEVELS,
+    FORMATS,
+    LOG_GROUP,
+    NOT_WITH_TEXT,
+    SYSTEM_LEVELS,
+)
 from sandbox.schedules import Schedule, ScheduleError
 from sandbox.schedules import parse as parse_schedule
 
@@ -83,6 +90,10 @@ class Description:
     network: Network = "none"
     freeze: bool = True
     description: str = ""
+    log_format: LogFormat = "Text"
+    application_log_level: str | None = None
+    system_log_level: str | None = None
+    log_group: str | None = None
     environment: Mapping[str, str] = field(default_factory=_nothing)
 
 
@@ -119,6 +130,15 @@ def _handler(value: Any) -> str:
 def _text(value: Any) -> str:
     if not isinstance(value, str) or len(value) > MAX_DESCRIPTION:
         raise Wrong(f"must be text of at most {MAX_DESCRIPTION} characters")
+    return value
+
+
+def _log_group(value: Any) -> str:
+    if not isinstance(value, str) or not LOG_GROUP.match(value):
+        raise Wrong(
+            "must be text of 1 to 512 letters, digits, ., -, _, / and #, such as "
+            '"/aws/lambda/hello"'
+        )
     return value
 
 
@@ -174,6 +194,20 @@ KEYS: tuple[Key, ...] = (
     ),
     Key("freeze", _boolean, "true, false", "whether idle environments stand still"),
     Key("description", _text, "up to 256 characters", "for people"),
+    Key("log_format", _choice(*FORMATS), ", ".join(FORMATS), "how the platform's log lines look"),
+    Key(
+        "application_log_level",
+        _choice(*APPLICATION_LEVELS),
+        ", ".join(APPLICATION_LEVELS),
+        "with JSON: the function's own lines from here up",
+    ),
+    Key(
+        "system_log_level",
+        _choice(*SYSTEM_LEVELS),
+        ", ".join(SYSTEM_LEVELS),
+        "with JSON: the platform's lines from here up",
+    ),
+    Key("log_group", _log_group, "1 to 512 characters", "what the function is told it is"),
     Key("environment", lambda value: value, "[environment] table", "variables of the function"),
 )
 _BY_NAME = {key.name: key for key in KEYS}
@@ -199,6 +233,7 @@ def parse(
     reader.check_size(environment)
     base = {f.name: getattr(defaults, f.name) for f in dataclasses.fields(defaults)}
     reader.check_provisioned({**base, **given}["reserved_concurrency"])
+    reader.check_levels()
     if reader.problems:
         raise FunctionTomlError(reader.problems)
     base.pop("environment")
@@ -282,6 +317,16 @@ class _Reader:
                 f"provisioned_concurrency = {count}: must not be more than reserved_concurrency, "
                 f"which is {reserved}. Hint: lower the one or raise the other",
             )
+
+    def check_levels(self) -> None:
+        """As on AWS: a text log is not filtered (SPEC 4.5)."""
+        for key in ("application_log_level", "system_log_level"):
+            if key in self.values and self.values.get("log_format", "Text") == "Text":
+                self._problem(
+                    key,
+                    f"{key} = {show(self.values[key])}: {NOT_WITH_TEXT} "
+                    'Hint: write log_format = "JSON", or remove the line',
+                )
 
     def _environment(self, value: Any) -> None:
         if not isinstance(value, dict):

@@ -47,6 +47,10 @@ def test_every_key_is_taken() -> None:
         network = "host"
         freeze = false
         description = "does"
+        log_format = "JSON"
+        application_log_level = "TRACE"
+        system_log_level = "DEBUG"
+        log_group = "/mine"
         [environment]
         COLOUR = "blue"
     """)
@@ -64,6 +68,10 @@ def test_every_key_is_taken() -> None:
         network="host",
         freeze=False,
         description="does",
+        log_format="JSON",
+        application_log_level="TRACE",
+        system_log_level="DEBUG",
+        log_group="/mine",
         environment={"COLOUR": "blue"},
     )
 
@@ -100,6 +108,15 @@ def test_server_wide_defaults_stand_behind_the_file() -> None:
         ('network = "lan"', 'network = "lan": must be one of "none", "nat", "host"'),
         ("network = []", 'must be one of "none", "nat", "host"'),
         ('freeze = "no"', "must be true or false (without quotes)"),
+        ('log_format = "json"', 'must be one of "Text", "JSON"'),
+        ('application_log_level = "LOUD"', 'must be one of "TRACE", "DEBUG", "INFO", "WARN"'),
+        ('system_log_level = "ERROR"', 'must be one of "DEBUG", "INFO", "WARN"'),
+        ('log_group = "a b"', "must be text of 1 to 512 letters, digits"),
+        (
+            'application_log_level = "INFO"',
+            'LogLevel is not supported when LogFormat is set to "Text". Remove LogLevel from your '
+            'request or change the LogFormat to "JSON" and try again. Hint: write log_format',
+        ),
         ('runtime = "python2.7"', 'must be "python3.x", "nodejsN.x"'),
         ('handler = "a b"', "text of 1 to 128 characters without spaces"),
         (f'description = "{"x" * 257}"', "must be text of at most 256 characters"),
