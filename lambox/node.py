@@ -31,7 +31,7 @@ from rootfs.trees import LayerStore
 from runtimeapi.intake import read_trace_id
 from runtimeapi.invoke import make_invoke_app
 from runtimeapi.lanes import caller_lane, runtime_lane
-from runtimeapi.ports import Console
+from runtimeapi.ports import Console, Functions
 from runtimeapi.rapi import ON_HOST_NETWORK, make_rapi_app
 from runtimeapi.server import ServedApp, caller_config, environment_config, running_app
 from sandbox.asyncqueue import AsyncQueue, open_queue
@@ -354,10 +354,11 @@ async def open_node(
                 reserved_total=lambda: catalog.reserved_total,
             )
         )
+        find = _finder(catalog)
         queue = await stack.enter_async_context(
             open_queue(
                 scheduler.invoke,
-                lambda name: _current(catalog, name),
+                find,
                 EventStore(config.state / "events", _key(config)),
                 wall=time.time,
                 concurrency=ASYNC_PER_CORE * (os.cpu_count() or 1),
@@ -366,7 +367,7 @@ async def open_node(
         )
         keepwarm = KeepWarm(
             scheduler.invoke,
-            lambda name: _current(catalog, name),
+            find,
             region=config.region,
             account=config.account,
             now=lambda: datetime.now(UTC),
@@ -397,9 +398,14 @@ def _runtime_api(rapi: ServedApp) -> ServeRuntimeApi:
     return serve
 
 
-def _current(catalog: Catalog, name: str) -> FunctionVersion:
-    catalog.refresh()
-    return catalog.get(name)
+def _finder(functions: Functions) -> Callable[[str, str | None], FunctionVersion]:
+    """What a name and a qualifier mean now."""
+
+    def find(name: str, qualifier: str | None) -> FunctionVersion:
+        functions.refresh()
+        return functions.resolve(name, qualifier)
+
+    return find
 
 
 def _key(config: Config) -> str:

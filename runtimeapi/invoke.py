@@ -19,7 +19,6 @@ from quart import Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from runtimeapi.app import FaceApp, body_of, head_of, on_request_end, path_of, respond
-from runtimeapi.arns import LATEST
 from runtimeapi.bodies import StreamedBody
 from runtimeapi.console import mount_console
 from runtimeapi.eventstream import CONTENT_TYPE
@@ -45,6 +44,7 @@ from runtimeapi.replies import (
 )
 from runtimeapi.streaming import StreamedInvocation
 from sandbox.errors import CallerError, InvalidRequest, PlatformFault
+from sandbox.function import LATEST
 from sandbox.invocation import MAX_ASYNC_PAYLOAD, MAX_PAYLOAD, new_request_id
 
 MAX_INVOKE_ASYNC = 256 * 1024
