@@ -1,6 +1,6 @@
 """Owns the putting together: builds every part of a node once and opens them in shutdown order.
 
-    way out < catalog < Runtime API app < launcher < scheduler < queue < Invoke API app
+    way out < catalog < Lambda API < Runtime API app < launcher < scheduler < queue < Invoke API app
 
 What stands further right is closed first: callers are turned away before the queue is written down,
 the queue before environments are killed, environments before the launcher lets go of cgroups.
@@ -23,6 +23,7 @@ import trio
 
 from lambox.callers import CallersFace
 from lambox.config import Config
+from lambox.lambdaapi import LambdaApi, open_lambda_api
 from lambox.network import WayOut, open_way_out
 from rootfs import environ, host, layout
 from rootfs.layout import Entry
@@ -135,7 +136,7 @@ class Node:
         self,
         config: Config,
         face: CallersFace,
-        catalog: Catalog,
+        api: LambdaApi,
         scheduler: Scheduler,
         queue: AsyncQueue,
         keepwarm: KeepWarm,
@@ -146,7 +147,8 @@ class Node:
     ) -> None:
         self.config = config
         self._face = face
-        self.catalog = catalog
+        self.functions = api.functions
+        self._control = api.control
         self.isolation = f"{launcher.describe()}, {way_out.describe()}"
         """How functions are isolated here, in one line."""
         self._scheduler = scheduler
@@ -200,25 +202,26 @@ class Node:
 
     def reload(self) -> None:
         """Look at all functions anew; those that have not changed keep their environments."""
-        self.catalog.reload()
+        self.functions.reload()
         self._tell_functions()
-        log.info("%d functions have been read anew", len(self.catalog.all()))
+        log.info("%d functions have been read anew", len(self.functions.all()))
 
     async def serve(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer callers until `stop`. Started with `http(s)://HOST:PORT`. Raises OSError: no such port."""
         config, face = self.config, self._face
         app = make_invoke_app(
-            self.catalog,
+            self.functions,
             self,
             self.console,
             region=config.region,
             account=config.account,
             guard=face.guard,
+            control=self._control,
         )
         family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
         listening = socket.create_server((config.host, config.port), family=family, backlog=1024)
         lane = caller_lane(
-            self.catalog, self, region=config.region, account=config.account, guard=face.guard
+            self.functions, self, region=config.region, account=config.account, guard=face.guard
         )
         async with (
             running_app(
@@ -261,12 +264,12 @@ class Node:
         """Idle environments of changed code go when it changes, not when it is next invoked."""
         while True:
             with trio.move_on_after(LOOK_S):
-                await self.catalog.changed()
-            self.catalog.refresh()
+                await self.functions.changed()
+            self.functions.refresh()
             self._tell_functions()
 
     def _tell_functions(self) -> None:
-        functions = [one for one in self.catalog.all() if isinstance(one, FunctionVersion)]
+        functions = [one for one in self.functions.all() if isinstance(one, FunctionVersion)]
         revisions = {function.name: function.revision for function in functions}
         if revisions != self._told:
             self._told = revisions
@@ -300,14 +303,18 @@ async def open_node(
     logbook = LogBook(on_line)
     async with AsyncExitStack() as stack:
         way_out = await stack.enter_async_context(open_way_out(config))
+        layers = LayerStore(config.state / "layers")
         catalog = stack.enter_context(
             Catalog(
                 config.functions,
                 runtimes,
                 defaults=way_out.defaults,
                 unavailable=way_out.unavailable,
-                layers=LayerStore(config.state / "layers"),
+                layers=layers,
             )
+        )
+        api = await stack.enter_async_context(
+            open_lambda_api(config, catalog, runtimes, layers=layers, defaults=way_out.defaults)
         )
         rapi = await stack.enter_async_context(
             running_app(
@@ -351,10 +358,10 @@ async def open_node(
                     memory_budget_mb=config.memory_budget_mb,
                     max_starts=config.max_starts,
                 ),
-                reserved_total=lambda: catalog.reserved_total,
+                reserved_total=lambda: api.functions.reserved_total,
             )
         )
-        find = _finder(catalog)
+        find = _finder(api.functions)
         queue = await stack.enter_async_context(
             open_queue(
                 scheduler.invoke,
@@ -376,7 +383,7 @@ async def open_node(
             trace_id=lambda: read_trace_id(None),
         )
         yield Node(
-            config, face, catalog, scheduler, queue, keepwarm, logbook, launcher, kitchen, way_out
+            config, face, api, scheduler, queue, keepwarm, logbook, launcher, kitchen, way_out
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 import trio
 from quart import Response, g, request
@@ -18,6 +19,9 @@ from runtimeapi.control.rendering import render
 from runtimeapi.intake import read_body, read_request_id
 from runtimeapi.replies import Reply
 from sandbox.errors import CallerError, InvalidRequest
+
+if TYPE_CHECKING:
+    from botocore.model import OperationModel
 
 MAX_BODY = 1024 * 1024
 """Bytes of a request that carries no code."""
@@ -75,7 +79,7 @@ async def _answer(control: Control, large: trio.CapacityLimiter) -> Reply:
 async def _run(
     control: Control,
     handler: Operation,
-    operation: model.OperationModel,
+    operation: OperationModel,
     name: str,
     read: partial[Input],
     limit: int,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 if TYPE_CHECKING:
-    from botocore.model import OperationModel, Shape
+    from botocore.model import OperationModel, ServiceModel
 
 INVOCATIONS = frozenset({"Invoke", "InvokeAsync", "InvokeWithResponseStream"})
 """Operations that `runtimeapi/invoke.py` answers itself."""
@@ -81,9 +81,9 @@ def load() -> Model:
     return Model(tuple(routes))
 
 
-def _operations(service: object) -> Iterator[OperationModel]:
-    for name in service.operation_names:  # type: ignore[attr-defined]
-        yield service.operation_model(name)  # type: ignore[attr-defined]
+def _operations(service: ServiceModel) -> Iterator[OperationModel]:
+    for name in service.operation_names:
+        yield service.operation_model(name)
 
 
 def _route(operation: OperationModel) -> Route:
@@ -102,7 +102,3 @@ def _route(operation: OperationModel) -> Route:
         labels,
         tuple((name, value) for name, _, value in pairs),
     )
-
-
-def shape_of(operation: OperationModel) -> Shape | None:
-    return operation.input_shape

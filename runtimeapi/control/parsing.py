@@ -10,7 +10,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ def parse(
     shape = operation.input_shape
     if shape is None:
         return {}
-    members: dict[str, Shape] = shape.members  # type: ignore[attr-defined]
+    members: dict[str, Shape] = shape.members
     document = _document(body)
     given: Input = {}
     for name, member in members.items():
@@ -104,17 +104,17 @@ def _typed(shape: Shape, value: Any, name: str) -> Any:
     if kind == "structure":
         _expect(value, dict, name)
         found = {}
-        for key, member in shape.members.items():  # type: ignore[attr-defined]
+        for key, member in shape.members.items():
             inner = _typed(member, value.get(member.serialization.get("name", key)), key)
             if inner is not None:
                 found[key] = inner
         return found
     if kind == "list":
         _expect(value, list, name)
-        return [_typed(shape.member, item, name) for item in value]  # type: ignore[attr-defined]
+        return [_typed(shape.member, item, name) for item in value]
     if kind == "map":
         _expect(value, dict, name)
-        return {key: _typed(shape.value, item, name) for key, item in value.items()}  # type: ignore[attr-defined]
+        return {key: _typed(shape.value, item, name) for key, item in value.items()}
     return _SCALARS.get(kind, _any)(value, name)
 
 
@@ -157,7 +157,7 @@ def _blob(value: Any, name: str) -> bytes:
         raise _serialization(f"{name} is no valid base64") from exc
 
 
-_SCALARS = {
+_SCALARS: dict[str, Callable[[Any, str], Any]] = {
     "string": _string,
     "integer": _integer,
     "long": _integer,
@@ -173,7 +173,7 @@ def _expect(value: Any, type_: type, name: str) -> None:
         raise _serialization(f"{_kind(value)} can not be converted to {_WANTED[type_]}: {name}")
 
 
-_WANTED = {dict: "an Object", list: "a List", str: "a String"}
+_WANTED: dict[type, str] = {dict: "an Object", list: "a List", str: "a String"}
 
 
 def _kind(value: Any) -> str:
@@ -181,7 +181,12 @@ def _kind(value: Any) -> str:
         return "TRUE_VALUE" if value else "FALSE_VALUE"
     if isinstance(value, int | float):
         return "NUMBER_VALUE"
-    return {str: "STRING_VALUE", dict: "START_OF_OBJECT", list: "START_OF_ARRAY"}[type(value)]
+    shown: dict[type, str] = {
+        str: "STRING_VALUE",
+        dict: "START_OF_OBJECT",
+        list: "START_OF_ARRAY",
+    }
+    return shown[type(value)]
 
 
 def _serialization(message: str) -> InvalidRequest:
@@ -199,10 +204,10 @@ def _check(operation: OperationModel, shape: Shape, given: Input) -> None:
 
 def _structure(shape: Shape, given: Mapping[str, Any], path: str, operation: str = "") -> list[str]:
     found = []
-    for name, member in shape.members.items():  # type: ignore[attr-defined]
+    for name, member in shape.members.items():
         where = path + _lower(name)
         if name not in given:
-            if name in shape.required_members:  # type: ignore[attr-defined]
+            if name in shape.required_members:
                 found.append(_violation("null", where, "Member must not be null", quoted=False))
         elif (operation, name) not in UNCHECKED:
             found += _member(member, given[name], where)
@@ -215,7 +220,7 @@ def _member(shape: Shape, value: Any, where: str) -> list[str]:
         return _structure(shape, value, where + ".")
     found = [_violation(_shown(value), where, words) for words in _broken(shape, value)]
     if kind == "list":
-        member = shape.member  # type: ignore[attr-defined]
+        member = shape.member
         if member.type_name == "structure":
             for number, item in enumerate(value, 1):
                 found += _structure(member, item or {}, f"{where}.{number}.member.")
@@ -224,8 +229,8 @@ def _member(shape: Shape, value: Any, where: str) -> list[str]:
             found.append(_violation(_shown(value), where, words))
     elif kind == "map":
         for which, inner, values in (
-            ("keys", shape.key, value.keys()),  # type: ignore[attr-defined]
-            ("value", shape.value, value.values()),  # type: ignore[attr-defined]
+            ("keys", shape.key, value.keys()),
+            ("value", shape.value, value.values()),
         ):
             if any(item is None or _broken(inner, item) for item in values):
                 words = f"Map {which} must satisfy constraint: [{', '.join(_constraints(inner))}]"
@@ -236,7 +241,7 @@ def _member(shape: Shape, value: Any, where: str) -> list[str]:
 def _broken(shape: Shape, value: Any) -> list[str]:
     """Constraints of the shape's own that the value does not satisfy, as AWS words them."""
     rules = shape.metadata
-    found = []
+    found: list[str] = []
     if shape.type_name in ("string", "list", "map", "blob"):
         size, what = len(value), "length"
     elif shape.type_name in ("integer", "long", "float", "double"):

@@ -24,7 +24,7 @@ def render(operation: OperationModel, output: Output) -> Reply:
     shape = operation.output_shape
     headers: dict[str, str] = {}
     body: dict[str, Any] = {}
-    members: dict[str, Shape] = {} if shape is None else shape.members  # type: ignore[attr-defined]
+    members: dict[str, Shape] = {} if shape is None else shape.members
     for name, value in output.items():
         member = members[name]
         if value is None:
@@ -45,16 +45,16 @@ def render(operation: OperationModel, output: Output) -> Reply:
 def _plain(shape: Shape, value: Any) -> Any:
     kind = shape.type_name
     if kind == "structure":
-        members = shape.members  # type: ignore[attr-defined]
+        members = shape.members
         return {
             members[name].serialization.get("name", name): _plain(members[name], item)
             for name, item in value.items()
             if item is not None
         }
     if kind == "list":
-        return [_plain(shape.member, item) for item in value]  # type: ignore[attr-defined]
+        return [_plain(shape.member, item) for item in value]
     if kind == "map":
-        return {key: _plain(shape.value, item) for key, item in value.items()}  # type: ignore[attr-defined]
+        return {key: _plain(shape.value, item) for key, item in value.items()}
     if kind == "timestamp":
         return value.timestamp() if isinstance(value, datetime) else value
     if kind == "blob":

@@ -96,7 +96,7 @@ class Database:
         import apsw
         import apsw.aio
 
-        apsw.async_controller.set(apsw.aio.Trio)
+        apsw.async_controller.set(apsw.aio.Trio)  # type: ignore[arg-type]  # as its own examples do
         readonly = not self.ours
         flags = (
             apsw.SQLITE_OPEN_READONLY
@@ -121,8 +121,7 @@ class Database:
     async def _prepare(self, connection: apsw.AsyncConnection) -> None:
         await connection.execute("PRAGMA journal_mode = WAL")
         await connection.execute("PRAGMA synchronous = FULL")
-        cursor = await connection.execute("PRAGMA user_version")
-        found = [row[0] async for row in cursor][0]
+        found: int = await connection.pragma("user_version")
         if found > SCHEMA:
             raise DatabaseProblem(
                 f"{self.path} was written by a newer lambox (schema {found}, known here: {SCHEMA}). "

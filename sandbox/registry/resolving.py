@@ -15,6 +15,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import trio
+
 from rootfs.codestore import CodeStore
 from rootfs.runtimes import Runtimes, RuntimeUnavailable
 from rootfs.trees import LayerProblem, LayerStore
@@ -66,13 +68,30 @@ class AllFunctions:
         self._defaults = defaults
         self._draw = draw
         self._ready: dict[Key, FunctionVersion | NotReady] = {}
-        self._reserved: int | None = None
+        self._news = trio.Event()
         registry.on_change(self._changed)
 
     # --- what the engine asks (runtimeapi.ports.Functions)
 
     def refresh(self) -> None:
         self._catalog.refresh()
+
+    def reload(self) -> None:
+        """Read all folders anew; what the registry has is what it has."""
+        self._catalog.reload()
+
+    async def changed(self) -> None:
+        """Return when something may have changed, on disk or in the registry."""
+        news = self._news
+        async with trio.open_nursery() as nursery:
+
+            async def on_disk() -> None:
+                await self._catalog.changed()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(on_disk)
+            await news.wait()
+            nursery.cancel_scope.cancel()
 
     def get(self, name: str) -> FunctionVersion:
         """$LATEST. Raises FunctionNotFound (bare name) or what `resolve` raises."""
@@ -167,7 +186,7 @@ class AllFunctions:
             memory_mb=config["MemorySize"],
             ephemeral_storage_mb=config["EphemeralStorage"]["Size"],
             idle_timeout_s=self._defaults.idle_timeout,
-            network=self._defaults.network,
+            network=self._defaults.network or "none",
             freeze=self._defaults.freeze,
             description=config.get("Description", ""),
             environment=MappingProxyType(dict(_variables(config))),
@@ -240,6 +259,8 @@ class AllFunctions:
         }
         for key in self._ready.keys() - known.keys():
             del self._ready[key]
+        self._news.set()
+        self._news = trio.Event()
 
 
 def _variables(config: dict[str, Any]) -> dict[str, str]:
