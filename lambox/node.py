@@ -1,6 +1,6 @@
 """Owns the putting together: builds every part of a node once and opens them in shutdown order.
 
-    way out < catalog < Runtime API app < launcher < scheduler < queue < Invoke API app
+    way out < catalog < Lambda API < Runtime API app < launcher < scheduler < queue < Invoke API app
 
 What stands further right is closed first: callers are turned away before the queue is written down,
 the queue before environments are killed, environments before the launcher lets go of cgroups.
@@ -23,6 +23,7 @@ import trio
 
 from lambox.callers import CallersFace
 from lambox.config import Config
+from lambox.lambdaapi import LambdaApi, open_lambda_api
 from lambox.network import WayOut, open_way_out
 from rootfs import environ, host, layout
 from rootfs.layout import Entry
@@ -31,7 +32,7 @@ from rootfs.trees import LayerStore
 from runtimeapi.intake import read_trace_id
 from runtimeapi.invoke import make_invoke_app
 from runtimeapi.lanes import caller_lane, runtime_lane
-from runtimeapi.ports import Console
+from runtimeapi.ports import Console, Functions
 from runtimeapi.rapi import ON_HOST_NETWORK, make_rapi_app
 from runtimeapi.server import ServedApp, caller_config, environment_config, running_app
 from sandbox.asyncqueue import AsyncQueue, open_queue
@@ -140,7 +141,7 @@ class Node:
         self,
         config: Config,
         face: CallersFace,
-        catalog: Catalog,
+        api: LambdaApi,
         scheduler: Scheduler,
         queue: AsyncQueue,
         keepwarm: KeepWarm,
@@ -151,7 +152,8 @@ class Node:
     ) -> None:
         self.config = config
         self._face = face
-        self.catalog = catalog
+        self.functions = api.functions
+        self._control = api.control
         self.isolation = f"{launcher.describe()}, {way_out.describe()}"
         """How functions are isolated here, in one line."""
         self._scheduler = scheduler
@@ -205,25 +207,26 @@ class Node:
 
     def reload(self) -> None:
         """Look at all functions anew; those that have not changed keep their environments."""
-        self.catalog.reload()
+        self.functions.reload()
         self._tell_functions()
-        log.info("%d functions have been read anew", len(self.catalog.all()))
+        log.info("%d functions have been read anew", len(self.functions.all()))
 
     async def serve(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer callers until `stop`. Started with `http(s)://HOST:PORT`. Raises OSError: no such port."""
         config, face = self.config, self._face
         app = make_invoke_app(
-            self.catalog,
+            self.functions,
             self,
             self.console,
             region=config.region,
             account=config.account,
             guard=face.guard,
+            control=self._control,
         )
         family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
         listening = socket.create_server((config.host, config.port), family=family, backlog=1024)
         lane = caller_lane(
-            self.catalog, self, region=config.region, account=config.account, guard=face.guard
+            self.functions, self, region=config.region, account=config.account, guard=face.guard
         )
         async with (
             running_app(
@@ -266,12 +269,12 @@ class Node:
         """Idle environments of changed code go when it changes, not when it is next invoked."""
         while True:
             with trio.move_on_after(LOOK_S):
-                await self.catalog.changed()
-            self.catalog.refresh()
+                await self.functions.changed()
+            self.functions.refresh()
             self._tell_functions()
 
     def _tell_functions(self) -> None:
-        functions = [one for one in self.catalog.all() if isinstance(one, FunctionVersion)]
+        functions = [one for one in self.functions.all() if isinstance(one, FunctionVersion)]
         revisions = {function.name: function.revision for function in functions}
         if revisions != self._told:
             self._told = revisions
@@ -305,14 +308,18 @@ async def open_node(
     logbook = LogBook(on_line)
     async with AsyncExitStack() as stack:
         way_out = await stack.enter_async_context(open_way_out(config))
+        layers = LayerStore(config.state / "layers")
         catalog = stack.enter_context(
             Catalog(
                 config.functions,
                 runtimes,
                 defaults=way_out.defaults,
                 unavailable=way_out.unavailable,
-                layers=LayerStore(config.state / "layers"),
+                layers=layers,
             )
+        )
+        api = await stack.enter_async_context(
+            open_lambda_api(config, catalog, runtimes, layers=layers, defaults=way_out.defaults)
         )
         rapi = await stack.enter_async_context(
             running_app(
@@ -356,13 +363,14 @@ async def open_node(
                     memory_budget_mb=config.memory_budget_mb,
                     max_starts=config.max_starts,
                 ),
-                reserved_total=lambda: catalog.reserved_total,
+                reserved_total=lambda: api.functions.reserved_total,
             )
         )
+        find = _finder(api.functions)
         queue = await stack.enter_async_context(
             open_queue(
                 scheduler.invoke,
-                lambda name: _current(catalog, name),
+                find,
                 EventStore(config.state / "events", _key(config)),
                 wall=time.time,
                 concurrency=ASYNC_PER_CORE * (os.cpu_count() or 1),
@@ -371,7 +379,7 @@ async def open_node(
         )
         keepwarm = KeepWarm(
             scheduler.invoke,
-            lambda name: _current(catalog, name),
+            find,
             region=config.region,
             account=config.account,
             now=lambda: datetime.now(UTC),
@@ -380,7 +388,7 @@ async def open_node(
             trace_id=lambda: read_trace_id(None),
         )
         yield Node(
-            config, face, catalog, scheduler, queue, keepwarm, logbook, launcher, kitchen, way_out
+            config, face, api, scheduler, queue, keepwarm, logbook, launcher, kitchen, way_out
         )
 
 
@@ -402,9 +410,14 @@ def _runtime_api(rapi: ServedApp) -> ServeRuntimeApi:
     return serve
 
 
-def _current(catalog: Catalog, name: str) -> FunctionVersion:
-    catalog.refresh()
-    return catalog.get(name)
+def _finder(functions: Functions) -> Callable[[str, str | None], FunctionVersion]:
+    """What a name and a qualifier mean now."""
+
+    def find(name: str, qualifier: str | None) -> FunctionVersion:
+        functions.refresh()
+        return functions.resolve(name, qualifier)
+
+    return find
 
 
 def _key(config: Config) -> str:

@@ -13,8 +13,8 @@ from functools import lru_cache
 from typing import NoReturn
 
 from sandbox.errors import FunctionNotFound, InvalidRequest
+from sandbox.function import LATEST
 
-LATEST = "$LATEST"
 NAME_PATTERN = (
     r"(arn:(aws[a-zA-Z-]*)?:lambda:)?((eusc-)?[a-z]{2}((-gov)|(-iso([a-z]?)))?-[a-z]+-\d{1}:)?"
     r"(\d{12}:)?(function:)?([a-zA-Z0-9-_\.]+)(:(\$LATEST(\.PUBLISHED)?|[a-zA-Z0-9-_]+))?"

@@ -18,7 +18,7 @@ from uuid import UUID
 
 import trio
 
-from runtimeapi.arns import LATEST, FunctionRef, enum_violations, parse_function_name
+from runtimeapi.arns import FunctionRef, enum_violations, parse_function_name
 from runtimeapi.bodies import BodyTooLarge, StreamedBody, read_all
 from runtimeapi.ports import BodyTruncated, Functions
 from sandbox.errors import FunctionNotFound, InvalidRequest
@@ -123,19 +123,16 @@ def read_ask(
 def find_function(
     functions: Functions, ref: FunctionRef, *, refresh: bool = True
 ) -> FunctionVersion:
-    """Raises FunctionNotFound with AWS's text, or FunctionFailed.
+    """Raises FunctionNotFound with AWS's text, FunctionFailed, or what else `resolve` does.
 
     `refresh` False: that was done since this request began to arrive.
     """
     if refresh:
         functions.refresh()
     try:
-        function = functions.get(ref.name)
+        return functions.resolve(ref.name, ref.qualifier)
     except FunctionNotFound as exc:
         raise ref.not_found() from exc
-    if (ref.qualifier or LATEST) != function.version:
-        raise ref.not_found()
-    return function
 
 
 # -- headers

@@ -94,15 +94,23 @@ class RuntimeFace(Protocol):
 
 
 class Functions(Protocol):
-    """The catalog, as the Invoke API needs it."""
+    """Every function there is, as the Invoke API and the node need it."""
 
     def refresh(self) -> None:
         """Take in what changed on disk since the last call; cheap when nothing did."""
 
-    def get(self, name: str) -> FunctionVersion:
-        """Raises FunctionNotFound (message is the bare name) or FunctionFailed."""
+    def resolve(self, name: str, qualifier: str | None) -> FunctionVersion:
+        """The version that this call means: None or "$LATEST", a number, or an alias.
 
-    def all(self) -> Sequence[FunctionVersion | BrokenFunction]: ...
+        An alias with weights is another version from call to call. Raises FunctionNotFound (message
+        is the bare name), FunctionFailed, or another CallerError that says why not now.
+        """
+
+    def all(self) -> Sequence[FunctionVersion | BrokenFunction]:
+        """Every function's $LATEST."""
+
+    def live(self) -> Sequence[FunctionVersion]:
+        """Every version that may be invoked now or is to be kept provisioned."""
 
 
 class Invoker(Protocol):

@@ -52,7 +52,7 @@ class AsyncQueue:
     def __init__(
         self,
         invoke: Callable[[Invocation], Awaitable[Outcome]],
-        find: Callable[[str], FunctionVersion],
+        find: Callable[[str, str | None], FunctionVersion],
         journal: Journal,
         nursery: trio.Nursery,
         *,
@@ -130,8 +130,9 @@ class AsyncQueue:
         return self._retry_s * RETRY_TIMES[accepted.attempts]
 
     def _refreshed(self, invocation: Invocation) -> Invocation:
-        """SPEC 7: queued events run on the new code."""
-        return replace(invocation, function=self._find(invocation.function.name))
+        """SPEC 7: queued events run on the new code; an alias may have moved meanwhile."""
+        function = self._find(invocation.function.name, invocation.qualifier)
+        return replace(invocation, function=function)
 
     def _give_up(self, accepted: Accepted, why: str) -> None:
         log.error(
@@ -203,7 +204,7 @@ def _from_text(text: str, now: float) -> Accepted:
 @asynccontextmanager
 async def open_queue(
     invoke: Callable[[Invocation], Awaitable[Outcome]],
-    find: Callable[[str], FunctionVersion],
+    find: Callable[[str, str | None], FunctionVersion],
     store: Store,
     *,
     wall: Callable[[], float],

@@ -142,8 +142,19 @@ class Catalog:
             raise entry.error(entry.function.problem)
         return entry.function
 
+    def resolve(self, name: str, qualifier: str | None) -> FunctionVersion:
+        """A folder is a function's $LATEST and has no other version. Raises as `get` does."""
+        function = self.get(name)
+        if qualifier not in (None, function.version):
+            raise FunctionNotFound(name)
+        return function
+
     def all(self) -> Sequence[FunctionVersion | BrokenFunction]:
         return [self._entries[name].function for name in sorted(self._entries)]
+
+    def live(self) -> Sequence[FunctionVersion]:
+        """All that are not broken."""
+        return [one for one in self.all() if isinstance(one, FunctionVersion)]
 
     @property
     def reserved_total(self) -> int:

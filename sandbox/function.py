@@ -10,6 +10,7 @@ from typing import Literal
 
 from sandbox.schedules import Schedule
 
+LATEST = "$LATEST"
 Network = Literal["none", "nat", "host"]
 LogFormat = Literal["Text", "JSON"]
 
@@ -26,7 +27,7 @@ class FunctionVersion:
     """The folder that is /var/task inside."""
     revision: str
     """Changes whenever code, layers or configuration change."""
-    version: str = "$LATEST"
+    version: str = LATEST
     layers: tuple[Path, ...] = ()
     """Folders, in AWS's order (a later one overwrites an earlier one in /opt)."""
     timeout_s: int = 15
@@ -55,6 +56,11 @@ class FunctionVersion:
     def arn(self, region: str, account: str) -> str:
         """The unqualified ARN."""
         return f"arn:aws:lambda:{region}:{account}:function:{self.name}"
+
+    def qualified_arn(self, region: str, account: str) -> str:
+        """With the number of a published version; $LATEST's is the unqualified one."""
+        number = "" if self.version == LATEST else f":{self.version}"
+        return self.arn(region, account) + number
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,12 @@ class Invocation:
     wants_memory: bool = True
     """The answer tells the peak of memory; it is measured after the answer otherwise."""
 
+    @property
+    def qualifier(self) -> str | None:
+        """As invoked: a number, an alias, "$LATEST", or None where the caller gave none."""
+        _, _, qualifier = self.invoked_arn.partition(":function:")[2].partition(":")
+        return qualifier or None
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

@@ -45,6 +45,7 @@ class _Rule:
         self, function: FunctionVersion, number: int, schedule: Schedule, now: datetime
     ) -> None:
         self.function = function.name
+        self.version = function.version
         suffix = "-warm" if number == 1 else f"-warm-{number}"
         self.name = function.name[: MAX_RULE_NAME - len(suffix)] + suffix
         self.schedule = schedule
@@ -75,12 +76,12 @@ class KeepWarm:
     def __init__(
         self,
         invoke: Callable[[Invocation], Awaitable[Outcome]],
-        find: Callable[[str], FunctionVersion],
+        find: Callable[[str, str | None], FunctionVersion],
         *,
         region: str,
         account: str,
         now: Callable[[], datetime],
-        renew: Callable[[str, float], None] = lambda name, within_s: None,
+        renew: Callable[[FunctionVersion, float], None] = lambda function, within_s: None,
         max_age_s: float = 7200.0,
         trace_id: Callable[[], str] = lambda: "",
     ) -> None:
@@ -92,16 +93,16 @@ class KeepWarm:
         self._renew = renew
         self._max_age_s = max_age_s
         self._trace_id = trace_id
-        self._rules: dict[tuple[str, str], _Rule] = {}
+        self._rules: dict[tuple[str, str, str], _Rule] = {}
         self._changed = trio.Event()
 
     def keep(self, functions: Iterable[FunctionVersion]) -> None:
-        """These are the functions now. Schedules that were there before go on undisturbed."""
+        """These are the versions now. Schedules that were there before go on undisturbed."""
         now = self._now()
-        rules: dict[tuple[str, str], _Rule] = {}
+        rules: dict[tuple[str, str, str], _Rule] = {}
         for function in functions:
             for number, schedule in enumerate(function.warm, 1):
-                key = function.name, schedule.expression
+                key = function.name, function.version, schedule.expression
                 rule = self._rules.get(key) or _Rule(function, number, schedule, now)
                 rules[key] = rule
                 if rule.due is None and key not in self._rules:
@@ -136,7 +137,7 @@ class KeepWarm:
 
     async def _ping(self, rule: _Rule, due: datetime) -> None:
         try:
-            function = self._find(rule.function)
+            function = self._find(rule.function, rule.version)
             self._freshen(function)
             outcome = await self._invoke(self._invocation(function, rule, due))
         except TooManyRequests as exc:
@@ -153,7 +154,7 @@ class KeepWarm:
         """The ping is to leave an environment that does not wear out before the next one."""
         gap_s = idle_limit_s(function, self._now(), self._max_age_s) - function.idle_timeout_s
         if 0 < gap_s < self._max_age_s:
-            self._renew(function.name, gap_s)
+            self._renew(function, gap_s)
 
     def _invocation(self, function: FunctionVersion, rule: _Rule, due: datetime) -> Invocation:
         event = {
@@ -170,7 +171,7 @@ class KeepWarm:
         return Invocation(
             function=function,
             payload=json.dumps(event, separators=(",", ":")).encode(),
-            invoked_arn=function.arn(self._region, self._account),
+            invoked_arn=function.qualified_arn(self._region, self._account),
             request_id=new_request_id(),
             trace_id=self._trace_id(),
             kind="Event",

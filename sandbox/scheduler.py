@@ -454,9 +454,9 @@ class Scheduler:
                     slots.provision.wanted = function.provisioned_concurrency
                     self._news.set()
 
-    def renew(self, name: str, within_s: float) -> None:
-        """Let go of idle environments of this function that would wear out within this time."""
-        slots = self._functions.get(name)
+    def renew(self, function: FunctionVersion, within_s: float) -> None:
+        """Let go of its idle environments that would wear out within this time."""
+        slots = self._functions.get(function.name)
         for environment in list(slots.idle) if slots else ():
             age_s = trio.current_time() - environment.born_at
             if not environment.provisioned and age_s + within_s >= self._around.max_age_s:

@@ -12,11 +12,12 @@ import trio
 
 from sandbox.confine.spec import ConfineError, Exit, Program, RefusedCall, SandboxSpec, Usage
 from sandbox.environment import Environment, Surroundings
-from sandbox.function import FunctionVersion
+from sandbox.function import LATEST, FunctionVersion
 from sandbox.invocation import Invocation, new_request_id
 from sandbox.lifecycle import Refused
 from sandbox.logs import LogBook
 
+REGION, ACCOUNT = "us-east-1", "123456789012"
 Runtime = Callable[["Environment", "FakeSandbox"], Awaitable[None]]
 
 
@@ -39,10 +40,15 @@ def make_invocation(
     return Invocation(
         function=function,
         payload=payload,
-        invoked_arn=function.arn("us-east-1", "123456789012"),
+        invoked_arn=changes.pop("invoked_arn", function.qualified_arn(REGION, ACCOUNT)),
         request_id=changes.pop("request_id", new_request_id()),
         **changes,
     )
+
+
+def find_any(name: str, qualifier: str | None) -> FunctionVersion:
+    """Every function there could be."""
+    return make_function(name, version=qualifier or LATEST)
 
 
 class Body:

@@ -12,7 +12,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -196,21 +196,34 @@ class FakeEnvironment:
 class FakeFunctions:
     def __init__(self, *found: FunctionVersion | BrokenFunction) -> None:
         self.found = {one.name: one for one in found}
+        self.qualifiers = {"1": "1", "2": "2", "blue": "2"}
+        self.refusal: CallerError | None = None
         self.refreshed = 0
 
     def refresh(self) -> None:
         self.refreshed += 1
 
-    def get(self, name: str) -> FunctionVersion:
+    def resolve(self, name: str, qualifier: str | None) -> FunctionVersion:
+        """`qualifiers` says what else than $LATEST a qualifier means; `refusal` is raised instead."""
         one = self.found.get(name)
         if one is None:
             raise FunctionNotFound(name)
         if isinstance(one, BrokenFunction):
             raise FunctionFailed(one.problem)
-        return one
+        if self.refusal is not None:
+            raise self.refusal
+        if qualifier in (None, "$LATEST"):
+            return one
+        version = self.qualifiers.get(qualifier)
+        if version is None:
+            raise FunctionNotFound(name)
+        return replace(one, version=version)
 
     def all(self) -> list[FunctionVersion | BrokenFunction]:
         return list(self.found.values())
+
+    def live(self) -> list[FunctionVersion]:
+        return [one for one in self.found.values() if isinstance(one, FunctionVersion)]
 
 
 Behaviour = Callable[[Invocation], Awaitable[Outcome]]

@@ -16,7 +16,7 @@ from sandbox.errors import FunctionNotFound, PlatformFault, TooManyRequests
 from sandbox.eventstore import EventStore, StoreProblem
 from sandbox.function import FunctionVersion
 from sandbox.invocation import Invocation, Outcome
-from tests.fakes import make_function, make_invocation
+from tests.fakes import find_any, make_function, make_invocation
 
 Clock = trio.testing.MockClock
 
@@ -51,7 +51,7 @@ BAD = Outcome("error", error_type="Boom")
 async def queueing(
     backend: Backend,
     spool: Path,
-    find: Callable[..., FunctionVersion] = make_function,
+    find: Callable[[str, str | None], FunctionVersion] = find_any,
     wall: Callable[[], float] = trio.current_time,
 ) -> AsyncIterator[AsyncQueue]:
     async with open_queue(
@@ -99,7 +99,7 @@ async def test_the_time_between_attempts_can_be_set(autojump_clock: Clock, tmp_p
     backend = Backend(BAD)
     store = EventStore(tmp_path, "key")
     async with open_queue(
-        *(backend, make_function, store),
+        *(backend, find_any, store),
         wall=trio.current_time,
         concurrency=2,
         retry_s=0.5,
@@ -175,13 +175,38 @@ async def test_retries_keep_their_count_across_a_restart(
 async def test_a_function_that_is_gone_ends_the_event_aloud(
     autojump_clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def gone(name: str) -> FunctionVersion:
+    def gone(name: str, qualifier: str | None) -> FunctionVersion:
         raise FunctionNotFound(name)
 
     async with queueing(Backend(GOOD), tmp_path / "spool", gone) as queue:
         await queue.accept(make_invocation(make_function()))
         await queue.settle()
     assert "the function is gone" in caplog.text
+
+
+@pytest.mark.parametrize("restart", [False, True])
+async def test_each_attempt_runs_what_the_alias_means_by_then(
+    autojump_clock: Clock, tmp_path: Path, restart: bool
+) -> None:
+    function, alias = make_function(version="1"), {"live": "1"}
+
+    def find(name: str, qualifier: str | None) -> FunctionVersion:
+        assert qualifier is not None
+        return make_function(name, version=alias[qualifier])
+
+    backend, arn = Backend(BAD), f"{function.arn('us-east-1', '123456789012')}:live"
+    async with queueing(backend, tmp_path / "spool", find) as queue:
+        await queue.accept(make_invocation(function, invoked_arn=arn))
+        await trio.sleep(1)
+        alias["live"] = "2"
+        if not restart:
+            await queue.settle()
+    if restart:
+        async with queueing(backend, tmp_path / "spool", find) as queue:
+            await queue.settle()
+    ran = [invocation for _, invocation in backend.attempts]
+    assert [one.function.version for one in ran] == ["1", "2", "2"]
+    assert {one.invoked_arn for one in ran} == {arn}
 
 
 async def test_a_damaged_event_does_not_cost_the_others(
@@ -250,7 +275,7 @@ async def test_a_full_disk_refuses_events_and_forgets_no_end(
     """An event that cannot be written is refused and never runs; one that ended meanwhile is dropped later."""
     store, backend = FullDisk(tmp_path, "key"), Backend(None)
     async with open_queue(
-        backend, make_function, store, wall=trio.current_time, concurrency=2, aside=at_once
+        backend, find_any, store, wall=trio.current_time, concurrency=2, aside=at_once
     ) as queue:
         await queue.accept(make_invocation(make_function(), b"1"))
         store.full = True
@@ -270,7 +295,7 @@ async def test_ends_are_written_once_the_disk_takes_them(
 ) -> None:
     store, backend = FullDisk(tmp_path, "key"), Backend(GOOD)
     async with open_queue(
-        backend, make_function, store, wall=trio.current_time, concurrency=2, aside=at_once
+        backend, find_any, store, wall=trio.current_time, concurrency=2, aside=at_once
     ) as queue:
         await queue.accept(make_invocation(make_function(), b"1"))
         store.full = True
@@ -300,7 +325,7 @@ async def test_a_caller_that_goes_while_its_event_is_written_loses_nothing(
 async def test_many_events_share_a_write(autojump_clock: Clock, tmp_path: Path) -> None:
     store, backend = FullDisk(tmp_path, "key"), Backend(None)
     async with open_queue(
-        backend, make_function, store, wall=trio.current_time, concurrency=2, aside=at_once
+        backend, find_any, store, wall=trio.current_time, concurrency=2, aside=at_once
     ) as queue:
         async with trio.open_nursery() as nursery:
             for number in range(100):

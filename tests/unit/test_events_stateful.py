@@ -22,7 +22,7 @@ from sandbox.asyncqueue import open_queue
 from sandbox.errors import PlatformFault, TooManyRequests
 from sandbox.eventstore import EventStore
 from sandbox.invocation import Invocation, Outcome
-from tests.fakes import make_function, make_invocation
+from tests.fakes import find_any, make_function, make_invocation
 from tests.machines import effort
 
 SHARED = "/dev/shm"
@@ -162,7 +162,7 @@ def _queue(folder: Path, functions: Functions) -> Any:
 
     return open_queue(
         functions.invoke,
-        lambda name: make_function(name),
+        find_any,
         EventStore(folder, "key"),
         wall=trio.current_time,
         concurrency=2,

@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 from sandbox.errors import FunctionNotFound, PlatformFault, TooManyRequests
-from sandbox.function import FunctionVersion
+from sandbox.function import LATEST, FunctionVersion
 from sandbox.invocation import Invocation, Outcome
 from sandbox.keepwarm import KeepWarm, idle_limit_s
 from sandbox.schedules import parse
@@ -28,6 +28,10 @@ MINUTE = 60.0
 def warm(*expressions: str, name: str = "f", **changes: Any) -> FunctionVersion:
     schedules = tuple(map(parse, expressions))
     return make_function(name, warm=schedules, **{"waits_for_ping": True, **changes})
+
+
+def qualified(name: str, qualifier: str | None) -> str:
+    return f"{name}:{qualifier or LATEST}"
 
 
 @dataclass
@@ -49,7 +53,7 @@ class Scene:
             region="eu-west-1",
             account="111122223333",
             now=self.now,
-            renew=lambda name, within_s: self.renewed.append((name, within_s)),
+            renew=lambda function, within_s: self.renewed.append((function.name, within_s)),
             max_age_s=7200.0,
             trace_id=lambda: "Root=1",
         )
@@ -57,9 +61,9 @@ class Scene:
     def now(self) -> datetime:
         return START + timedelta(seconds=trio.current_time()) + self.set_by
 
-    def find(self, name: str) -> FunctionVersion:
+    def find(self, name: str, qualifier: str | None) -> FunctionVersion:
         try:
-            return self.functions[name]
+            return self.functions[qualified(name, qualifier)]
         except KeyError:
             raise FunctionNotFound(name) from None
 
@@ -69,7 +73,7 @@ class Scene:
         return await self.answer() if self.answer else Outcome("success")
 
     def keep(self, *functions: FunctionVersion) -> None:
-        self.functions = {function.name: function for function in functions}
+        self.functions = {qualified(one.name, one.version): one for one in functions}
         self.keepwarm.keep(functions)
 
     @property
@@ -227,6 +231,18 @@ async def test_changed_functions_keep_their_rhythm_and_the_ping_runs_the_new_cod
         assert here.pings[-1][1].function is changed
 
 
+async def test_versions_of_one_function_are_pinged_each(autojump_clock: Clock) -> None:
+    latest = warm("rate(5 minutes)")
+    async with scene(latest, replace(latest, version="3")) as here:
+        await trio.sleep(1 * MINUTE)
+        asked = {one.invoked_arn: one.function.version for _, one in here.pings}
+        arn = "arn:aws:lambda:eu-west-1:111122223333:function:f"
+        assert asked == {arn: "$LATEST", f"{arn}:3": "3"}
+        here.keep(latest)
+        await trio.sleep(5 * MINUTE)
+        assert here.minutes == [0, 0, 5]
+
+
 async def test_schedules_come_and_go(autojump_clock: Clock) -> None:
     async with scene() as here:
         await trio.sleep(100 * MINUTE)
@@ -316,7 +332,7 @@ async def test_an_environment_is_warm_at_any_time_between_pings(autojump_clock: 
 
         keepwarm = KeepWarm(
             ping,
-            lambda name: function,
+            lambda name, qualifier: function,
             region="r",
             account="a",
             now=clock,

@@ -252,7 +252,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(name=NAMES)
     def old_ones_are_renewed(self, name: str) -> None:
-        self.loop.do(self._sync, self.scheduler.renew, name, 60.0)
+        self.loop.do(self._sync, self.scheduler.renew, self.functions[name], 60.0)
 
     # --- what must hold
 
