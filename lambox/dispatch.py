@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import trio
 
@@ -15,6 +15,12 @@ from sandbox.telling import Undelivered
 POSTS_AT_ONCE = 8
 """Per host."""
 USER_AGENT = "lambox"
+HEADERS = {
+    "RequestID": "Lambox-Request-Id",
+    "ErrorCode": "Lambox-Error-Code",
+    "ErrorMessage": "Lambox-Error-Message",
+}
+"""Of a dead letter, by the attributes that SQS has of it."""
 
 
 class Dispatch:
@@ -100,6 +106,8 @@ class Dispatch:
         headers = {"Content-Type": "application/json", "User-Agent": USER_AGENT}
         if message.trace_id:
             headers["X-Amzn-Trace-Id"] = message.trace_id
+        for name, (_, value) in message.attributes.items():
+            headers[HEADERS[name]] = quote(value, safe=" ")
         address = message.target.text
         host = urlsplit(address).netloc
         if host not in self._hosts:

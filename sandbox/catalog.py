@@ -465,4 +465,8 @@ def _function(
         description=description.description,
         events=description.events,
         environment=environment,
+        log_format=description.log_format,
+        application_log_level=description.application_log_level,
+        system_log_level=description.system_log_level,
+        log_group=description.log_group,
     )

@@ -13,6 +13,7 @@ from sandbox.schedules import Schedule
 
 LATEST = "$LATEST"
 Network = Literal["none", "nat", "host"]
+LogFormat = Literal["Text", "JSON"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,13 @@ class FunctionVersion:
     events: EventConfig = NOTHING
     """Of its asynchronous invocations, as its folder has it."""
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    log_format: LogFormat = "Text"
+    application_log_level: str | None = None
+    """With JSON: TRACE, DEBUG, INFO, WARN, ERROR or FATAL (None: INFO); with Text nothing is filtered."""
+    system_log_level: str | None = None
+    """With JSON: DEBUG, INFO or WARN (None: INFO)."""
+    log_group: str | None = None
+    """None: AWS's own, `/aws/lambda/NAME`."""
 
     def arn(self, region: str, account: str) -> str:
         """The unqualified ARN."""

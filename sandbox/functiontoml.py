@@ -30,7 +30,14 @@ from sandbox.eventconfig import (
     Target,
     parse_target,
 )
-from sandbox.function import Network
+from sandbox.function import LogFormat, Network
+from sandbox.loggingconfig import (
+    APPLICATION_LEVELS,
+    FORMATS,
+    LOG_GROUP,
+    NOT_WITH_TEXT,
+    SYSTEM_LEVELS,
+)
 from sandbox.schedules import Schedule, ScheduleError
 from sandbox.schedules import parse as parse_schedule
 
@@ -99,6 +106,10 @@ class Description:
     on_failure: Target | None = None
     dead_letter: Target | None = None
     recursive_loop: str = "Terminate"
+    log_format: LogFormat = "Text"
+    application_log_level: str | None = None
+    system_log_level: str | None = None
+    log_group: str | None = None
     environment: Mapping[str, str] = field(default_factory=_nothing)
 
     @property
@@ -146,6 +157,15 @@ def _handler(value: Any) -> str:
 def _text(value: Any) -> str:
     if not isinstance(value, str) or len(value) > MAX_DESCRIPTION:
         raise Wrong(f"must be text of at most {MAX_DESCRIPTION} characters")
+    return value
+
+
+def _log_group(value: Any) -> str:
+    if not isinstance(value, str) or not LOG_GROUP.match(value):
+        raise Wrong(
+            "must be text of 1 to 512 letters, digits, ., -, _, / and #, such as "
+            '"/aws/lambda/hello"'
+        )
     return value
 
 
@@ -242,6 +262,20 @@ KEYS: tuple[Key, ...] = (
         "whether an Event may come through more than 16 functions",
     ),
     Key("description", _text, "up to 256 characters", "for people"),
+    Key("log_format", _choice(*FORMATS), ", ".join(FORMATS), "how the platform's log lines look"),
+    Key(
+        "application_log_level",
+        _choice(*APPLICATION_LEVELS),
+        ", ".join(APPLICATION_LEVELS),
+        "with JSON: the function's own lines from here up",
+    ),
+    Key(
+        "system_log_level",
+        _choice(*SYSTEM_LEVELS),
+        ", ".join(SYSTEM_LEVELS),
+        "with JSON: the platform's lines from here up",
+    ),
+    Key("log_group", _log_group, "1 to 512 characters", "what the function is told it is"),
     Key("environment", lambda value: value, "[environment] table", "variables of the function"),
 )
 _BY_NAME = {key.name: key for key in KEYS}
@@ -267,6 +301,7 @@ def parse(
     reader.check_size(environment)
     base = {f.name: getattr(defaults, f.name) for f in dataclasses.fields(defaults)}
     reader.check_provisioned({**base, **given}["reserved_concurrency"])
+    reader.check_levels()
     if reader.problems:
         raise FunctionTomlError(reader.problems)
     base.pop("environment")
@@ -350,6 +385,16 @@ class _Reader:
                 f"provisioned_concurrency = {count}: must not be more than reserved_concurrency, "
                 f"which is {reserved}. Hint: lower the one or raise the other",
             )
+
+    def check_levels(self) -> None:
+        """As on AWS: a text log is not filtered (SPEC 4.5)."""
+        for key in ("application_log_level", "system_log_level"):
+            if key in self.values and self.values.get("log_format", "Text") == "Text":
+                self._problem(
+                    key,
+                    f"{key} = {show(self.values[key])}: {NOT_WITH_TEXT} "
+                    'Hint: write log_format = "JSON", or remove the line',
+                )
 
     def _environment(self, value: Any) -> None:
         if not isinstance(value, dict):

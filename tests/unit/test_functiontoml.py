@@ -54,6 +54,10 @@ def test_every_key_is_taken() -> None:
         dead_letter = "arn:aws:sqs:us-east-1:000000000000:dead"
         recursive_loop = "Allow"
         description = "does"
+        log_format = "JSON"
+        application_log_level = "TRACE"
+        system_log_level = "DEBUG"
+        log_group = "/mine"
         [environment]
         COLOUR = "blue"
     """)
@@ -77,6 +81,10 @@ def test_every_key_is_taken() -> None:
         dead_letter=parse_target("arn:aws:sqs:us-east-1:000000000000:dead"),
         recursive_loop="Allow",
         description="does",
+        log_format="JSON",
+        application_log_level="TRACE",
+        system_log_level="DEBUG",
+        log_group="/mine",
         environment={"COLOUR": "blue"},
     )
 
@@ -121,6 +129,15 @@ def test_server_wide_defaults_stand_behind_the_file() -> None:
         ('on_failure = "arn:aws:sqs:::q"', "must name region and account, such as arn:aws:sqs:"),
         ('on_failure = "https://"', "must be an address such as https://host:8443/path"),
         ('recursive_loop = "no"', 'must be one of "Terminate", "Allow"'),
+        ('log_format = "json"', 'must be one of "Text", "JSON"'),
+        ('application_log_level = "LOUD"', 'must be one of "TRACE", "DEBUG", "INFO", "WARN"'),
+        ('system_log_level = "ERROR"', 'must be one of "DEBUG", "INFO", "WARN"'),
+        ('log_group = "a b"', "must be text of 1 to 512 letters, digits"),
+        (
+            'application_log_level = "INFO"',
+            'LogLevel is not supported when LogFormat is set to "Text". Remove LogLevel from your '
+            'request or change the LogFormat to "JSON" and try again. Hint: write log_format',
+        ),
         ('runtime = "python2.7"', 'must be "python3.x", "nodejsN.x"'),
         ('handler = "a b"', "text of 1 to 128 characters without spaces"),
         (f'description = "{"x" * 257}"', "must be text of at most 256 characters"),
