@@ -123,3 +123,17 @@ KINDS: dict[str, type[Record]] = {
 
 def kind_of(record: Record) -> str:
     return next(kind for kind, type_ in KINDS.items() if isinstance(record, type_))
+
+
+def packages(record: Record) -> set[str]:
+    """Names of all packages in the store that it refers to."""
+    if isinstance(record, LayerRecord):
+        return {version.code.tree for version in record.versions.values()}
+    if isinstance(record, FunctionRecord):
+        versions = [*record.versions.values(), *([record.latest] if record.latest else [])]
+        return set().union(*(_packages(version) for version in versions))
+    return set()
+
+
+def _packages(version: VersionRecord) -> set[str]:
+    return {version.code.tree, *(layer["tree"] for layer in version.config.get("Layers", ()))}
