@@ -121,7 +121,7 @@ def serve(config: Path | None, **flags: str | None) -> None:
             )
         for warning in exposed(checked):
             writer.write(f"lambox: WARNING: {warning}")
-        count = len(node.catalog.all())
+        count = len(node.functions.all())
         # One write: what reads this line must never see half of it.
         sys.stdout.write(f"lambox serving {count} function{'s'[: count != 1]} at {url}\n")
         sys.stdout.flush()

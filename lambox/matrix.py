@@ -216,7 +216,7 @@ class Asker:
         self._config = config
 
     async def outcome(self, name: str, do: str, **event: Any) -> Outcome:
-        function = self.node.catalog.get(name)
+        function = self.node.functions.get(name)
         with trio.fail_after(ANSWER_LIMIT_S):
             return await self.node.invoke(
                 Invocation(

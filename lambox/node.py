@@ -1,6 +1,6 @@
 """Owns the putting together: builds every part of a node once and opens them in shutdown order.
 
-    way out < catalog < Runtime API app < launcher < scheduler < queue < Invoke API app
+    way out < catalog < Lambda API < Runtime API app < launcher < scheduler < queue < Invoke API app
 
 What stands further right is closed first: callers are turned away before the queue is written down,
 the queue before environments are killed, environments before the launcher lets go of cgroups.
@@ -21,8 +21,11 @@ from typing import Any
 
 import trio
 
+from lambox.awsclient import AwsClients, Endpoints
 from lambox.callers import CallersFace
 from lambox.config import Config
+from lambox.dispatch import Dispatch
+from lambox.lambdaapi import LambdaApi, open_lambda_api
 from lambox.network import WayOut, open_way_out
 from rootfs import environ, host, layout
 from rootfs.layout import Entry
@@ -34,7 +37,7 @@ from runtimeapi.lanes import caller_lane, runtime_lane
 from runtimeapi.ports import Console, Functions
 from runtimeapi.rapi import ON_HOST_NETWORK, make_rapi_app
 from runtimeapi.server import ServedApp, caller_config, environment_config, running_app
-from sandbox.asyncqueue import AsyncQueue, open_queue
+from sandbox.asyncqueue import AsyncQueue, Rules, open_queue
 from sandbox.catalog import Catalog
 from sandbox.confine.launcher import BwrapLauncher, open_launcher
 from sandbox.confine.pool import PoolLimits
@@ -45,6 +48,7 @@ from sandbox.eventstore import EventStore
 from sandbox.function import FunctionVersion, Network
 from sandbox.invocation import Invocation, Outcome
 from sandbox.keepwarm import KeepWarm, idle_limit_s
+from sandbox.loggingconfig import DEFAULT_LEVEL
 from sandbox.logs import LogBook
 from sandbox.planner import Limits as NodeLimits
 from sandbox.scheduler import Scheduler, open_scheduler
@@ -107,7 +111,11 @@ class Kitchen:
             memory_mb=function.memory_mb,
             version=function.version,
             region=self._region,
+            log_group=function.log_group or "",
             log_stream=f"{day}/[{function.version}]{secrets.token_hex(16)}",
+            log_level=(function.application_log_level or DEFAULT_LEVEL)
+            if function.log_format == "JSON"
+            else "",
             initialization_type="provisioned-concurrency" if provisioned else "on-demand",
             user=function.environment,
         )
@@ -135,7 +143,7 @@ class Node:
         self,
         config: Config,
         face: CallersFace,
-        catalog: Catalog,
+        api: LambdaApi,
         scheduler: Scheduler,
         queue: AsyncQueue,
         keepwarm: KeepWarm,
@@ -146,7 +154,8 @@ class Node:
     ) -> None:
         self.config = config
         self._face = face
-        self.catalog = catalog
+        self.functions = api.functions
+        self._control = api.control
         self.isolation = f"{launcher.describe()}, {way_out.describe()}"
         """How functions are isolated here, in one line."""
         self._scheduler = scheduler
@@ -200,25 +209,26 @@ class Node:
 
     def reload(self) -> None:
         """Look at all functions anew; those that have not changed keep their environments."""
-        self.catalog.reload()
+        self.functions.reload()
         self._tell_functions()
-        log.info("%d functions have been read anew", len(self.catalog.all()))
+        log.info("%d functions have been read anew", len(self.functions.all()))
 
     async def serve(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer callers until `stop`. Started with `http(s)://HOST:PORT`. Raises OSError: no such port."""
         config, face = self.config, self._face
         app = make_invoke_app(
-            self.catalog,
+            self.functions,
             self,
             self.console,
             region=config.region,
             account=config.account,
             guard=face.guard,
+            control=self._control,
         )
         family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
         listening = socket.create_server((config.host, config.port), family=family, backlog=1024)
         lane = caller_lane(
-            self.catalog, self, region=config.region, account=config.account, guard=face.guard
+            self.functions, self, region=config.region, account=config.account, guard=face.guard
         )
         async with (
             running_app(
@@ -261,12 +271,12 @@ class Node:
         """Idle environments of changed code go when it changes, not when it is next invoked."""
         while True:
             with trio.move_on_after(LOOK_S):
-                await self.catalog.changed()
-            self.catalog.refresh()
+                await self.functions.changed()
+            self.functions.refresh()
             self._tell_functions()
 
     def _tell_functions(self) -> None:
-        live = list(self.catalog.live())
+        live = list(self.functions.live())
         if live != self._told:
             self._told = live
             self._scheduler.retire_changed(live)
@@ -299,6 +309,7 @@ async def open_node(
     logbook = LogBook(on_line)
     async with AsyncExitStack() as stack:
         way_out = await stack.enter_async_context(open_way_out(config))
+        layers = LayerStore(config.state / "layers")
         catalog = stack.enter_context(
             Catalog(
                 config.functions,
@@ -306,8 +317,11 @@ async def open_node(
                 defaults=way_out.defaults,
                 unavailable=way_out.unavailable,
                 account_concurrency=config.account_concurrency,
-                layers=LayerStore(config.state / "layers"),
+                layers=layers,
             )
+        )
+        api = await stack.enter_async_context(
+            open_lambda_api(config, catalog, runtimes, layers=layers, defaults=way_out.defaults)
         )
         rapi = await stack.enter_async_context(
             running_app(
@@ -351,18 +365,22 @@ async def open_node(
                     memory_budget_mb=config.memory_budget_mb,
                     max_starts=config.max_starts,
                 ),
-                reserved_total=lambda: catalog.reserved_total,
+                reserved_total=lambda: api.functions.reserved_total,
             )
         )
-        find = _finder(catalog)
+        find = _finder(api.functions)
         queue = await stack.enter_async_context(
             open_queue(
                 scheduler.invoke,
                 find,
                 EventStore(config.state / "events", _key(config)),
                 wall=time.time,
-                concurrency=ASYNC_PER_CORE * (os.cpu_count() or 1),
-                retry_s=config.event_retry_s,
+                rules=Rules(
+                    concurrency=ASYNC_PER_CORE * (os.cpu_count() or 1),
+                    retry_s=config.event_retry_s,
+                    config=lambda name, qualifier: api.functions.resolve(name, qualifier).events,
+                    deliver=Dispatch(AwsClients(_endpoints(config))),
+                ),
             )
         )
         keepwarm = KeepWarm(
@@ -376,7 +394,7 @@ async def open_node(
             trace_id=lambda: read_trace_id(None),
         )
         yield Node(
-            config, face, catalog, scheduler, queue, keepwarm, logbook, launcher, kitchen, way_out
+            config, face, api, scheduler, queue, keepwarm, logbook, launcher, kitchen, way_out
         )
 
 
@@ -406,6 +424,18 @@ def _finder(functions: Functions) -> Callable[[str, str | None], FunctionVersion
         return functions.resolve(name, qualifier)
 
     return find
+
+
+def _endpoints(config: Config) -> Endpoints:
+    return Endpoints(
+        config.aws_endpoint,
+        {
+            "sqs": config.endpoint_sqs,
+            "sns": config.endpoint_sns,
+            "events": config.endpoint_eventbridge,
+            "s3": config.endpoint_s3,
+        },
+    )
 
 
 def _key(config: Config) -> str:

@@ -101,7 +101,7 @@ def invoke_once(config: Config, name: str, payload: bytes, on_line: OnLine) -> O
         # One call does not pay for sandboxes made ahead.
         own = dataclasses.replace(config, state=Path(state), zygote=False)
         async with open_node(own, on_line=on_line) as node:
-            function = node.catalog.get(name)
+            function = node.functions.get(name)
             return await node.invoke(
                 Invocation(
                     function=function,

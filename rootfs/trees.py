@@ -124,15 +124,15 @@ class LayerStore:
             if layer.is_dir():
                 return copy_tree(layer, work)
             return unzip(layer, work, budget)
-        except _TooLarge as exc:
+        except ZipTooLarge as exc:
             raise LayerProblem(self._too_large(layer)) from exc
 
     def _too_large(self, layer: Path) -> str:
         return f"{layer}: layers must be smaller than {self.limit} bytes together, unzipped"
 
 
-class _TooLarge(Exception):
-    pass
+class ZipTooLarge(Exception):
+    """More bytes unzipped than there may be."""
 
 
 def copy_tree(source: Path, target: Path) -> int:
@@ -157,8 +157,10 @@ def copy_tree(source: Path, target: Path) -> int:
     return size
 
 
-def unzip(archive: Path, target: Path, limit: int) -> int:
+def unzip(archive: Path, target: Path, limit: int, *, root: str = "/opt/") -> int:
     """Lay a zip over `target`; returns bytes written. Refuses everything that would leave `target`.
+
+    `root` is where functions see it: absolute links may lead there. Raises LayerProblem, ZipTooLarge.
 
     Names are checked, and no entry is ever written through a symbolic link, so the order of entries
     cannot be used to climb out. Sizes are counted while writing and entries before they are read: a header may lie.
@@ -172,7 +174,7 @@ def unzip(archive: Path, target: Path, limit: int) -> int:
             )
         with zipfile.ZipFile(archive) as opened:
             for member in opened.infolist():
-                size += _extract(opened, member, target, archive, limit - size)
+                size += _extract(opened, member, target, archive, limit - size, root)
     except BROKEN as exc:
         raise LayerProblem(
             f"{archive}: Could not unzip the file ({exc}). Hint: zip it again"
@@ -191,7 +193,12 @@ def _entries(archive: Path) -> int:
 
 
 def _extract(
-    opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, archive: Path, limit: int
+    opened: zipfile.ZipFile,
+    member: zipfile.ZipInfo,
+    target: Path,
+    archive: Path,
+    limit: int,
+    root: str,
 ) -> int:
     mode = member.external_attr >> 16
     place = target.joinpath(*_parts(member.filename, archive))
@@ -212,6 +219,7 @@ def _extract(
             place,
             target,
             archive,
+            root,
         )
         return 0
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
@@ -222,7 +230,7 @@ def _extract(
         while chunk := source.read(CHUNK):
             written += len(chunk)
             if written > limit:
-                raise _TooLarge
+                raise ZipTooLarge
             file.write(chunk)
     place.chmod(_mode(mode))
     return written
@@ -237,13 +245,13 @@ def _parts(name: str, archive: Path) -> tuple[str, ...]:
     return path.parts
 
 
-def _link(to: str, place: Path, target: Path, archive: Path) -> None:
-    """Relative links within the layer and absolute ones into /opt are what layers use."""
-    inside = target / to.removeprefix("/opt/") if to.startswith("/opt/") else place.parent / to
+def _link(to: str, place: Path, target: Path, archive: Path, root: str) -> None:
+    """Relative links within the layer and absolute ones into `root` are what layers use."""
+    inside = target / to.removeprefix(root) if to.startswith(root) else place.parent / to
     resolved = Path(os.path.normpath(inside))
     if (
         not to
-        or (os.path.isabs(to) and not to.startswith("/opt/"))
+        or (os.path.isabs(to) and not to.startswith(root))
         or not resolved.is_relative_to(target)
     ):
         raise LayerProblem(

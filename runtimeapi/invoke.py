@@ -21,6 +21,8 @@ from werkzeug.exceptions import HTTPException
 from runtimeapi.app import FaceApp, body_of, head_of, on_request_end, path_of, respond
 from runtimeapi.bodies import StreamedBody
 from runtimeapi.console import mount_console
+from runtimeapi.control.control import Control
+from runtimeapi.control.face import mount_control
 from runtimeapi.eventstream import CONTENT_TYPE
 from runtimeapi.guard import HASHED_INLINE, Claim, Guard
 from runtimeapi.intake import (
@@ -61,9 +63,10 @@ def make_invoke_app(
     region: str,
     account: str,
     guard: Guard | None = None,
+    control: Control | None = None,
 ) -> FaceApp:
     """Serve it with `caller_config()`; `state` is not used. Without a `guard` one that knows loopback's names
-    and takes every caller."""
+    and takes every caller; without a `control` there is no Lambda API but Invoke."""
     app = FaceApp(__name__)
     _mount_guard(app, guard or Guard())
     face = _InvokeFace(app, functions, invoker, region, account)
@@ -72,6 +75,8 @@ def make_invoke_app(
     app.post(STREAM_PATH)(face.invoke_with_response_stream)
     app.post("/invoke/<name>")(face.friendly)
     mount_console(app, functions, console)
+    if control is not None:
+        mount_control(app, control)
     _mount_errors(app)
     return app
 

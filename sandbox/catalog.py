@@ -16,7 +16,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -42,6 +42,15 @@ POLL_S = 2.0
 SETTLE_S = 0.1
 RETRY_S = 1.0
 """Between two looks at a function that could not be read for a reason that need not show in its folder."""
+OUTSIDE = frozenset(
+    {
+        "idle_timeout", "reserved_concurrency", "provisioned_concurrency", "warm", "waits_for_ping",
+        "description", "maximum_retry_attempts", "maximum_event_age", "on_success", "on_failure",
+        "dead_letter", "recursive_loop", "environment",
+    }
+)  # fmt: skip
+"""Of a description, what an environment that runs already need not be another for: how many there may be and for
+how long, when they are pinged, what becomes of Events, what people read. (`environment` is looked at apart.)"""
 ROOT = ""
 """Owner of the watch on the functions' folder itself; no function has this name."""
 
@@ -306,6 +315,7 @@ class Catalog:
         try:
             _check_name(name, code)
             description = _read_description(code, self._defaults)
+            _check_targets(name, code, description)
             if why := self._unavailable.get(description.network):
                 raise _Broken(f'{code / TOML}: network = "{description.network}": {why}')
             if description.provisioned_concurrency > self._account_concurrency:
@@ -427,6 +437,16 @@ def _check_name(name: str, code: Path) -> None:
         )
 
 
+def _check_targets(name: str, code: Path, description: Description) -> None:
+    """SPEC 8.2, in AWS's words."""
+    for key in ("on_success", "on_failure", "dead_letter"):
+        target = getattr(description, key)
+        if target is not None and target.kind == "function" and target.name == name:
+            raise _Broken(
+                f"{code / TOML}: {key}: You can't specify the function as a destination for itself."
+            )
+
+
 def _check_readable(*paths: Path) -> None:
     """Environments with uids of their own are nobody: they must be able to read code and layers."""
     if not privilege.may_change_uid():
@@ -460,12 +480,9 @@ def _function(
     seen: str,
 ) -> FunctionVersion:
     environment: Mapping[str, str] = MappingProxyType(dict(description.environment))
-    # What an environment that runs already would have to be another for. What is left out is ours
-    # alone: how many of them there may be and for how long, when they are pinged, what people read.
-    told = (
-        *(description.timeout, description.memory_size, description.ephemeral_storage),
-        *(description.layers, description.network, description.freeze),
-    )
+    told = [
+        getattr(description, one.name) for one in fields(description) if one.name not in OUTSIDE
+    ]
     settings = (told, sorted(environment.items()), runtime, handler, str(code), seen)
     return FunctionVersion(
         name=name,
@@ -485,5 +502,10 @@ def _function(
         network=description.network,
         freeze=description.freeze,
         description=description.description,
+        events=description.events,
         environment=environment,
+        log_format=description.log_format,
+        application_log_level=description.application_log_level,
+        system_log_level=description.system_log_level,
+        log_group=description.log_group,
     )

@@ -117,10 +117,16 @@ def test_an_edit_changes_the_revision(folder: Path, open_catalog: Open, file: st
 INSIDE = (
     "timeout = 9", "memory_size = 256", "ephemeral_storage = 600", 'handler = "handler.other"',
     'network = "host"', "freeze = false", 'environment = {AB = "1"}', 'layers = ["../../layer"]',
+    'log_format = "JSON"', 'log_group = "other"',
+    'log_format = "JSON"\napplication_log_level = "DEBUG"',
+    'log_format = "JSON"\nsystem_log_level = "DEBUG"',
 )  # fmt: skip
 OUTSIDE = (
     "idle_timeout = 9", "reserved_concurrency = 9", "provisioned_concurrency = 1",
     'warm = "rate(5 minutes)"', 'description = "x"', "# nothing",
+    "maximum_retry_attempts = 1", "maximum_event_age = 60", 'on_success = "other"',
+    'on_failure = "other"', 'dead_letter = "arn:aws:sqs:us-east-1:000000000000:q"',
+    'recursive_loop = "Allow"',
 )  # fmt: skip
 
 
@@ -142,8 +148,8 @@ def test_what_an_environment_would_not_notice_keeps_the_revision(
 
 
 def test_every_key_of_function_toml_is_inside_or_outside() -> None:
-    named = {line.partition(" =")[0] for line in INSIDE + OUTSIDE} | {"runtime"}
-    assert {key.name for key in functiontoml.KEYS} <= named
+    named = {line.rpartition("\n")[2].partition(" =")[0] for line in INSIDE + OUTSIDE}
+    assert {key.name for key in functiontoml.KEYS} - named == {"runtime"}
 
 
 def test_files_in_folders_made_later_are_seen(folder: Path, open_catalog: Open) -> None:
@@ -422,3 +428,15 @@ def test_the_reserved_total_follows_the_folder(folder: Path, open_catalog: Open)
     (folder / "a" / "function.toml").write_text("nonsense = 1\n")
     catalog.refresh()
     assert catalog.reserved_total == 1
+
+
+def test_a_function_is_no_destination_of_its_own(folder: Path, open_catalog: Open) -> None:
+    function(folder, "a", 'on_failure = "b"\nmaximum_retry_attempts = 1')
+    function(folder, "b", 'on_failure = "function:b:$LATEST"')
+    catalog = open_catalog()
+    events = catalog.get("a").events
+    assert events.retries == 1
+    assert events.on_failure is not None
+    assert (events.on_failure.kind, events.on_failure.name) == ("function", "b")
+    with pytest.raises(FunctionFailed, match="on_failure: You can't specify the function as a"):
+        catalog.get("b")

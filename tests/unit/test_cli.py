@@ -187,7 +187,7 @@ def test_a_wrong_flag_is_named(runner: CliRunner) -> None:
 class FakeNode:
     isolation = "bubblewrap 0.8.0, cgroup v2"
 
-    class catalog:
+    class functions:
         @staticmethod
         def all() -> list[str]:
             return ["one", "two"]

@@ -1,0 +1,78 @@
+"""Owns the putting together of the Lambda API: database < registry < functions, and what its operations need."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import trio
+
+from lambox.config import Config
+from rootfs.codestore import CodeStore
+from rootfs.runtimes import Runtimes
+from rootfs.trees import LayerStore
+from runtimeapi.control.control import Control
+from sandbox.catalog import Catalog
+from sandbox.functiontoml import FunctionDefaults
+from sandbox.registry.activation import Activator
+from sandbox.registry.database import open_database
+from sandbox.registry.registry import open_registry
+from sandbox.registry.resolving import AllFunctions
+
+
+@dataclass(frozen=True, slots=True)
+class LambdaApi:
+    """Made by `open_lambda_api`."""
+
+    functions: AllFunctions
+    control: Control
+
+
+@asynccontextmanager
+async def open_lambda_api(
+    config: Config,
+    catalog: Catalog,
+    runtimes: Runtimes,
+    *,
+    layers: LayerStore,
+    defaults: FunctionDefaults,
+) -> AsyncIterator[LambdaApi]:
+    """All functions there are, and the API that changes them. Its background work ends with it."""
+    code = CodeStore(config.state / "code")
+    async with (
+        open_database(config.state) as database,
+        open_registry(database) as registry,
+        trio.open_nursery() as nursery,
+    ):
+        functions = AllFunctions(
+            catalog, registry, code=code, layers=layers, runtimes=runtimes, defaults=defaults
+        )
+        activator = Activator(registry, functions, _new_id)
+        await trio.to_thread.run_sync(functions.prepare_all)
+        nursery.start_soon(activator.finish)
+
+        def in_background(work: Callable[[], Awaitable[None]]) -> None:
+            nursery.start_soon(work)
+
+        yield LambdaApi(
+            functions,
+            Control(
+                registry=registry,
+                functions=functions,
+                code=code,
+                region=config.region,
+                account=config.account,
+                now=lambda: datetime.now(UTC),
+                in_background=in_background,
+                activate=activator.activate,
+                new_id=_new_id,
+            ),
+        )
+        nursery.cancel_scope.cancel()
+
+
+def _new_id() -> str:
+    return str(uuid.uuid4())

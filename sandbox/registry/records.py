@@ -1,0 +1,125 @@
+"""Owns the records of the Lambda API: frozen values, written as JSON, one row each.
+
+What a caller sent is kept in AWS's own shape (botocore's member names), so that an answer is what was asked
+for plus what lambox knows. Dicts in here are never changed, only replaced: `dataclasses.replace`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+LATEST = "$LATEST"
+
+Document = dict[str, Any]
+"""Members of one of botocore's shapes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Code:
+    """A deployment package in the store (`rootfs/codestore.py`)."""
+
+    tree: str
+    """Name in the store: SHA-256 of the zip, in hex."""
+    sha256: str
+    """CodeSha256: the same in base64."""
+    size: int
+    """CodeSize: bytes of the zip."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionRecord:
+    """One version of a function, `$LATEST` too: FunctionConfiguration without what is the function's."""
+
+    version: str
+    config: Document
+    """Members of CreateFunction that say how it runs (Runtime, Handler, Role, Timeout, Environment...), AWS's
+    defaults filled in."""
+    code: Code
+    identity: str
+    """New whenever code or configuration change: what the engine calls `revision`."""
+    last_modified: str
+    """2025-11-25T02:26:54.000+0000 (SPEC 10.1)."""
+    revision_id: str
+    state: str = "Active"
+    state_reason: str | None = None
+    state_reason_code: str | None = None
+    last_update_status: str | None = "Successful"
+    """None while it is being created (SPEC 10.2)."""
+    last_update_status_reason: str | None = None
+    last_update_status_reason_code: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AliasRecord:
+    name: str
+    version: str
+    description: str
+    weights: dict[str, float]
+    """AdditionalVersionWeights; the rest goes to `version`."""
+    revision_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FunctionRecord:
+    """A function, or what was attached to a folder's function."""
+
+    name: str
+    birth: str
+    """Unique: a function made again under its name is another one."""
+    latest: VersionRecord | None
+    """None: the folder of this name is $LATEST."""
+    versions: dict[str, VersionRecord] = field(default_factory=dict)
+    """Published ones, by number, in ascending order."""
+    next_version: int = 1
+    """Numbers are never given twice (SPEC 10.2)."""
+    aliases: dict[str, AliasRecord] = field(default_factory=dict)
+    reserved_concurrency: int | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    attached: dict[str, dict[str, Document]] = field(default_factory=dict)
+    """feature -> qualifier ($LATEST, a version or an alias) -> what is configured of it: "policy", "url",
+    "event_invoke", "provisioned"... Each feature's module in `runtimeapi/control` owns its documents."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerVersionRecord:
+    version: int
+    code: Code
+    document: Document
+    """Description, CompatibleRuntimes, CompatibleArchitectures, LicenseInfo as they were sent."""
+    created: str
+    policy: Document = field(default_factory=dict)
+    """StatementId -> statement, and RevisionId."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRecord:
+    name: str
+    versions: dict[str, LayerVersionRecord] = field(default_factory=dict)
+    """By number; those that were deleted are gone."""
+    next_version: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MappingRecord:
+    """An event source mapping."""
+
+    name: str
+    """Its UUID."""
+    function: str
+    qualifier: str | None
+    document: Document
+    """EventSourceMappingConfiguration, without what is derived."""
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+Record = FunctionRecord | LayerRecord | MappingRecord
+KINDS: dict[str, type[Record]] = {
+    "function": FunctionRecord,
+    "layer": LayerRecord,
+    "mapping": MappingRecord,
+}
+
+
+def kind_of(record: Record) -> str:
+    return next(kind for kind, type_ in KINDS.items() if isinstance(record, type_))

@@ -1,0 +1,278 @@
+"""Owns which FunctionVersion a name and a qualifier mean: folders' functions and those of the registry.
+
+A version is *made ready* (package unpacked, runtime there, layers merged) before it can run; that blocks, so it is
+done in a thread when the registry says so, not when somebody invokes. A function of the registry goes before a
+folder of its name.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import trio
+
+from rootfs.codestore import CodeStore
+from rootfs.runtimes import Runtimes, RuntimeUnavailable
+from rootfs.trees import LayerProblem, LayerStore
+from sandbox.catalog import Catalog
+from sandbox.errors import (
+    CallerError,
+    FunctionFailed,
+    FunctionNotFound,
+    InvalidRuntime,
+)
+from sandbox.function import BrokenFunction, FunctionVersion
+from sandbox.functiontoml import FunctionDefaults
+from sandbox.registry.records import LATEST, AliasRecord, FunctionRecord, VersionRecord
+from sandbox.registry.registry import Registry
+
+log = logging.getLogger(__name__)
+Key = tuple[str, str]
+"""(function, version)"""
+
+
+@dataclass(frozen=True, slots=True)
+class NotReady:
+    """A version that cannot run; `error` is what an invocation of it raises, `code` AWS's StateReasonCode."""
+
+    error: CallerError
+    code: str
+
+
+class AllFunctions:
+    """Implements `runtimeapi.ports.Functions`."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        registry: Registry,
+        *,
+        code: CodeStore,
+        layers: LayerStore,
+        runtimes: Runtimes,
+        defaults: FunctionDefaults,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        """`draw` gives numbers from 0 to below 1: which version a weighted alias goes to."""
+        self._catalog = catalog
+        self._registry = registry
+        self._code = code
+        self._layers = layers
+        self._runtimes = runtimes
+        self._defaults = defaults
+        self._draw = draw
+        self._ready: dict[Key, FunctionVersion | NotReady] = {}
+        self._news = trio.Event()
+        registry.on_change(self._changed)
+
+    # --- what the engine asks (runtimeapi.ports.Functions)
+
+    def refresh(self) -> None:
+        self._catalog.refresh()
+
+    def reload(self) -> None:
+        """Read all folders anew; what the registry has is what it has."""
+        self._catalog.reload()
+
+    async def changed(self) -> None:
+        """Return when something may have changed, on disk or in the registry."""
+        news = self._news
+        async with trio.open_nursery() as nursery:
+
+            async def on_disk() -> None:
+                await self._catalog.changed()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(on_disk)
+            await news.wait()
+            nursery.cancel_scope.cancel()
+
+    def get(self, name: str) -> FunctionVersion:
+        """$LATEST. Raises FunctionNotFound (bare name) or what `resolve` raises."""
+        return self.resolve(name, None)
+
+    def resolve(self, name: str, qualifier: str | None) -> FunctionVersion:
+        """The version to run now: an alias with weights draws one each time. Raises CallerError."""
+        record = self._registry.function(name)
+        if record is None:
+            return self._catalog.resolve(name, qualifier)
+        if qualifier in (None, LATEST):
+            return self._latest(record)
+        assert qualifier is not None
+        alias = record.aliases.get(qualifier)
+        number = self._pick(alias) if alias is not None else qualifier
+        if number == LATEST:
+            return self._latest(record)
+        version = record.versions.get(number)
+        if version is None:
+            raise FunctionNotFound(name)
+        return self._of(record, version)
+
+    def all(self) -> Sequence[FunctionVersion | BrokenFunction]:
+        """Every $LATEST, by name."""
+        found = {one.name: one for one in self._catalog.all()}
+        for record in self._registry.functions():
+            if record.latest is not None:
+                found[record.name] = self._shown(record, record.latest)
+            elif record.name in found and record.reserved_concurrency is not None:
+                one = found[record.name]
+                if isinstance(one, FunctionVersion):
+                    found[record.name] = self._with_settings(record, one, LATEST)
+        return [found[name] for name in sorted(found)]
+
+    def live(self) -> Sequence[FunctionVersion]:
+        """Every version that may be invoked."""
+        latest = [one for one in self.all() if isinstance(one, FunctionVersion)]
+        published = [
+            self._shown(record, version)
+            for record in self._registry.functions()
+            for version in record.versions.values()
+        ]
+        return [*latest, *(one for one in published if isinstance(one, FunctionVersion))]
+
+    @property
+    def reserved_total(self) -> int:
+        """Sum of all reserved concurrency."""
+        if not self._registry.functions():
+            return self._catalog.reserved_total
+        return sum(
+            one.reserved_concurrency or 0 for one in self.all() if isinstance(one, FunctionVersion)
+        )
+
+    # --- making ready
+
+    def prepare(self, record: FunctionRecord, version: VersionRecord) -> NotReady | None:
+        """Blocks: unpacks and merges what is not there yet. What was ready before stays until this is."""
+        key = record.name, version.version
+        try:
+            found: FunctionVersion | NotReady = self._made(record, version)
+        except RuntimeUnavailable as exc:
+            found = NotReady(InvalidRuntime(str(exc)), "InvalidRuntime")
+        except (LayerProblem, OSError) as exc:
+            found = NotReady(FunctionFailed(f"{record.name}: {exc}"), "InternalError")
+        self._ready[key] = found
+        return found if isinstance(found, NotReady) else None
+
+    def prepare_all(self) -> None:
+        """At the start: everything the registry has."""
+        for record in self._registry.functions():
+            for version in (record.latest, *record.versions.values()):
+                if version is not None:
+                    self.prepare(record, version)
+
+    def _made(self, record: FunctionRecord, version: VersionRecord) -> FunctionVersion:
+        config = version.config
+        code = self._code.tree(version.code.tree)
+        if not code.is_dir():
+            raise OSError(f"its code {version.code.tree} is not in {self._code.folder}")
+        runtime = config["Runtime"]
+        self._runtimes.resolve(runtime)
+        opt = self._layers.opt(self._layer_zips(config))
+        return FunctionVersion(
+            name=record.name,
+            version=version.version,
+            runtime=runtime,
+            handler=config.get("Handler", ""),
+            code=code,
+            revision=version.identity,
+            layers=(opt,) if opt else (),
+            timeout_s=config["Timeout"],
+            memory_mb=config["MemorySize"],
+            ephemeral_storage_mb=config["EphemeralStorage"]["Size"],
+            idle_timeout_s=self._defaults.idle_timeout,
+            network=self._defaults.network or "none",
+            freeze=self._defaults.freeze,
+            description=config.get("Description", ""),
+            environment=MappingProxyType(dict(_variables(config))),
+        )
+
+    def _layer_zips(self, config: dict[str, Any]) -> list[Path]:
+        """Layers as their packages were when the function was configured: a deleted one keeps working."""
+        return [self._code.zip(one["tree"]) for one in config.get("Layers", ())]
+
+    # --- resolving
+
+    def _latest(self, record: FunctionRecord) -> FunctionVersion:
+        if record.latest is None:
+            return self._with_settings(record, self._catalog.get(record.name), LATEST)
+        if record.latest.state == "Pending":
+            raise FunctionFailed(
+                "The operation cannot be performed at this time. "
+                "The function is currently in the following state: Pending"
+            )
+        return self._of(record, record.latest)
+
+    def _of(self, record: FunctionRecord, version: VersionRecord) -> FunctionVersion:
+        found = self._ready.get((record.name, version.version))
+        if found is None:
+            raise FunctionFailed(
+                "The operation cannot be performed at this time. "
+                "The function is currently in the following state: Pending"
+            )
+        if isinstance(found, NotReady):
+            raise found.error
+        return self._with_settings(record, found, version.version)
+
+    def _shown(
+        self, record: FunctionRecord, version: VersionRecord
+    ) -> FunctionVersion | BrokenFunction:
+        try:
+            return self._of(record, version)
+        except CallerError as exc:
+            return BrokenFunction(record.name, self._code.tree(version.code.tree), exc.message)
+
+    def _with_settings(
+        self, record: FunctionRecord, function: FunctionVersion, version: str
+    ) -> FunctionVersion:
+        """What is the function's rather than the version's, and may change while environments run."""
+        provisioned = _provisioned(record, version)
+        if record.reserved_concurrency is None and provisioned is None:
+            return function
+        reserved = record.reserved_concurrency
+        return replace(
+            function,
+            reserved_concurrency=function.reserved_concurrency if reserved is None else reserved,
+            provisioned_concurrency=provisioned or function.provisioned_concurrency,
+        )
+
+    def _pick(self, alias: AliasRecord) -> str:
+        """SPEC 7: a version per request at random, by AdditionalVersionWeights."""
+        drawn = self._draw()
+        for version, weight in alias.weights.items():
+            if drawn < weight:
+                return version
+            drawn -= weight
+        return alias.version
+
+    def _changed(self) -> None:
+        known = {
+            (record.name, version.version): version.identity
+            for record in self._registry.functions()
+            for version in (record.latest, *record.versions.values())
+            if version is not None
+        }
+        for key in self._ready.keys() - known.keys():
+            del self._ready[key]
+        self._news.set()
+        self._news = trio.Event()
+
+
+def _variables(config: dict[str, Any]) -> dict[str, str]:
+    found: dict[str, str] = config.get("Environment", {}).get("Variables", {})
+    return found
+
+
+def _provisioned(record: FunctionRecord, version: str) -> int | None:
+    """Of this version, whether it was asked for by its number or by an alias."""
+    wanted = None
+    for qualifier, document in record.attached.get("provisioned", {}).items():
+        alias = record.aliases.get(qualifier)
+        if (alias.version if alias is not None else qualifier) == version:
+            wanted = int(document["RequestedProvisionedConcurrentExecutions"])
+    return wanted
