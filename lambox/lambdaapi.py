@@ -19,7 +19,8 @@ from runtimeapi.ports import ProvisionedState
 from sandbox.catalog import Catalog
 from sandbox.functiontoml import FunctionDefaults
 from sandbox.registry.activation import Activator
-from sandbox.registry.database import open_database
+from sandbox.registry.database import Database, open_database
+from sandbox.registry.garbage import Garbage
 from sandbox.registry.registry import open_registry
 from sandbox.registry.resolving import AllFunctions
 
@@ -30,6 +31,8 @@ class LambdaApi:
 
     functions: AllFunctions
     control: Control
+    garbage: Garbage
+    """To be `run` by whoever knows what is running."""
 
 
 @asynccontextmanager
@@ -49,12 +52,13 @@ async def open_lambda_api(
     code = CodeStore(config.state / "code")
     async with (
         open_database(config.state) as database,
-        open_registry(database) as registry,
+        open_registry(database, code.missing) as registry,
         trio.open_nursery() as nursery,
     ):
         functions = AllFunctions(
             catalog, registry, code=code, layers=layers, runtimes=runtimes, defaults=defaults
         )
+        await trio.to_thread.run_sync(_recover, database, code)
         activator = Activator(registry, functions, _new_id)
         await trio.to_thread.run_sync(functions.prepare_all)
         nursery.start_soon(activator.finish)
@@ -77,8 +81,15 @@ async def open_lambda_api(
                 provisioned=provisioned,
                 new_id=_new_id,
             ),
+            Garbage(database, registry, functions, code, layers),
         )
         nursery.cancel_scope.cancel()
+
+
+def _recover(database: Database, code: CodeStore) -> None:
+    with database.alone() as alone:
+        if alone:
+            code.recover()
 
 
 def _new_id() -> str:

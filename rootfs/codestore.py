@@ -140,7 +140,10 @@ class CodeStore:
         return _package(digest, size, unzipped)
 
     def restore(self, name: str) -> None:
-        """Unpack a zip anew whose tree is not there, such as after a backup without trees. Raises BadPackage, OSError."""
+        """Unpack a zip anew whose tree is not there, such as after a backup without trees.
+
+        Raises BadPackage, OSError.
+        """
         with tempfile.TemporaryDirectory(prefix=MAKING, dir=self._made()) as work:
             tree = Path(work, "tree")
             with self.zip(name).open("rb") as file:

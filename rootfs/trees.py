@@ -69,6 +69,7 @@ class LayerStore:
         self._digests: dict[tuple[str, int, int, int], str] = {}
         self._asked: dict[str, float] = {}
         """Names of merged folders -> when they were last asked for."""
+        self._making: set[Path] = set()
         self._lock = threading.Lock()
 
     def opt(self, layers: Sequence[Path]) -> Path | None:
@@ -104,28 +105,30 @@ class LayerStore:
             self._publish(layers, place, link=link)
         return place
 
-    def sweep(self, used: Collection[str], *, start: bool = False) -> int:
-        """Remove merged folders whose names are not in `used`; returns how many. `start`: also what a killed server
-        left half made or half removed (no other server may be using the folder). Blocks."""
-        if start:
-            for prefix in (MAKING, GONE):
-                for path in self.folder.glob(f"{prefix}*"):
-                    shutil.rmtree(path, ignore_errors=True)
+    def sweep(self, used: Collection[str]) -> int:
+        """Remove merged folders whose names are not in `used`, and what a killed server left half made or half
+        removed; returns how many. No other server may be using the folder. Blocks."""
         graves = []
-        now = time.monotonic()
         with self._lock:
-            for place in list(self.folder.glob("[!.]*")):
-                asked = self._asked.get(place.name)
-                if place.name in used or (asked is not None and now - asked < KEPT_S):
-                    continue
-                # The name goes first: half a folder must never be found under it.
-                grave = Path(tempfile.mkdtemp(prefix=GONE, dir=self.folder))
-                place.rename(grave / place.name)
-                graves.append(grave)
-                self._asked.pop(place.name, None)
+            for place in list(self.folder.iterdir()) if self.folder.is_dir() else []:
+                if place.name.startswith((MAKING, GONE)):
+                    if place not in self._making:
+                        graves.append(place)
+                elif place.name not in used and not self._wanted(place.name):
+                    # The name goes first: half a folder must never be found under it.
+                    grave = Path(tempfile.mkdtemp(prefix=GONE, dir=self.folder))
+                    place.rename(grave / place.name)
+                    graves.append(grave)
         for grave in graves:
             shutil.rmtree(grave, ignore_errors=True)
         return len(graves)
+
+    def _wanted(self, name: str) -> bool:
+        asked = self._asked.get(name)
+        if asked is not None and time.monotonic() - asked < KEPT_S:
+            return True
+        self._asked.pop(name, None)
+        return False
 
     def _key(self, layer: Path) -> str:
         try:
@@ -154,7 +157,9 @@ class LayerStore:
     def _publish(self, layers: Sequence[Path], place: Path, *, link: bool) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            work = Path(tempfile.mkdtemp(prefix=MAKING, dir=self.folder))
+            with self._lock:
+                work = Path(tempfile.mkdtemp(prefix=MAKING, dir=self.folder))
+                self._making.add(work)
         except OSError as exc:
             raise self._cannot(exc) from exc
         try:
@@ -168,6 +173,7 @@ class LayerStore:
             raise self._cannot(exc) from exc
         finally:
             shutil.rmtree(work, ignore_errors=True)
+            self._making.discard(work)
 
     def _cannot(self, exc: OSError) -> LayerProblem:
         return LayerProblem(f"cannot merge layers in {self.folder}: {exc.strerror or exc}")
@@ -222,9 +228,7 @@ def _linked(origin: Path, place: Path) -> bool:
     return False
 
 
-def unzip(
-    archive: Path, target: Path, limit: int, *, roots: tuple[str, ...] = ("/opt/",)
-) -> int:
+def unzip(archive: Path, target: Path, limit: int, *, roots: tuple[str, ...] = ("/opt/",)) -> int:
     """Lay a zip over `target`; returns bytes written. Refuses everything that would leave `target`.
 
     `roots` are where functions see it: absolute links may lead there. Raises LayerProblem, ZipTooLarge.
@@ -321,11 +325,7 @@ def _link(to: str, place: Path, target: Path, archive: Path, roots: tuple[str, .
     root = next((one for one in roots if to.startswith(one)), None)
     inside = place.parent / to if root is None else target / to.removeprefix(root)
     resolved = Path(os.path.normpath(inside))
-    if (
-        not to
-        or (os.path.isabs(to) and root is None)
-        or not resolved.is_relative_to(target)
-    ):
+    if not to or (os.path.isabs(to) and root is None) or not resolved.is_relative_to(target):
         raise LayerProblem(
             f"{archive}: link {place.relative_to(target)} -> {to} points outside of the layer"
         )

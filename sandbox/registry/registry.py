@@ -27,9 +27,7 @@ log = logging.getLogger(__name__)
 class Registry:
     """Made by `open_registry`."""
 
-    def __init__(
-        self, database: Database, missing: Callable[[Collection[str]], list[str]]
-    ) -> None:
+    def __init__(self, database: Database, missing: Callable[[Collection[str]], list[str]]) -> None:
         """`missing`: which of these packages the store has not got; it blocks."""
         self._database = database
         self._missing = missing

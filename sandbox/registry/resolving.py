@@ -17,7 +17,7 @@ from typing import Any
 
 import trio
 
-from rootfs.codestore import CodeStore
+from rootfs.codestore import BadPackage, CodeStore
 from rootfs.runtimes import Runtimes, RuntimeUnavailable
 from rootfs.trees import LayerProblem, LayerStore
 from sandbox.catalog import Catalog
@@ -178,12 +178,10 @@ class AllFunctions:
 
     def _made(self, record: FunctionRecord, version: VersionRecord) -> FunctionVersion:
         config = version.config
-        code = self._code.tree(version.code.tree)
-        if not code.is_dir():
-            raise OSError(f"its code {version.code.tree} is not in {self._code.folder}")
+        code = self._tree(version.code.tree)
         runtime = config["Runtime"]
         self._runtimes.resolve(runtime)
-        opt = self._layers.opt(self._layer_zips(config))
+        opt = self._layers.merge(self._layer_trees(config))
         return FunctionVersion(
             name=record.name,
             version=version.version,
@@ -202,9 +200,26 @@ class AllFunctions:
             environment=MappingProxyType(dict(_variables(config))),
         )
 
-    def _layer_zips(self, config: dict[str, Any]) -> list[Path]:
+    def _layer_trees(self, config: dict[str, Any]) -> list[Path]:
         """Layers as their packages were when the function was configured: a deleted one keeps working."""
-        return [self._code.zip(one["tree"]) for one in config.get("Layers", ())]
+        return [self._tree(one["tree"]) for one in config.get("Layers", ())]
+
+    def _tree(self, name: str) -> Path:
+        """Where a package is unpacked. Raises OSError."""
+        tree = self._code.tree(name)
+        if not tree.is_dir():
+            try:
+                self._code.restore(name)
+            except (BadPackage, FileNotFoundError) as exc:
+                raise OSError(f"its package {name} is not in {self._code.folder}: {exc}") from exc
+        return tree
+
+    def prepared(self) -> list[FunctionVersion]:
+        """What is ready to run, whatever the registry says by now: the old code while an update is under way."""
+        return [one for one in self._ready.values() if isinstance(one, FunctionVersion)]
+
+    def folders(self) -> list[FunctionVersion]:
+        return [one for one in self._catalog.all() if isinstance(one, FunctionVersion)]
 
     # --- resolving
 

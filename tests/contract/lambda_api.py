@@ -214,6 +214,7 @@ async def _serve(
             )
             async with running_app(app, caller_config(), lane) as served:
                 invoker.nursery = nursery
+                nursery.start_soon(behind.garbage.run)
                 await nursery.start(served.serve, sock, {})
                 url = f"http://127.0.0.1:{sock.getsockname()[1]}"
                 token = trio.lowlevel.current_trio_token()
