@@ -88,7 +88,7 @@ class Database:
         async for kind, key, value in cursor:
             found[kind, key] = value
         # A damaged index does not show in a scan, and would have every change refused for ever.
-        if (said := await connection.pragma("quick_check(1)")) != "ok":
+        if (said := await connection.pragma("quick_check", 1)) != "ok":
             import apsw
 
             raise apsw.CorruptError(said)
