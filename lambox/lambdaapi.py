@@ -15,9 +15,9 @@ from rootfs.codestore import CodeStore
 from rootfs.runtimes import Runtimes
 from rootfs.trees import LayerStore
 from runtimeapi.control.control import Control
-from runtimeapi.ports import ProvisionedState
 from sandbox.catalog import Catalog
 from sandbox.functiontoml import FunctionDefaults
+from sandbox.provisioning import Provisioned
 from sandbox.registry.activation import Activator
 from sandbox.registry.database import open_database
 from sandbox.registry.registry import open_registry
@@ -40,7 +40,7 @@ async def open_lambda_api(
     *,
     layers: LayerStore,
     defaults: FunctionDefaults,
-    provisioned: Callable[[str, str], ProvisionedState | None] = lambda name, version: None,
+    provisioned: Callable[[str, str], Provisioned | None] = lambda name, version: None,
 ) -> AsyncIterator[LambdaApi]:
     """All functions there are, and the API that changes them. Its background work ends with it.
 

@@ -11,8 +11,9 @@ from rootfs.codestore import CodeStore
 from runtimeapi.arns import FunctionRef, parse_function_name
 from runtimeapi.control.parsing import Input
 from runtimeapi.control.rendering import Output, timestamp
-from runtimeapi.ports import Functions, ProvisionedState
+from runtimeapi.ports import Functions
 from sandbox.errors import FunctionNotFound, InvalidRequest
+from sandbox.provisioning import Provisioned
 from sandbox.registry.records import LATEST, FunctionRecord
 from sandbox.registry.registry import Registry
 
@@ -34,7 +35,7 @@ class Control:
     """Make ready what is Pending or InProgress of this function, and have it Active."""
     account_concurrency: int = 1000
     """AccountLimit.ConcurrentExecutions."""
-    provisioned: Callable[[str, str], ProvisionedState | None] = lambda name, version: None
+    provisioned: Callable[[str, str], Provisioned | None] = lambda name, version: None
     """(function, version) -> how far the engine has come; None: it has not heard of it."""
     new_id: Callable[[], str] = field(default=lambda: str(uuid.uuid4()))
 
