@@ -34,11 +34,14 @@ READ_COST = 1024
 class LogPipes:
     """Non-blocking read ends; duplicates of the sandbox's, so that their owner may close his any time."""
 
-    def __init__(self, plain: Sequence[int], framed: int, on_line: Callable[[str], None]) -> None:
+    def __init__(
+        self, plain: Sequence[int], framed: int | None, on_line: Callable[[str], None]
+    ) -> None:
         self._pipes: dict[int, LineSplitter | FrameSplitter] = {}
         for fd in plain:
             self._pipes[os.dup(fd)] = LineSplitter()
-        self._pipes[os.dup(framed)] = FrameSplitter()
+        if framed is not None:
+            self._pipes[os.dup(framed)] = FrameSplitter()
         # Most invocations print nothing: one poll(2) finds that out for all pipes.
         self._filled = select.poll()
         for fd in self._pipes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from sys import getsizeof
 
 import trio
@@ -185,6 +185,12 @@ def init_start_line(runtime: str) -> str:
 
 def init_report_line(duration_ms: float, phase: str, status: str, error_type: str = "") -> str:
     line = f"INIT_REPORT Init Duration: {duration_ms:.2f} ms\tPhase: {phase}\tStatus: {status}"
+    return f"{line}\tError Type: {error_type}" if error_type else line
+
+
+def extension_line(name: str, state: str, events: Sequence[str], error_type: str) -> str:
+    """SPEC 4.1: once per extension, when init has ended or failed."""
+    line = f"EXTENSION\tName: {name}\tState: {state}\tEvents: [{', '.join(events)}]"
     return f"{line}\tError Type: {error_type}" if error_type else line
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -77,6 +78,38 @@ class Body:
         raise StopAsyncIteration
 
 
+class FakeCompanion:
+    """A Companion whose process does what `end` says."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.output, self.write_output = _pipe()
+        self.signals: list[int] = []
+        self.fault: ConfineError | None = None
+        self._exit: Exit | None = None
+        self._ended = trio.Event()
+
+    def end(self, exit_: Exit) -> None:
+        if self._exit is None:
+            self._exit = exit_
+            self._ended.set()
+
+    async def wait(self) -> Exit:
+        await self._ended.wait()
+        assert self._exit is not None
+        return self._exit
+
+    async def signal(self, number: int) -> None:
+        await trio.lowlevel.checkpoint()
+        self.signals.append(number)
+        if number == signal.SIGKILL:
+            self.end(Exit(signal=number))
+
+    def close(self) -> None:
+        os.close(self.output)
+        os.close(self.write_output)
+
+
 class FakeSandbox:
     """A Sandbox whose program is whatever `end` says; remembers what was done to it."""
 
@@ -95,6 +128,8 @@ class FakeSandbox:
         self.history: list[str] = []
         self.calls: list[RefusedCall] = []
         """What log mode of system calls has met."""
+        self.companions: dict[str, FakeCompanion] = {}
+        self.ignores_sigterm = False
         self.memory_peak = 10 * 1024 * 1024
         self._exit: Exit | None = None
         self._ended = trio.Event()
@@ -103,6 +138,20 @@ class FakeSandbox:
     async def start(self, program: Program) -> None:
         await trio.lowlevel.checkpoint()
         self.started.set()
+
+    async def start_companion(self, program: Program) -> FakeCompanion:
+        await trio.lowlevel.checkpoint()
+        companion = FakeCompanion(program)
+        self.companions[program.argv[0].rpartition("/")[2]] = companion
+        if companion.fault is not None:
+            raise companion.fault
+        return companion
+
+    async def signal(self, number: int) -> None:
+        await trio.lowlevel.checkpoint()
+        self.history.append(signal.Signals(number).name)
+        if number == signal.SIGKILL or not self.ignores_sigterm:
+            self.end(Exit(signal=number))
 
     def end(self, exit_: Exit) -> None:
         """The program ends by itself."""
@@ -120,6 +169,9 @@ class FakeSandbox:
             self.killed = True
             self.history.append("kill")
             self.listener.close()
+            for companion in self.companions.values():
+                companion.end(Exit(killed=True))
+                companion.close()
             for fd in (
                 self.stdout,
                 self.stderr,
