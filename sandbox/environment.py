@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import trio
 
-from sandbox import failures, logs
+from sandbox import events, failures
 from sandbox.confine.spec import (
     ConfineError,
     Exit,
@@ -36,6 +36,7 @@ from sandbox.failures import Failure
 from sandbox.function import FunctionVersion
 from sandbox.lifecycle import Event, State
 from sandbox.logpipes import LogPipes
+from sandbox.logs import LogBook
 from sandbox.ticket import Ticket
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class Surroundings:
     prepare: Callable[[FunctionVersion, str, bool], tuple[SandboxSpec, Program]]
     """(function, environment id, whether provisioned) -> what to launch and what to run in it."""
     serve: ServeRuntimeApi
-    logbook: logs.LogBook
+    logbook: LogBook
     init_timeout_s: float = 10.0
     freeze_delay_s: float = 0.1
     max_age_s: float = 7200.0
@@ -199,7 +200,12 @@ class Environment(Conversation):
         listener = sandbox.listener.dup()
         with (
             listener,
-            LogPipes((sandbox.stdout, sandbox.stderr), sandbox.telemetry, self._write) as self._log,
+            LogPipes(
+                (sandbox.stdout, sandbox.stderr),
+                sandbox.telemetry,
+                self._stream.line,
+                self._stream.frame,
+            ) as self._log,
         ):
             sandbox.refused(self._call_refused)
             async with trio.open_nursery() as nursery:
@@ -219,7 +225,7 @@ class Environment(Conversation):
                         self._lose(None)
                         await sandbox.kill()
                         for refused in sandbox.refused():
-                            self._write(refused.total())
+                            self._stream.write(refused.total())
                     nursery.cancel_scope.cancel()
 
     def _call_refused(self, refused: RefusedCall) -> None:
@@ -227,7 +233,7 @@ class Environment(Conversation):
         key = self.function.name, refused.name
         if key not in self._around.told_calls:
             self._around.told_calls.add(key)
-            self._write(refused.line())
+            self._stream.write(refused.line())
             log.warning("function %s: %s", self.function.name, refused.line())
 
     def retire(self, reason: Reason = "spindown") -> None:
@@ -251,6 +257,7 @@ class Environment(Conversation):
         if self.frozen:
             sandbox.thaw()
             self.frozen = False
+            self._stream.telemetry.thaw()
         try:
             await self.extensions.shut_down(
                 sandbox,
@@ -269,7 +276,10 @@ class Environment(Conversation):
         self._arm(self._init_began_at + limit)
         if self.suppressed_init:
             self._first_deadline = self._due
-        self._write(logs.init_start_line(self.function.runtime))
+        function = self.function
+        self._stream.platform(
+            events.InitStart(*self._init, function.runtime, function.name, function.version)
+        )
         metadata = {
             "AWS_LAMBDA_METADATA_API": sandbox.address,
             "AWS_LAMBDA_METADATA_TOKEN": self.metadata_token,
@@ -311,6 +321,8 @@ class Environment(Conversation):
             self._init_failed(failure)
         elif self._turn is not None:
             self._fail_invocation(failure)
+        else:
+            self._runtime_done(failure.status, failure.report_type)
         self.retire("timeout" if failure.status == "timeout" else "failure")
 
     async def _watch_deadline(self) -> None:
@@ -344,7 +356,8 @@ class Environment(Conversation):
                 self._owner.environment_lingers(self)
             else:
                 # SPEC 1.6: answered, but a `next` never came. The caller has its response.
-                self._write(f"RequestId: {self._finishing_id} Status: timeout")
+                self._stream.log(events.Fault(self._finishing_id, "timeout", unanswered=False))
+                self._runtime_done("timeout", failures.TIMED_OUT)
                 self.retire("timeout")
         elif self._turn is not None:
             self._failed(failures.timed_out(self.function.timeout_s), initialising=False)
@@ -368,6 +381,7 @@ class Environment(Conversation):
                     Failure("failure", "Sandbox.Failure", "Sandbox was shut down")
                 )
             self.finish_turn()
+            self._runtime_done()
             self._owner.environment_lost(self, failure)
 
     # --- what its runtime says (RuntimeFace)
@@ -387,9 +401,8 @@ class Environment(Conversation):
     def _init_ended(self) -> None:
         self._write_extensions()
         init_ms = (trio.current_time() - self._init_began_at) * 1000
-        if self.provisioned:
-            self._write(logs.init_report_line(init_ms, "init", "success"))
-        elif not self.suppressed_init:
+        self._init_done(init_ms, "success")
+        if not (self.provisioned or self.suppressed_init):
             self._init_ms = init_ms
         assert self._sandbox is not None
         self._sandbox.settle()
@@ -401,9 +414,8 @@ class Environment(Conversation):
             return
         self._drain()
         self._write_extensions()
-        phase = "invoke" if self.suppressed_init else "init"
         init_ms = (trio.current_time() - self._init_began_at) * 1000
-        self._write(logs.init_report_line(init_ms, phase, failure.status, failure.report_type))
+        self._init_done(init_ms, failure.status, failure.report_type)
         self._lose(failure)
         if at_once:
             self._end("timeout" if failure.status == "timeout" else "failure")
@@ -412,8 +424,9 @@ class Environment(Conversation):
 
     def _write_extensions(self) -> None:
         for one in self.extensions.all:
-            line = logs.extension_line(one.name, one.state.value, one.events, one.error_type)
-            self._write(line)
+            self._stream.platform(
+                events.Extension(one.name, one.state.value, one.events, one.error_type)
+            )
 
     # --- what its extensions say (extensionhost.Hooks)
 
@@ -432,6 +445,17 @@ class Environment(Conversation):
             failure.reason,
         )
         self._failed(failure, initialising=self._initialising)
+
+    def _init_done(self, init_ms: float, status: str, error_type: str = "") -> None:
+        self._stream.platform(events.InitRuntimeDone(*self._init, status, error_type))
+        self._stream.platform(events.InitReport(*self._init, status, init_ms, error_type))
+        self._stream.init_ended()
+
+    @property
+    def _init(self) -> tuple[str, str]:
+        """(AWS's initialization type, phase), as events of the init have them."""
+        kind = "provisioned-concurrency" if self.provisioned else "on-demand"
+        return kind, "invoke" if self.suppressed_init else "init"
 
     def _owner_decides(self) -> None:
         self.idle_since = trio.current_time()
