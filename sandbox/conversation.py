@@ -448,6 +448,10 @@ class Conversation:
 
     # --- logs
 
+    def extension_name(self, identifier: str | None) -> str:
+        """Whose this is. Raises Refused."""
+        return self.extensions.all.find(identifier).name
+
     def extension_printed(self, extension: Extension, line: str) -> None:
         self._stream.extension(line)
 

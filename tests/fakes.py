@@ -11,7 +11,15 @@ from typing import Any, Literal
 
 import trio
 
-from sandbox.confine.spec import ConfineError, Exit, Program, RefusedCall, SandboxSpec, Usage
+from sandbox.confine.spec import (
+    ConfineError,
+    Exit,
+    Program,
+    ProgramNotStarted,
+    RefusedCall,
+    SandboxSpec,
+    Usage,
+)
 from sandbox.environment import Environment, Surroundings
 from sandbox.function import LATEST, FunctionVersion
 from sandbox.invocation import Invocation, new_request_id
@@ -85,7 +93,6 @@ class FakeCompanion:
         self.program = program
         self.output, self.write_output = _pipe()
         self.signals: list[int] = []
-        self.fault: ConfineError | None = None
         self._exit: Exit | None = None
         self._ended = trio.Event()
 
@@ -129,6 +136,8 @@ class FakeSandbox:
         self.calls: list[RefusedCall] = []
         """What log mode of system calls has met."""
         self.companions: dict[str, FakeCompanion] = {}
+        self.not_executable: dict[str, int] = {}
+        """Companion -> errno."""
         self.ignores_sigterm = False
         self.memory_peak = 10 * 1024 * 1024
         self._exit: Exit | None = None
@@ -141,10 +150,10 @@ class FakeSandbox:
 
     async def start_companion(self, program: Program) -> FakeCompanion:
         await trio.lowlevel.checkpoint()
-        companion = FakeCompanion(program)
-        self.companions[program.argv[0].rpartition("/")[2]] = companion
-        if companion.fault is not None:
-            raise companion.fault
+        name = program.argv[0].rpartition("/")[2]
+        if name in self.not_executable:
+            raise ProgramNotStarted(program.argv[0], self.not_executable[name], "")
+        companion = self.companions[name] = FakeCompanion(program)
         return companion
 
     async def signal(self, number: int) -> None:
@@ -261,6 +270,8 @@ class World:
     def __init__(self, runtime: Runtime = echo, **settings: Any) -> None:
         self.launcher = FakeLauncher()
         self.runtime = runtime
+        self.extensions: Runtime | None = None
+        """What external and internal extensions do, from before the runtime starts."""
         self.lines: list[str] = []
         self.logbook = LogBook(lambda _, line: self.lines.append(line))
         self.surroundings = Surroundings(
@@ -284,8 +295,11 @@ class World:
     ) -> None:
         sandbox = next(s for s in self.launcher.sandboxes if s.name == environment.id)
         task_status.started()
-        await sandbox.started.wait()
-        try:
-            await self.runtime(environment, sandbox)
-        except Refused:
-            await trio.sleep_forever()
+        async with trio.open_nursery() as nursery:
+            if self.extensions is not None:
+                nursery.start_soon(self.extensions, environment, sandbox)
+            await sandbox.started.wait()
+            try:
+                await self.runtime(environment, sandbox)
+            except Refused:
+                await trio.sleep_forever()
