@@ -190,7 +190,7 @@ class AwsClients:
         address = self._endpoints.address(service)
         session = botocore.session.Session()
         # Nothing of a user's own ~/.aws: what counts is in the settings and the environment.
-        session.set_config_variable("profile", None)
+        session.session_var_map["profile"] = (None, None, None, None)
         session.set_config_variable("config_file", os.devnull)
         session.set_config_variable("credentials_file", os.devnull)
         return session.create_client(
