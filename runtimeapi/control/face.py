@@ -13,6 +13,7 @@ from werkzeug.routing import BaseConverter
 from runtimeapi.app import FaceApp, body_of, path_of
 from runtimeapi.control import model
 from runtimeapi.control.control import Control
+from runtimeapi.control.downloads import mount_downloads
 from runtimeapi.control.operations import OPERATIONS, Operation
 from runtimeapi.control.parsing import Input, parse
 from runtimeapi.control.rendering import render
@@ -42,6 +43,7 @@ class DateConverter(BaseConverter):
 
 
 def mount_control(app: FaceApp, control: Control) -> None:
+    mount_downloads(app, control)
     app.url_map.converters["apidate"] = DateConverter
     large = trio.CapacityLimiter(LARGE_AT_ONCE)
 

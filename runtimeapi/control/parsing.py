@@ -25,6 +25,8 @@ Input = dict[str, Any]
 
 UNCHECKED = {("CreateFunction", "Runtime"), ("UpdateFunctionConfiguration", "Runtime")}
 """Members whose own refusal AWS words in another way: left to the operation."""
+CLASSIC = {"MemorySize": 10_240, "Timeout": 900, "EphemeralStorageSize": 10_240}
+"""Shapes whose largest value in the model is that of Lambda Managed Instances (SPEC 5.4)."""
 MAX_SHOWN = 8 * 1024
 """Characters of a bad value that a message repeats."""
 
@@ -233,7 +235,10 @@ def _member(shape: Shape, value: Any, where: str) -> list[str]:
             ("value", shape.value, value.values()),
         ):
             if any(item is None or _broken(inner, item) for item in values):
-                words = f"Map {which} must satisfy constraint: [{', '.join(_constraints(inner))}]"
+                rules = _constraints(inner)
+                if which == "keys":
+                    rules.pop()  # what can be no null anyway
+                words = f"Map {which} must satisfy constraint: [{', '.join(rules)}]"
                 found.append(_violation(_shown(value), where, words))
     return found
 
@@ -248,14 +253,15 @@ def _broken(shape: Shape, value: Any) -> list[str]:
         size, what = value, "value"
     else:
         return found
-    if "enum" in rules and value not in rules["enum"]:
-        found.append(_enum(rules["enum"]))
-    if "pattern" in rules and not _compiled(rules["pattern"]).fullmatch(value):
-        found.append(f"Member must satisfy regular expression pattern: {rules['pattern']}")
-    if "max" in rules and size > rules["max"]:
-        found.append(f"Member must have {what} less than or equal to {rules['max']}")
+    most = CLASSIC.get(shape.name, rules.get("max"))
+    if most is not None and size > most:
+        found.append(f"Member must have {what} less than or equal to {most}")
     if "min" in rules and size < rules["min"]:
         found.append(f"Member must have {what} greater than or equal to {rules['min']}")
+    if "pattern" in rules and not _compiled(rules["pattern"]).fullmatch(value):
+        found.append(f"Member must satisfy regular expression pattern: {rules['pattern']}")
+    if "enum" in rules and value not in rules["enum"]:
+        found.append(_enum(rules["enum"]))
     return found
 
 
