@@ -17,6 +17,7 @@ from rootfs.runtimes import Runtimes
 from rootfs.trees import LayerStore
 from runtimeapi.control.control import Control, host_architecture
 from runtimeapi.control.folders import Folders
+from runtimeapi.ports import ProvisionedState
 from sandbox.catalog import Catalog
 from sandbox.errors import PlatformFault
 from sandbox.functiontoml import FunctionDefaults
@@ -44,8 +45,12 @@ async def open_lambda_api(
     *,
     layers: LayerStore,
     defaults: FunctionDefaults,
+    provisioned: Callable[[str, str], ProvisionedState | None] = lambda name, version: None,
 ) -> AsyncIterator[LambdaApi]:
-    """All functions there are, and the API that changes them. Its background work ends with it."""
+    """All functions there are, and the API that changes them. Its background work ends with it.
+
+    `provisioned`: (function, version) -> how far the engine has come with its provisioned concurrency.
+    """
     code = CodeStore(config.state / "code")
     async with (
         open_database(config.state) as database,
@@ -76,6 +81,8 @@ async def open_lambda_api(
                 in_background=in_background,
                 activate=activator.activate,
                 make_ready=activator.make_ready,
+                account_concurrency=config.account_concurrency,
+                provisioned=provisioned,
                 new_id=_new_id,
             ),
         )

@@ -17,7 +17,6 @@ from runtimeapi.control.control import (
 from runtimeapi.control.paging import page
 from runtimeapi.control.parsing import Input
 from runtimeapi.control.rendering import Output
-from sandbox.errors import InvalidRequest
 from sandbox.registry.records import AliasRecord, FunctionRecord
 
 MOST = 10_000
@@ -145,10 +144,8 @@ def _check_routing(control: Control, record: FunctionRecord, alias: AliasRecord)
                 f"Function version {version} is already included in routing configuration."
             )
         if alias.version == LATEST:
-            # Recorded without the member Type.
-            raise InvalidRequest(
-                "$LATEST is not supported for an alias pointing to more than 1 version",
-                code="InvalidParameterValueException",
+            raise invalid(
+                "$LATEST is not supported for an alias pointing to more than 1 version", typed=False
             )
         if version not in record.versions:
             raise missing(f"Function not found: {control.function_arn(record.name, version)}")

@@ -11,6 +11,7 @@ from typing import Any
 from rootfs.environ import RESERVED, RESERVED_MESSAGE
 from runtimeapi.control.control import Control, invalid
 from runtimeapi.control.parsing import Input
+from runtimeapi.control.tags import check_tags
 from sandbox.errors import InvalidRequest
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,6 @@ SNAPSTART = frozenset({
 })  # fmt: skip
 MAX_ENVIRONMENT = 4096
 """Bytes of the variables as JSON (SPEC 5.4)."""
-MAX_TAGS = 50
 MAX_NAME = 64
 
 UNSUPPORTED = {
@@ -101,8 +101,7 @@ def check_new(given: Input, name: str) -> None:
             code="CodeSigningConfigNotFoundException",
             status=404,
         )
-    if len(given.get("Tags", {})) > MAX_TAGS:
-        raise invalid("Number of tags exceeds resource tag limit.")
+    check_tags(given.get("Tags", {}))
 
 
 def check_runtime(runtime: str) -> None:

@@ -12,8 +12,9 @@ from datetime import datetime
 from rootfs.codestore import CodeStore
 from runtimeapi.arns import FunctionRef, parse_function_name
 from runtimeapi.control.folders import Folders
-from runtimeapi.control.rendering import timestamp
-from runtimeapi.ports import Functions
+from runtimeapi.control.parsing import Input
+from runtimeapi.control.rendering import Output, timestamp
+from runtimeapi.ports import Functions, ProvisionedState
 from sandbox.errors import FunctionNotFound, InvalidRequest
 from sandbox.function import BrokenFunction, FunctionVersion
 from sandbox.registry.records import LATEST, FunctionRecord, VersionRecord
@@ -57,6 +58,10 @@ class Control:
     folders: Folders
     fetch_code: Callable[[str, str, str | None], Awaitable[bytes]] = no_s3
     """Bucket, key and version of an object -> its bytes. Raises CallerError, in AWS's words."""
+    account_concurrency: int = 1000
+    """AccountLimit.ConcurrentExecutions."""
+    provisioned: Callable[[str, str], ProvisionedState | None] = lambda name, version: None
+    """(function, version) -> how far the engine has come; None: it has not heard of it."""
     new_id: Callable[[], str] = field(default=lambda: str(uuid.uuid4()))
     architecture: str = field(default_factory=host_architecture)
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32))
@@ -108,6 +113,10 @@ class Control:
         return record, found
 
 
+Operation = Callable[[Control, Input], Awaitable[Output]]
+"""What answers one operation: botocore's member names in and out. Raises CallerError or PlatformFault."""
+
+
 def not_found(ref: FunctionRef) -> FunctionNotFound:
     """SPEC 3.8: unlike Invoke, these do not append `:$LATEST`."""
     return FunctionNotFound(f"Function not found: {ref.invoked_arn}")
@@ -118,16 +127,19 @@ def function_not_found(ref: FunctionRef) -> FunctionNotFound:
     return not_found(replace(ref, qualifier=None))
 
 
-def invalid(message: str) -> InvalidRequest:
-    return InvalidRequest(message, code="InvalidParameterValueException")
+def invalid(message: str, *, typed: bool = True) -> InvalidRequest:
+    """`typed` False: AWS's answer to this has no `Type`."""
+    return InvalidRequest(message, code="InvalidParameterValueException", typed=typed)
 
 
 def conflict(message: str) -> InvalidRequest:
     return InvalidRequest(message, code="ResourceConflictException", status=409)
 
 
-def missing(message: str = "The resource you requested does not exist.") -> InvalidRequest:
-    return InvalidRequest(message, code="ResourceNotFoundException", status=404)
+def missing(
+    message: str = "The resource you requested does not exist.", *, typed: bool = True
+) -> InvalidRequest:
+    return InvalidRequest(message, code="ResourceNotFoundException", status=404, typed=typed)
 
 
 def stale(call: str = "GetFunction/GetAlias") -> InvalidRequest:
@@ -143,6 +155,7 @@ def stale(call: str = "GetFunction/GetAlias") -> InvalidRequest:
 __all__ = [
     "LATEST",
     "Control",
+    "Operation",
     "conflict",
     "function_not_found",
     "invalid",

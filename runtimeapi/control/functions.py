@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from functools import partial
 
@@ -19,6 +18,7 @@ from runtimeapi.control.control import (
 )
 from runtimeapi.control.paging import Key, page
 from runtimeapi.control.parsing import Input
+from runtimeapi.control.qualifiers import names_alias
 from runtimeapi.control.references import referenced
 from runtimeapi.control.rendering import Output
 from runtimeapi.control.versions import published
@@ -26,7 +26,6 @@ from sandbox.errors import CallerError
 from sandbox.registry.records import LATEST, FunctionRecord, VersionRecord
 
 CREATING = "The function is being created."
-ALIAS = re.compile(r"(?![0-9]+\Z)[a-zA-Z0-9-_]+\Z")
 
 
 async def create_function(control: Control, given: Input) -> Output:
@@ -131,7 +130,7 @@ async def delete_function(control: Control, given: Input) -> Output:
     ref = control.ref(given["FunctionName"], given.get("Qualifier"))
     if ref.qualifier == LATEST:
         raise invalid("$LATEST version cannot be deleted without deleting the function.")
-    if ref.qualifier is not None and ALIAS.match(ref.qualifier):
+    if ref.qualifier is not None and names_alias(ref.qualifier):
         raise invalid("Deletion of aliases is not currently supported.")
     async with control.registry.edit() as edit:
         try:

@@ -27,8 +27,10 @@ from sandbox.errors import (
     FunctionNotFound,
     InvalidRuntime,
 )
+from sandbox.eventconfig import EventConfig
 from sandbox.function import BrokenFunction, FunctionVersion
 from sandbox.functiontoml import FunctionDefaults
+from sandbox.registry.eventinvoke import event_config
 from sandbox.registry.records import LATEST, AliasRecord, FunctionRecord, VersionRecord
 from sandbox.registry.registry import Registry
 
@@ -118,6 +120,17 @@ class AllFunctions:
         if version is None:
             raise FunctionNotFound(name)
         return self._of(record, version)
+
+    def event_config(self, name: str, qualifier: str | None) -> EventConfig:
+        """Of asynchronous invocations. Raises CallerError where there is no such function."""
+        record = self._registry.function(name)
+        if record is None:
+            return self._catalog.resolve(name, qualifier).events
+        folder = None
+        if record.latest is None:
+            one = self.folder(name)  # gone or broken: what was published of it still runs
+            folder = one.events if isinstance(one, FunctionVersion) else None
+        return event_config(record, folder, qualifier)
 
     def all(self) -> Sequence[FunctionVersion | BrokenFunction]:
         """Every $LATEST, by name."""

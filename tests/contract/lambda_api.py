@@ -10,7 +10,7 @@ import hashlib
 import io
 import threading
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +27,7 @@ from lambox.config import Config, load
 from lambox.lambdaapi import LambdaApi, open_lambda_api
 from rootfs.runtimes import Runtimes, discover
 from rootfs.trees import LayerStore
+from runtimeapi.guard import Guard
 from runtimeapi.invoke import make_invoke_app
 from runtimeapi.lanes import caller_lane
 from runtimeapi.server import caller_config, running_app
@@ -43,7 +44,7 @@ def zipped(files: Mapping[str, str | bytes] | None = None) -> bytes:
     written = io.BytesIO()
     with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in (files or {"index.py": HANDLER}).items():
-            archive.writestr(zipfile.ZipInfo(name), content)
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
     return written.getvalue()
 
 
@@ -146,8 +147,17 @@ def _runtimes() -> Runtimes:
 
 
 @contextmanager
-def serving(folder: Path, **settings: Any) -> Iterator[Api]:
-    """Starts a server on what `folder` has. `settings`: flags of `lambox serve`."""
+def serving(
+    folder: Path,
+    *,
+    provisioned: Callable[[str, str], Any] = lambda name, version: None,
+    guard: Guard | None = None,
+    **settings: Any,
+) -> Iterator[Api]:
+    """Starts a server on what `folder` has. `settings`: flags of `lambox serve`.
+
+    `provisioned`: what the engine says of provisioned concurrency.
+    """
     functions = folder / "functions"
     functions.mkdir(exist_ok=True)
     flags = {"functions": str(functions), "state": str(folder / "state"), **settings}
@@ -158,7 +168,7 @@ def serving(folder: Path, **settings: Any) -> Iterator[Api]:
 
     def run() -> None:
         try:
-            trio.run(_serve, config, started, ready, stop)
+            trio.run(_serve, config, started, ready, stop, provisioned, guard)
         except BaseException as exc:
             failed.append(exc)
         finally:
@@ -181,7 +191,12 @@ def serving(folder: Path, **settings: Any) -> Iterator[Api]:
 
 
 async def _serve(
-    config: Config, started: list[Api], ready: threading.Event, stop: trio.Event
+    config: Config,
+    started: list[Api],
+    ready: threading.Event,
+    stop: trio.Event,
+    provisioned: Callable[[str, str], Any],
+    guard: Guard | None,
 ) -> None:
     runtimes = await trio.to_thread.run_sync(_runtimes)
     invoker, sock = FakeInvoker(), listening()
@@ -189,7 +204,12 @@ async def _serve(
     with Catalog(config.functions, runtimes, layers=layers) as catalog:
         async with (
             open_lambda_api(
-                config, catalog, runtimes, layers=layers, defaults=config.defaults
+                config,
+                catalog,
+                runtimes,
+                layers=layers,
+                defaults=config.defaults,
+                provisioned=provisioned,
             ) as behind,
             trio.open_nursery() as nursery,
         ):
@@ -199,10 +219,15 @@ async def _serve(
                 FakeLogs().console(),
                 region=config.region,
                 account=config.account,
+                guard=guard,
                 control=behind.control,
             )
             lane = caller_lane(
-                behind.functions, invoker, region=config.region, account=config.account
+                behind.functions,
+                invoker,
+                region=config.region,
+                account=config.account,
+                guard=guard,
             )
             async with running_app(app, caller_config(), lane) as served:
                 invoker.nursery = nursery
