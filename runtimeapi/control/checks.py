@@ -13,6 +13,7 @@ from runtimeapi.control.control import Control, invalid
 from runtimeapi.control.parsing import Input
 from runtimeapi.control.tags import check_tags
 from sandbox.errors import InvalidRequest
+from sandbox.registry.eventinvoke import check_dead_letter
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ NO_IMAGES = (
 )
 
 
-def check_configuration(control: Control, given: Input, *, runtime: str | None) -> None:
+def check_configuration(control: Control, given: Input, *, name: str, runtime: str | None) -> None:
     """Of CreateFunction and UpdateFunctionConfiguration. `runtime`: what it will have. Raises CallerError."""
     check_supported(given)
     _check_environment(given.get("Environment", {}).get("Variables", {}))
@@ -66,6 +67,7 @@ def check_configuration(control: Control, given: Input, *, runtime: str | None) 
         runtime not in SNAPSTART
     ):
         raise invalid(f"{runtime} is not supported for SnapStart enabled functions.")
+    check_dead_letter(given.get("DeadLetterConfig", {}), name=name)
     check_architectures(control, given)
 
 

@@ -23,6 +23,8 @@ UNCHECKED = {
 """Members whose own refusal AWS words in another way: left to the operation."""
 CLASSIC = {"MemorySize": 10_240, "Timeout": 900, "EphemeralStorageSize": 10_240}
 """Largest values by shape, where the model has those of Lambda Managed Instances (SPEC 5.4)."""
+OURS = dict.fromkeys(("DestinationArn", "ResourceArn"), re.compile(r"https?://\S+"))
+"""By shape, what goes beside the model's pattern: lambox takes HTTP addresses as destinations and for dead letters."""
 MAX_SHOWN = 8 * 1024
 """Characters of a bad value that a message repeats."""
 
@@ -157,7 +159,8 @@ def _broken(shape: Shape, value: Any, where: str) -> list[str]:
         return found
     if "enum" in rules and value not in _allowed(shape, where):
         found.append(_enum(shape, where))
-    if "pattern" in rules and not compiled(rules["pattern"]).fullmatch(value):
+    ours = shape.name in OURS and OURS[shape.name].fullmatch(value)
+    if "pattern" in rules and not ours and not compiled(rules["pattern"]).fullmatch(value):
         found.append(_pattern(shape))
     most = CLASSIC.get(shape.name, rules.get("max"))
     if most is not None and size > most:

@@ -32,7 +32,7 @@ async def create_function(control: Control, given: Input) -> Output:
     ref = control.ref(given["FunctionName"])
     check_new(given, ref.name)
     check_source(given["Code"])
-    check_configuration(control, given, runtime=given.get("Runtime"))
+    check_configuration(control, given, name=ref.name, runtime=given.get("Runtime"))
     config = configured(defaults(ref.name, control.architecture), given, ref.name)
     if "Layers" in given:
         config["Layers"] = referenced(control, given["Layers"])

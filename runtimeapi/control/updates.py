@@ -64,7 +64,7 @@ async def update_function_configuration(control: Control, given: Input) -> Outpu
     async with control.registry.edit() as edit:
         record, latest = _changeable(control, ref, given)
         runtime = given.get("Runtime", latest.config.get("Runtime"))
-        check_configuration(control, given, runtime=runtime)
+        check_configuration(control, given, name=record.name, runtime=runtime)
         config = configured(latest.config, given, record.name)
         if "Layers" in given:
             config["Layers"] = referenced(control, given["Layers"])
