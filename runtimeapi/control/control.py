@@ -31,6 +31,10 @@ class Control:
     """Run this after the answer, in the node's nursery."""
     activate: Callable[[str], Awaitable[None]]
     """Make ready what is Pending or InProgress of this function, and have it Active."""
+    queue_timeout_s: Callable[[str], Awaitable[int]]
+    """Visibility timeout of the SQS queue with this ARN. Raises sandbox.sources.poller.QueueProblem."""
+    mapping_problems: dict[str, str] = field(default_factory=dict)
+    """What keeps event source mappings from their queues or functions just now, by UUID."""
     new_id: Callable[[], str] = field(default=lambda: str(uuid.uuid4()))
 
     def stamp(self) -> str:
