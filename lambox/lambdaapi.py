@@ -19,6 +19,7 @@ from rootfs.runtimes import Runtimes
 from rootfs.trees import LayerStore
 from runtimeapi.control.control import Control
 from runtimeapi.intake import read_trace_id
+from runtimeapi.ports import ProvisionedState
 from sandbox.catalog import Catalog
 from sandbox.function import FunctionVersion
 from sandbox.functiontoml import FunctionDefaults
@@ -48,8 +49,12 @@ async def open_lambda_api(
     layers: LayerStore,
     defaults: FunctionDefaults,
     clients: AwsClients,
+    provisioned: Callable[[str, str], ProvisionedState | None] = lambda name, version: None,
 ) -> AsyncIterator[LambdaApi]:
-    """All functions there are, and the API that changes them. Its background work ends with it."""
+    """All functions there are, and the API that changes them. Its background work ends with it.
+
+    `provisioned`: (function, version) -> how far the engine has come with its provisioned concurrency.
+    """
     code = CodeStore(config.state / "code")
     async with (
         open_database(config.state) as database,
@@ -77,6 +82,8 @@ async def open_lambda_api(
                 now=lambda: datetime.now(UTC),
                 in_background=in_background,
                 activate=activator.activate,
+                account_concurrency=config.account_concurrency,
+                provisioned=provisioned,
                 new_id=_new_id,
                 queue_timeout_s=lambda arn: SqsQueue(clients, arn).visibility_timeout_s(),
             ),

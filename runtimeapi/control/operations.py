@@ -5,16 +5,27 @@ What is in botocore's model and not in this table is answered with 501 (`face.py
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
-from runtimeapi.control import functions, mappings
-from runtimeapi.control.control import Control
-from runtimeapi.control.parsing import Input
-from runtimeapi.control.rendering import Output
-
-Operation = Callable[[Control, Input], Awaitable[Output]]
+from runtimeapi.control import (
+    absent,
+    account,
+    concurrency,
+    functions,
+    management,
+    mappings,
+    policy,
+    provisioned,
+    tags,
+)
+from runtimeapi.control.control import Operation
 
 OPERATIONS: dict[str, Operation] = {
     **functions.OPERATIONS,
+    **concurrency.OPERATIONS,
+    **provisioned.OPERATIONS,
+    **account.OPERATIONS,
+    **policy.OPERATIONS,
+    **tags.OPERATIONS,
+    **management.OPERATIONS,
     **mappings.OPERATIONS,
+    **absent.OPERATIONS,
 }

@@ -33,6 +33,7 @@ class EventSources:
         self._make = make
         self._running: dict[str, _Running] = {}
         self._followed: set[str] = set()
+        self._unreadable: set[str] = set()
         self._news = trio.Event()
         registry.on_change(self._note)
 
@@ -44,10 +45,21 @@ class EventSources:
             while True:
                 self._news = trio.Event()
                 for mapping in self._registry.mappings():
-                    if mapping.name not in self._followed:
+                    if mapping.name not in self._followed and self._readable(mapping):
                         self._followed.add(mapping.name)
                         nursery.start_soon(self._follow, mapping.name, nursery)
                 await self._news.wait()
+
+    def _readable(self, mapping: MappingRecord) -> bool:
+        """One that another lambox wrote in another way is left alone, and said once."""
+        try:
+            _wanted(mapping)
+        except (KeyError, IndexError, TypeError, ValueError) as exc:
+            if mapping.name not in self._unreadable:
+                log.error("event source mapping %s cannot be read: %r", mapping.name, exc)
+                self._unreadable.add(mapping.name)
+            return False
+        return True
 
     async def _follow(self, name: str, nursery: trio.Nursery) -> None:
         """Until it is as the registry has it; what was being polled is first brought to its end."""
