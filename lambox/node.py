@@ -401,6 +401,7 @@ async def open_node(
             region=config.region,
             account=config.account,
             now=lambda: datetime.now(UTC),
+            accept=queue.accept,
             renew=scheduler.renew,
             max_age_s=config.max_environment_age_s,
             trace_id=lambda: read_trace_id(None),
