@@ -9,6 +9,7 @@ from runtimeapi.control import (
     absent,
     account,
     concurrency,
+    eventinvoke,
     functions,
     management,
     mappings,
@@ -21,6 +22,7 @@ from runtimeapi.control.control import Operation
 OPERATIONS: dict[str, Operation] = {
     **functions.OPERATIONS,
     **concurrency.OPERATIONS,
+    **eventinvoke.OPERATIONS,
     **provisioned.OPERATIONS,
     **account.OPERATIONS,
     **policy.OPERATIONS,
