@@ -56,12 +56,16 @@ class Control:
     make_ready: Callable[[FunctionRecord, VersionRecord], Awaitable[None]]
     """Have a version that is not in the registry yet run as soon as it is."""
     folders: Folders
+    queue_timeout_s: Callable[[str], Awaitable[int]]
+    """Visibility timeout of the SQS queue with this ARN. Raises sandbox.sources.poller.QueueProblem."""
     fetch_code: Callable[[str, str, str | None], Awaitable[bytes]] = no_s3
     """Bucket, key and version of an object -> its bytes. Raises CallerError, in AWS's words."""
     account_concurrency: int = 1000
     """AccountLimit.ConcurrentExecutions."""
     provisioned: Callable[[str, str], ProvisionedState | None] = lambda name, version: None
     """(function, version) -> how far the engine has come; None: it has not heard of it."""
+    mapping_problems: dict[str, str] = field(default_factory=dict)
+    """What keeps event source mappings from their queues or functions just now, by UUID."""
     new_id: Callable[[], str] = field(default=lambda: str(uuid.uuid4()))
     architecture: str = field(default_factory=host_architecture)
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32))

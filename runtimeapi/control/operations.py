@@ -13,6 +13,7 @@ from runtimeapi.control import (
     eventinvoke,
     functions,
     management,
+    mappings,
     policy,
     provisioned,
     tags,
@@ -33,5 +34,6 @@ OPERATIONS: dict[str, Operation] = {
     **policy.OPERATIONS,
     **tags.OPERATIONS,
     **management.OPERATIONS,
+    **mappings.OPERATIONS,
     **absent.OPERATIONS,
 }
