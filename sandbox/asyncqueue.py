@@ -212,7 +212,7 @@ class AsyncQueue:
             return
         if condition != "Success":
             log.info(
-                "event %s of %s has failed, %s; told to %s",
+                "event %s of %s has failed, %s; this goes to %s",
                 accepted.invocation.request_id,
                 accepted.name,
                 _why(condition, config, error),
