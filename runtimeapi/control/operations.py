@@ -12,6 +12,7 @@ from runtimeapi.control import (
     eventinvoke,
     functions,
     management,
+    mappings,
     policy,
     provisioned,
     tags,
@@ -27,5 +28,6 @@ OPERATIONS: dict[str, Operation] = {
     **policy.OPERATIONS,
     **tags.OPERATIONS,
     **management.OPERATIONS,
+    **mappings.OPERATIONS,
     **absent.OPERATIONS,
 }
