@@ -21,11 +21,11 @@ import shutil
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from rootfs.publishing import publish, sync_file, sync_tree
 from rootfs.trees import CHUNK, MAX_UNZIPPED, LayerProblem, ZipTooLarge, unzip
@@ -71,7 +71,7 @@ class Hold:
 
     def put(self, source: bytes | BinaryIO) -> Package:
         """Keep a zip, unpacked too; a file is read from its beginning. Raises BadPackage, OSError."""
-        return self._store._put(source, self)
+        return self._store.put(source, hold=self)
 
 
 class CodeStore:
@@ -80,6 +80,8 @@ class CodeStore:
     def __init__(self, folder: Path, *, limit: int = MAX_UNZIPPED) -> None:
         self.folder = folder
         self.limit = limit
+        self.on_release: Callable[[], None] = lambda: None
+        """Called where a hold ends that held something: nothing may refer to it."""
         self._held: Counter[str] = Counter()
         self._lock = threading.Lock()
         """Whoever looks whether a package is there, in order to use it, and whoever takes one away."""
@@ -105,9 +107,18 @@ class CodeStore:
         try:
             yield hold
         finally:
-            with self._lock:
-                self._held.subtract(hold.names)
-                self._held += Counter()  # forgets those at 0
+            self._release(hold)
+            if hold.names:
+                self.on_release()
+
+    def _release(self, hold: Hold) -> None:
+        with self._lock:
+            self._held.subtract(hold.names)
+            self._held += Counter()  # forgets those at 0
+
+    def scratch(self) -> BinaryIO:
+        """A file without a name on the store's disk, for a zip on its way. Raises OSError."""
+        return cast("BinaryIO", tempfile.TemporaryFile(dir=self._made()))
 
     def check(self, source: bytes | BinaryIO) -> Package:
         """What `put` would give, with nothing kept. Raises BadPackage, OSError."""
@@ -116,12 +127,16 @@ class CodeStore:
             digest, size = _write(source, archive)
             return _package(digest, size, self._unpack(archive, Path(work, "tree")))
 
-    def put(self, source: bytes | BinaryIO) -> Package:
+    def put(
+        self, source: bytes | BinaryIO, *, may_be_empty: bool = False, hold: Hold | None = None
+    ) -> Package:
         """The same as `Hold.put`, for who has nobody beside him that throws away. Raises BadPackage, OSError."""
-        with self.hold() as hold:
-            return hold.put(source)
-
-    def _put(self, source: bytes | BinaryIO, hold: Hold) -> Package:
+        if hold is None:
+            own = Hold(self)
+            try:
+                return self.put(source, may_be_empty=may_be_empty, hold=own)
+            finally:
+                self._release(own)
         with tempfile.TemporaryDirectory(prefix=MAKING, dir=self._made()) as work:
             archive, tree = Path(work, "zip"), Path(work, "tree")
             digest, size = _write(source, archive)
@@ -132,7 +147,7 @@ class CodeStore:
                 there = self.has(name)
             if there:
                 return _package(digest, size, _size(self.tree(name)))
-            unzipped = self._unpack(archive, tree)
+            unzipped = self._unpack(archive, tree, may_be_empty)
             sync_file(archive)
             sync_tree(tree)
             publish(archive, self.zip(name))
@@ -149,11 +164,11 @@ class CodeStore:
             with self.zip(name).open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != name:
                     raise BadPackage(f"{self.zip(name)}: is damaged: its SHA-256 is another one")
-            self._unpack(self.zip(name), tree)
+            self._unpack(self.zip(name), tree, True)
             sync_tree(tree)
             publish(tree, self.tree(name))
 
-    def _unpack(self, archive: Path, tree: Path) -> int:
+    def _unpack(self, archive: Path, tree: Path, may_be_empty: bool = False) -> int:
         tree.mkdir()
         tree.chmod(0o755)  # whatever the umask says
         try:
@@ -165,7 +180,7 @@ class CodeStore:
             if archive.stat().st_size == 0:
                 raise Empty("there is nothing in it") from exc
             raise BadPackage(str(exc)) from exc
-        if not any(tree.iterdir()):
+        if not may_be_empty and not any(tree.iterdir()):
             raise Empty("there is nothing in it")
         return size
 

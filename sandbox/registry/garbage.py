@@ -47,6 +47,7 @@ class Garbage:
         self._layers = layers
         self._news = trio.Event()
         registry.on_change(self._changed)
+        code.on_release = self._changed
 
     async def run(self, in_use: InUse = tuple) -> None:
         """Throw away at the start and after every change, until cancelled."""
