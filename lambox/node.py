@@ -29,6 +29,7 @@ from rootfs import environ, host, layout
 from rootfs.layout import Entry
 from rootfs.runtimes import Runtime, Runtimes, discover
 from rootfs.trees import LayerStore
+from runtimeapi.delivery import courier
 from runtimeapi.intake import read_trace_id
 from runtimeapi.invoke import make_invoke_app
 from runtimeapi.lanes import caller_lane, runtime_lane
@@ -350,6 +351,7 @@ async def open_node(
                     launcher=launcher,
                     prepare=kitchen.prepare,
                     serve=_runtime_api(rapi),
+                    courier=courier,
                     logbook=logbook,
                     init_timeout_s=config.init_timeout_s,
                     freeze_delay_s=config.freeze_delay_ms / 1000,

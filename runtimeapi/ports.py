@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from sandbox.function import BrokenFunction, FunctionVersion
 from sandbox.invocation import BodyTruncated, Invocation, Outcome, ResponseBody
 from sandbox.lifecycle import NextEvent
+from sandbox.telemetry import Subscription
 from sandbox.ticket import Ticket
 
 __all__ = [
@@ -57,6 +58,14 @@ class RuntimeFace(Protocol):
     ) -> None: ...
 
     async def init_error(self, *, error_type: str | None, body: bytes) -> None: ...
+
+    # Of its extensions.
+
+    def extension_name(self, identifier: str | None) -> str:
+        """Whose `Lambda-Extension-Identifier` this is."""
+
+    def subscribe(self, extension: str, subscription: Subscription) -> None:
+        """The Telemetry or Logs API, during init."""
 
     # The same without waiting, for the fast lane.
 

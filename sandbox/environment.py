@@ -34,17 +34,22 @@ from sandbox.function import FunctionVersion
 from sandbox.lifecycle import Event, State
 from sandbox.logpipes import LogPipes
 from sandbox.logs import LogBook
+from sandbox.telemetry import Courier, Destination, Subscription
 from sandbox.ticket import Ticket
 
 log = logging.getLogger(__name__)
 LAST_WORDS_S = 0.1
 """How long a dead runtime's last request may still be on its way through our sockets."""
+FLUSH_S = 0.5
+"""How long an idle environment waits at most, before it is frozen, for its telemetry to be taken."""
 LINGER_S = 0.1
 """How long after its answer a runtime is counted on to ask again: one period of the CPU quota."""
 PROVISIONED_INIT_S = 130.0
 """Least time for the init of a provisioned environment (SPEC 3.6)."""
 MIB = 1024 * 1024
 
+MakeCourier = Callable[[Destination, Callable[[int], Awaitable[trio.SocketStream]]], Courier]
+"""(destination, how to connect to a port inside) -> who takes telemetry there."""
 ServeRuntimeApi = Callable[..., Awaitable[None]]
 """async (listener, environment, *, task_status): the Runtime API, until cancelled."""
 
@@ -83,6 +88,8 @@ class Surroundings:
     """Unix time in seconds, for the deadline a runtime is told."""
     idle_limit: Callable[[FunctionVersion], float] = lambda function: function.idle_timeout_s
     """For how many seconds from now an environment may be idle."""
+    courier: MakeCourier | None = None
+    """None: nobody can subscribe to telemetry."""
     told_calls: set[tuple[str, str]] = field(default_factory=set)
     """(function, system call) of log mode: what has been told is not told by each environment."""
 
@@ -108,9 +115,12 @@ class Environment(Conversation):
         self.born_at = self.turn_began_at = trio.current_time()
         self.idle_since = math.inf
         self.frozen = False
+        self._flushing = False
+        """Idle, and to be frozen when its telemetry has been taken."""
         self.connections = 0
         self._owner = owner
         self._around = surroundings
+        self._stream.telemetry.on_quiet = self._flushed
         self._sandbox: Sandbox | None = None
         self._init_began_at = self.born_at
         self._quiet = trio.Event()
@@ -167,6 +177,10 @@ class Environment(Conversation):
         ):
             sandbox.refused(self._call_refused)
             async with trio.open_nursery() as nursery:
+                if (courier := self._around.courier) is not None:
+                    self._stream.telemetry.start(
+                        nursery, lambda destination: courier(destination, sandbox.connect)
+                    )
                 try:
                     await nursery.start(self._around.serve, listener, self)
                     nursery.start_soon(self._log.read)
@@ -264,10 +278,7 @@ class Environment(Conversation):
             limit = failures.timed_out(self.function.timeout_s)
             self._init_failed(limit)
         elif state is State.READY and self.function.freeze and not self.frozen:
-            assert self._sandbox is not None
-            self._sandbox.freeze()
-            self.frozen = True
-            self._arm(self._idle_until)
+            self._freeze()
         elif state is State.RESPONSE_SENT and trio.current_time() < self._deadline:
             self._arm(self._deadline)
             self._owner.environment_lingers(self)
@@ -279,6 +290,24 @@ class Environment(Conversation):
                 self._stream.log(events.Fault(self._request_id, "timeout", unanswered=False))
                 self._runtime_done("timeout", failures.TIMED_OUT)
             self.retire()
+
+    def _freeze(self) -> None:
+        """Once its telemetry is out, or FLUSH_S later: a frozen environment takes nothing."""
+        telemetry = self._stream.telemetry
+        if not self._flushing and telemetry.flush():
+            self._flushing = True
+            self._arm(trio.current_time() + FLUSH_S)
+            return
+        self._flushing = False
+        assert self._sandbox is not None
+        telemetry.freeze()
+        self._sandbox.freeze()
+        self.frozen = True
+        self._arm(self._idle_until)
+
+    def _flushed(self) -> None:
+        if self._flushing and self._life.state is State.READY and not self.lost:
+            self._arm(trio.current_time())
 
     def _lose(self, failure: Failure | Exception | None) -> None:
         if not self.lost:
@@ -302,6 +331,13 @@ class Environment(Conversation):
         self.connections += change
         self._quiet.set()
         self._quiet = trio.Event()
+
+    def subscribe(self, extension: str, subscription: Subscription) -> None:
+        """To the Telemetry or Logs API. Raises Refused."""
+        if self._stream.telemetry.subscribe(extension, subscription):
+            self._stream.platform(
+                events.TelemetrySubscription(extension, subscription.types, subscription.api)
+            )
 
     # --- init
 
@@ -358,10 +394,12 @@ class Environment(Conversation):
 
     def dispatch(self, ticket: Ticket) -> None:
         """Give it an invocation. The environment must be idle (its runtime parked in `next`)."""
+        self._flushing = False
         if self.frozen:
             assert self._sandbox is not None
             self._sandbox.thaw()
             self.frozen = False
+            self._stream.telemetry.thaw()
         now = trio.current_time()
         deadline = min(now + self.function.timeout_s, self._first_deadline)
         self._first_deadline = math.inf

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import trio
+
 from rootfs.layout import Entry, Late
 from sandbox.confine.calls import Family
 
@@ -207,6 +209,12 @@ class Sandbox(Protocol):
 
     async def start(self, program: Program) -> None:
         """Execute `program` inside; returns when execve succeeded. Raises ProgramNotStarted."""
+
+    async def connect(self, port: int) -> trio.SocketStream:
+        """A TCP connection to 127.0.0.1:`port` as a process inside makes one, and as it alone could.
+
+        Waits while the sandbox is frozen. Raises OSError (nobody listens), ConfineError (it has ended).
+        """
 
     def settle(self) -> None:
         """Init is over: the CPU share holds from now on (until then there is none, as on AWS)."""

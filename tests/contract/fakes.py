@@ -29,10 +29,12 @@ from sandbox.errors import CallerError, FunctionFailed, FunctionNotFound
 from sandbox.function import BrokenFunction, FunctionVersion
 from sandbox.invocation import Invocation, Outcome
 from sandbox.lifecycle import NextEvent, Refused
+from sandbox.telemetry import Subscription
 from sandbox.ticket import Ticket
 
 REGION = "us-east-1"
 ACCOUNT = "000000000000"
+EXTENSION = "6f3b4f5e-0c1d-4e2f-8a9b-0c1d2e3f4a5b"
 REQUEST_ID = "8f9ecd4a-4e4d-4bb4-a0a3-1b1c2d3e4f50"
 
 
@@ -97,6 +99,7 @@ class FakeEnvironment:
     def __init__(self) -> None:
         self.put = Events()
         self.posted: list[Posted] = []
+        self.subscriptions: list[tuple[str, Subscription]] = []
         self.refusal: Exception | None = None
         self.limit: int | None = None
         self.parked = trio.Event()
@@ -105,6 +108,17 @@ class FakeEnvironment:
         self._done, self.done = trio.open_memory_channel[Posted](math.inf)
         self.may_read = trio.Event()
         self.may_read.set()
+
+    def extension_name(self, identifier: str | None) -> str:
+        self._maybe_refuse()
+        if identifier != EXTENSION:
+            raise Refused(
+                403, "Extension.UnknownExtensionIdentifier", f"Unknown extension {identifier}"
+            )
+        return "agent"
+
+    def subscribe(self, extension: str, subscription: Subscription) -> None:
+        self.subscriptions.append((extension, subscription))
 
     async def next(self) -> NextEvent:
         send, receive = trio.open_memory_channel[NextEvent](1)
