@@ -21,8 +21,10 @@ from typing import Any
 
 import trio
 
+from lambox.awsclient import AwsClients, Endpoints
 from lambox.callers import CallersFace
 from lambox.config import Config
+from lambox.dispatch import Dispatch
 from lambox.lambdaapi import LambdaApi, open_lambda_api
 from lambox.network import WayOut, open_way_out
 from rootfs import environ, host, layout
@@ -36,7 +38,7 @@ from runtimeapi.lanes import caller_lane, runtime_lane
 from runtimeapi.ports import Console, Functions
 from runtimeapi.rapi import ON_HOST_NETWORK, make_rapi_app
 from runtimeapi.server import ServedApp, caller_config, environment_config, running_app
-from sandbox.asyncqueue import AsyncQueue, open_queue
+from sandbox.asyncqueue import AsyncQueue, Rules, open_queue
 from sandbox.catalog import Catalog
 from sandbox.confine.launcher import BwrapLauncher, open_launcher
 from sandbox.confine.pool import PoolLimits
@@ -375,8 +377,12 @@ async def open_node(
                 find,
                 EventStore(config.state / "events", _key(config)),
                 wall=time.time,
-                concurrency=ASYNC_PER_CORE * (os.cpu_count() or 1),
-                retry_s=config.event_retry_s,
+                rules=Rules(
+                    concurrency=ASYNC_PER_CORE * (os.cpu_count() or 1),
+                    retry_s=config.event_retry_s,
+                    config=lambda name, qualifier: api.functions.resolve(name, qualifier).events,
+                    deliver=Dispatch(AwsClients(_endpoints(config))),
+                ),
             )
         )
         keepwarm = KeepWarm(
@@ -420,6 +426,18 @@ def _finder(functions: Functions) -> Callable[[str, str | None], FunctionVersion
         return functions.resolve(name, qualifier)
 
     return find
+
+
+def _endpoints(config: Config) -> Endpoints:
+    return Endpoints(
+        config.aws_endpoint,
+        {
+            "sqs": config.endpoint_sqs,
+            "sns": config.endpoint_sns,
+            "events": config.endpoint_eventbridge,
+            "s3": config.endpoint_s3,
+        },
+    )
 
 
 def _key(config: Config) -> str:

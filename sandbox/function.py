@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from sandbox.eventconfig import NOTHING, EventConfig
 from sandbox.schedules import Schedule
 
 LATEST = "$LATEST"
@@ -44,6 +45,8 @@ class FunctionVersion:
     network: Network = "none"
     freeze: bool = True
     description: str = ""
+    events: EventConfig = NOTHING
+    """Of its asynchronous invocations, as its folder has it."""
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     log_format: LogFormat = "Text"
     application_log_level: str | None = None

@@ -20,6 +20,16 @@ from typing import Any
 
 from rootfs.environ import RESERVED, RESERVED_MESSAGE
 from sandbox.checks import Check, Wrong, seconds, shorten, show, whole
+from sandbox.eventconfig import (
+    MAX_AGE_S,
+    MIN_AGE_S,
+    RETRIES,
+    BadTarget,
+    EventConfig,
+    Kind,
+    Target,
+    parse_target,
+)
 from sandbox.function import LogFormat, Network
 from sandbox.loggingconfig import (
     APPLICATION_LEVELS,
@@ -90,11 +100,28 @@ class Description:
     network: Network = "none"
     freeze: bool = True
     description: str = ""
+    maximum_retry_attempts: int | None = None
+    maximum_event_age: int | None = None
+    on_success: Target | None = None
+    on_failure: Target | None = None
+    dead_letter: Target | None = None
+    recursive_loop: str = "Terminate"
     log_format: LogFormat = "Text"
     application_log_level: str | None = None
     system_log_level: str | None = None
     log_group: str | None = None
     environment: Mapping[str, str] = field(default_factory=_nothing)
+
+    @property
+    def events(self) -> EventConfig:
+        return EventConfig(
+            retries=self.maximum_retry_attempts,
+            max_age_s=self.maximum_event_age,
+            on_success=self.on_success,
+            on_failure=self.on_failure,
+            dead_letter=self.dead_letter,
+            allows_recursion=self.recursive_loop == "Allow",
+        )
 
 
 def _boolean(value: Any) -> bool:
@@ -168,6 +195,21 @@ def _warm(value: Any) -> tuple[Schedule, ...]:
     return tuple(found.values())
 
 
+def _target(*but: Kind) -> Check:
+    """Where a record may go; `but`: what AWS takes no such records with."""
+
+    def check(value: Any) -> Target:
+        try:
+            target = parse_target(value if isinstance(value, str) else "")
+        except BadTarget as exc:
+            raise Wrong(str(exc)) from exc
+        if target.kind in but:
+            raise Wrong(f"must be something else: {value.split(':')[2]} takes none of these")
+        return target
+
+    return check
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """One key of function.toml; help and docs are printed from this table."""
@@ -193,6 +235,32 @@ KEYS: tuple[Key, ...] = (
         "network", _choice("none", "nat", "host"), "none, nat, host", "what the function can reach"
     ),
     Key("freeze", _boolean, "true, false", "whether idle environments stand still"),
+    Key(
+        "maximum_retry_attempts",
+        whole("", 0, RETRIES),
+        "0 to 2",
+        "how often an Event is tried again after the function's errors",
+    ),
+    Key(
+        "maximum_event_age",
+        whole("seconds", MIN_AGE_S, MAX_AGE_S),
+        "60 to 21600 s",
+        "how long an Event may wait and be tried again",
+    ),
+    Key("on_success", _target("s3"), "a function, ARN, address", "who is told of Events that ran"),
+    Key("on_failure", _target(), "a function, ARN, address", "who is told of Events that failed"),
+    Key(
+        "dead_letter",
+        _target("s3", "events"),
+        "a function, ARN, address",
+        "who gets Events that failed, as they were",
+    ),
+    Key(
+        "recursive_loop",
+        _choice("Terminate", "Allow"),
+        "Terminate, Allow",
+        "whether an Event may come through more than 16 functions",
+    ),
     Key("description", _text, "up to 256 characters", "for people"),
     Key("log_format", _choice(*FORMATS), ", ".join(FORMATS), "how the platform's log lines look"),
     Key(

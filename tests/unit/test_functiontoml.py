@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.eventconfig import parse_target
 from sandbox.functiontoml import (
     KEYS,
     Description,
@@ -46,6 +47,12 @@ def test_every_key_is_taken() -> None:
         layers = ["../layers/a", "/srv/b.zip"]
         network = "host"
         freeze = false
+        maximum_retry_attempts = 0
+        maximum_event_age = 60
+        on_success = "https://example.com/done"
+        on_failure = "arn:aws:s3:::failures"
+        dead_letter = "arn:aws:sqs:us-east-1:000000000000:dead"
+        recursive_loop = "Allow"
         description = "does"
         log_format = "JSON"
         application_log_level = "TRACE"
@@ -67,6 +74,12 @@ def test_every_key_is_taken() -> None:
         layers=("../layers/a", "/srv/b.zip"),
         network="host",
         freeze=False,
+        maximum_retry_attempts=0,
+        maximum_event_age=60,
+        on_success=parse_target("https://example.com/done"),
+        on_failure=parse_target("arn:aws:s3:::failures"),
+        dead_letter=parse_target("arn:aws:sqs:us-east-1:000000000000:dead"),
+        recursive_loop="Allow",
         description="does",
         log_format="JSON",
         application_log_level="TRACE",
@@ -108,6 +121,14 @@ def test_server_wide_defaults_stand_behind_the_file() -> None:
         ('network = "lan"', 'network = "lan": must be one of "none", "nat", "host"'),
         ("network = []", 'must be one of "none", "nat", "host"'),
         ('freeze = "no"', "must be true or false (without quotes)"),
+        ("maximum_retry_attempts = 3", "must be a whole number from 0 to 2"),
+        ("maximum_event_age = 59", "must be a whole number of seconds from 60 to 21600"),
+        ("on_success = 5", "must be the name or ARN of a function"),
+        ('on_success = "arn:aws:s3:::b"', "must be something else: s3 takes none of these"),
+        ('dead_letter = "arn:aws:s3:::b"', "must be something else: s3 takes none of these"),
+        ('on_failure = "arn:aws:sqs:::q"', "must name region and account, such as arn:aws:sqs:"),
+        ('on_failure = "https://"', "must be an address such as https://host:8443/path"),
+        ('recursive_loop = "no"', 'must be one of "Terminate", "Allow"'),
         ('log_format = "json"', 'must be one of "Text", "JSON"'),
         ('application_log_level = "LOUD"', 'must be one of "TRACE", "DEBUG", "INFO", "WARN"'),
         ('system_log_level = "ERROR"', 'must be one of "DEBUG", "INFO", "WARN"'),
