@@ -53,7 +53,7 @@ class Conversation:
         self._unwritten: Turn | None = None
         """Answered; END and REPORT are still to be written."""
         self._undone: Turn | None = None
-        """Answered; the runtime has not asked for the next event yet."""
+        """Answered; the runtime has not asked for the next event yet, and somebody wants to know when."""
         self._parked: list[Deliver] = []
         self._init_ms: float | None = None
         self._first_deadline = math.inf
@@ -226,7 +226,8 @@ class Conversation:
             raise Refused(400, "InvalidFunctionResponseMode", "Invalid function response mode")
         self._life.step(Event.RESPONSE)
         assert self._turn is not None
-        self._turn.responding(trio.current_time())
+        if self._stream.detailed:
+            self._turn.responding(trio.current_time())
         return self._turn
 
     async def _collect(self, turn: Turn, content_type: str | None, body: ResponseBody) -> None:
@@ -328,7 +329,8 @@ class Conversation:
         self._life.check_id(request_id, invocation_id)
         self._life.step(Event.ERROR)
         assert self._turn is not None
-        self._turn.responding(trio.current_time())
+        if self._stream.detailed:
+            self._turn.responding(trio.current_time())
         self._finish(
             Ending(
                 "error",
@@ -367,7 +369,7 @@ class Conversation:
         if invocation.wants_tail:
             self._drain()
         self._turn = None
-        self._undone = turn
+        self._undone = turn if self._stream.detailed else None
         turn.end(ending, now=trio.current_time())
         if invocation.wants_memory or invocation.wants_tail:
             turn.measured(self._peak_memory())
@@ -400,7 +402,7 @@ class Conversation:
         Subscribers are told of END and REPORT now: for them an invocation's report is its last event.
         """
         turn, self._undone = self._undone, None
-        if turn is None or not self._stream.detailed:
+        if turn is None:
             return
         self.finish_turn()
         now = trio.current_time()
