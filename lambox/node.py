@@ -380,7 +380,7 @@ async def open_node(
                 rules=Rules(
                     concurrency=ASYNC_PER_CORE * (os.cpu_count() or 1),
                     retry_s=config.event_retry_s,
-                    config=lambda name, qualifier: api.functions.resolve(name, qualifier).events,
+                    config=api.functions.event_config,
                     deliver=Dispatch(AwsClients(_endpoints(config))),
                 ),
             )

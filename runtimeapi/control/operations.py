@@ -5,15 +5,25 @@ What is in botocore's model and not in this table is answered with 501 (`face.py
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
-from runtimeapi.control import functions
-from runtimeapi.control.control import Control
-from runtimeapi.control.parsing import Input
-from runtimeapi.control.rendering import Output
-
-Operation = Callable[[Control, Input], Awaitable[Output]]
+from runtimeapi.control import (
+    absent,
+    account,
+    concurrency,
+    functions,
+    management,
+    policy,
+    provisioned,
+    tags,
+)
+from runtimeapi.control.control import Operation
 
 OPERATIONS: dict[str, Operation] = {
     **functions.OPERATIONS,
+    **concurrency.OPERATIONS,
+    **provisioned.OPERATIONS,
+    **account.OPERATIONS,
+    **policy.OPERATIONS,
+    **tags.OPERATIONS,
+    **management.OPERATIONS,
+    **absent.OPERATIONS,
 }
