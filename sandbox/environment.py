@@ -221,7 +221,7 @@ class Environment(Conversation):
             async with trio.open_nursery() as nursery:
                 if (courier := self._around.courier) is not None:
                     self._stream.telemetry.start(
-                        nursery, lambda destination: courier(destination, sandbox.connect)
+                        nursery, lambda destination: courier(destination, sandbox.dial)
                     )
                 try:
                     await nursery.start(self._around.serve, listener, self)
@@ -424,6 +424,10 @@ class Environment(Conversation):
         self.connections += change
         self._quiet.set()
         self._quiet = trio.Event()
+
+    def extension_name(self, identifier: str | None) -> str:
+        """Raises Refused."""
+        return self.extensions.all.find(identifier).name
 
     def subscribe(self, extension: str, subscription: Subscription) -> None:
         """To the Telemetry or Logs API. Raises Refused."""

@@ -195,7 +195,7 @@ class FakeSandbox:
     def admits(self, peer: tuple[str, int]) -> bool:
         return True
 
-    async def connect(self, port: int) -> trio.SocketStream:
+    async def dial(self, port: int) -> trio.SocketStream:
         return await trio.open_tcp_stream("127.0.0.1", port)
 
     def settle(self) -> None:

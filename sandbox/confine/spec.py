@@ -224,7 +224,7 @@ class Sandbox(Protocol):
     async def start(self, program: Program) -> None:
         """Execute `program` inside; returns when execve succeeded. Raises ProgramNotStarted."""
 
-    async def connect(self, port: int) -> trio.SocketStream:
+    async def dial(self, port: int) -> trio.SocketStream:
         """A TCP connection to 127.0.0.1:`port` as a process inside makes one, and as it alone could.
 
         Waits while the sandbox is frozen. Raises OSError (nobody listens), ConfineError (it has ended).
