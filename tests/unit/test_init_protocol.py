@@ -474,7 +474,8 @@ def ask_for_socket(pid1: Pid1) -> tuple[int, list[int]]:
 
 def test_a_socket_is_had_at_any_time_and_is_not_connected(init: str) -> None:
     with running(init) as pid1:
-        open_before = None
+        assert pid1.start_companion("/bin/sleep", "60")[0] == 0
+        open_before = os.listdir(f"/proc/{pid1.process.pid}/fd")
         for _ in range(3):
             number, fds = ask_for_socket(pid1)
             assert (number, len(fds)) == (0, 1)
@@ -482,10 +483,8 @@ def test_a_socket_is_had_at_any_time_and_is_not_connected(init: str) -> None:
                 assert (given.family, given.type) == (socket.AF_INET, socket.SOCK_STREAM)
                 assert not os.get_blocking(given.fileno())
                 assert given.getsockname() == ("0.0.0.0", 0)
-            if not pid1.companions:
-                assert pid1.start_companion("/bin/sleep", "60")[0] == 0
-                open_before = os.listdir(f"/proc/{pid1.process.pid}/fd")
-        # Nothing of it stays with pid 1.
+        # Its answer to the next message comes when it is done with those: nothing of them stays with it.
+        assert pid1.start_companion("/bin/sleep", "60")[0] == 0
         assert os.listdir(f"/proc/{pid1.process.pid}/fd") == open_before
 
 
