@@ -68,6 +68,10 @@ class Conversation:
 
     # --- what the other half does
 
+    def _runtime_initialised(self, status: str = "success", error_type: str = "") -> None:
+        """The runtime waits for an event, for the first time; or (`status`) it never will."""
+        raise NotImplementedError
+
     def _init_ended(self) -> None:
         """The runtime waits for an event, and so does every extension, for the first time."""
         raise NotImplementedError
@@ -123,6 +127,7 @@ class Conversation:
         before = self._life.state
         self._life.step(Event.NEXT)
         if before is State.STARTED:
+            self._runtime_initialised()
             self.extensions.all.close_registration()
             self.extensions_ready()
         elif before is State.RESPONSE_SENT:

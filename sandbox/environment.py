@@ -142,6 +142,8 @@ class Environment(Conversation):
         self._starting = trio.CancelScope()
         self._started = False
         """The runtime has been told its function."""
+        self._runtime_was_ready = False
+        """Its first `next` has come, or it has been said that none will."""
         self._due = math.inf
         self._due_scope = trio.CancelScope()
 
@@ -278,6 +280,7 @@ class Environment(Conversation):
                 self._reason,
                 self._around.wall,
                 runtime=self._started and self._life.state is not State.EXITED,
+                flush=self._stream.telemetry.drain,
             )
         except ConfineError as exc:
             log.info("environment %s had no orderly end: %s", self.id, exc)
@@ -439,7 +442,6 @@ class Environment(Conversation):
     # --- init
 
     def _init_ended(self) -> None:
-        self._write_extensions()
         init_ms = (trio.current_time() - self._init_began_at) * 1000
         self._init_done(init_ms, "success")
         if not (self.provisioned or self.suppressed_init):
@@ -453,7 +455,6 @@ class Environment(Conversation):
         if self.lost:
             return
         self._drain()
-        self._write_extensions()
         init_ms = (trio.current_time() - self._init_began_at) * 1000
         self._init_done(init_ms, failure.status, failure.report_type)
         self._lose(failure)
@@ -486,8 +487,14 @@ class Environment(Conversation):
         )
         self._failed(failure, initialising=self._initialising)
 
+    def _runtime_initialised(self, status: str = "success", error_type: str = "") -> None:
+        if not self._runtime_was_ready:
+            self._runtime_was_ready = True
+            self._stream.platform(events.InitRuntimeDone(*self._init, status, error_type))
+
     def _init_done(self, init_ms: float, status: str, error_type: str = "") -> None:
-        self._stream.platform(events.InitRuntimeDone(*self._init, status, error_type))
+        self._runtime_initialised(status, error_type)
+        self._write_extensions()
         self._stream.platform(events.InitReport(*self._init, status, init_ms, error_type))
         self._stream.init_ended()
 

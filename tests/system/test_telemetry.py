@@ -25,7 +25,7 @@ def ask(method, path, body=None, **headers):
     connection = http.client.HTTPConnection(API)
     connection.request(method, path, body and json.dumps(body), headers)
     answer = connection.getresponse()
-    return answer.status, dict(answer.getheaders()), answer.read()
+    return answer.status, answer.headers, answer.read()
 
 def register(name, *events):
     status, headers, _ = ask("POST", "/2020-01-01/extension/register", {"events": events},
@@ -198,7 +198,7 @@ threading.Thread(target=wait_for_events, args=(identifier,), daemon=True).start(
 
 def handler(event, context):
     if event:
-        os.write(1, (b"x" * 100 + b"\n") * 10_000)
+        os.write(1, (b"x" * 100 + bytes([10])) * 10_000)
 """
 )
 
