@@ -35,7 +35,7 @@ from sandbox.extensions import Extension, Reason
 from sandbox.failures import Failure
 from sandbox.function import FunctionVersion
 from sandbox.lifecycle import Event, State
-from sandbox.logpipes import LogPipes
+from sandbox.logpipes import TOLD_LINE_COST, LogPipes
 from sandbox.logs import LogBook
 from sandbox.telemetry import Courier, Destination, Subscription
 from sandbox.ticket import Ticket
@@ -435,6 +435,8 @@ class Environment(Conversation):
     def subscribe(self, extension: str, subscription: Subscription) -> None:
         """To the Telemetry or Logs API. Raises Refused."""
         if self._stream.telemetry.subscribe(extension, subscription):
+            if self._log is not None:
+                self._log.line_cost = TOLD_LINE_COST
             self._stream.platform(
                 events.TelemetrySubscription(extension, subscription.types, subscription.api)
             )
