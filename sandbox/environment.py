@@ -428,10 +428,6 @@ class Environment(Conversation):
         self._quiet.set()
         self._quiet = trio.Event()
 
-    def extension_name(self, identifier: str | None) -> str:
-        """Raises Refused."""
-        return self.extensions.all.find(identifier).name
-
     def subscribe(self, extension: str, subscription: Subscription) -> None:
         """To the Telemetry or Logs API. Raises Refused."""
         if self._stream.telemetry.subscribe(extension, subscription):
