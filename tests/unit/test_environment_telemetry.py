@@ -13,7 +13,7 @@ import trio.testing
 
 from sandbox.environment import FLUSH_S, Environment
 from tests.fakes import Body, FakeSandbox, World, respond
-from tests.unit.test_environment import Held, held
+from tests.held import Held, held
 from tests.unit.test_telemetry import Peer, subscription
 
 Clock = trio.testing.MockClock
