@@ -11,12 +11,13 @@ import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
-
-import trio
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from rootfs.layout import Entry, Late
 from sandbox.confine.calls import Family
+
+if TYPE_CHECKING:
+    import trio  # `lambox --help` comes by here, and does not wait for it
 
 MIB = 1024 * 1024
 MOST_ERRNO = 4095
