@@ -426,7 +426,13 @@ def local_functions(checked: Config) -> list[dict[str, Any]]:
         fail(f"{checked.functions} is not a folder of functions. Hint: lambox new hello", USAGE)
     with tempfile.TemporaryDirectory(prefix="lambox-list-") as layers:
         store = LayerStore(Path(layers))
-        catalog = Catalog(checked.functions, discover(), defaults=checked.defaults, layers=store)
+        catalog = Catalog(
+            checked.functions,
+            discover(),
+            defaults=checked.defaults,
+            layers=store,
+            account_concurrency=checked.account_concurrency,
+        )
         with catalog:
             return [describe(function) for function in catalog.all()]
 

@@ -25,7 +25,7 @@ from lambox.awsclient import AwsClients, Endpoints
 from lambox.callers import CallersFace
 from lambox.config import Config
 from lambox.dispatch import Dispatch
-from lambox.lambdaapi import LambdaApi, open_lambda_api
+from lambox.lambdaapi import LambdaApi, event_sources, open_lambda_api
 from lambox.network import WayOut, open_way_out
 from rootfs import environ, host, layout
 from rootfs.layout import Entry
@@ -53,6 +53,7 @@ from sandbox.loggingconfig import DEFAULT_LEVEL
 from sandbox.logs import LogBook
 from sandbox.planner import Limits as NodeLimits
 from sandbox.scheduler import Scheduler, open_scheduler
+from sandbox.sources.sources import EventSources
 from sandbox.ticket import Ticket
 
 log = logging.getLogger("lambox")
@@ -148,6 +149,7 @@ class Node:
         scheduler: Scheduler,
         queue: AsyncQueue,
         keepwarm: KeepWarm,
+        sources: EventSources,
         logbook: LogBook,
         launcher: BwrapLauncher,
         kitchen: Kitchen,
@@ -162,11 +164,12 @@ class Node:
         self._scheduler = scheduler
         self._queue = queue
         self._keepwarm = keepwarm
+        self._sources = sources
         self._logbook = logbook
         self._launcher = launcher
         self._kitchen = kitchen
-        self._told: dict[str, str] = {}
-        """Revisions of the functions, as they were last told to those who prepare for them."""
+        self._told: list[FunctionVersion] = []
+        """The versions, as they were last told to those who prepare for them."""
         self._on_host_network: set[str] = set()
         self._stop = trio.Event()
 
@@ -245,6 +248,7 @@ class Node:
             await nursery.start(self._serve_callers, served, listening)
             nursery.start_soon(self._watch_functions)
             nursery.start_soon(self._keepwarm.run)
+            nursery.start_soon(self._sources.run)
             nursery.start_soon(face.watch)
             port = listening.getsockname()[1]
             name = f"[{config.host}]" if family == socket.AF_INET6 else config.host
@@ -283,14 +287,13 @@ class Node:
             self._tell_functions()
 
     def _tell_functions(self) -> None:
-        functions = [one for one in self.functions.all() if isinstance(one, FunctionVersion)]
-        revisions = {function.name: function.revision for function in functions}
-        if revisions != self._told:
-            self._told = revisions
-            self._scheduler.retire_changed({function.name: function for function in functions})
-            self._keepwarm.keep(functions)
-            self._warn_of_host_network(functions)
-            self._launcher.keep(self._kitchen.prepare(one, "")[0] for one in functions)
+        live = list(self.functions.live())
+        if live != self._told:
+            self._told = live
+            self._scheduler.retire_changed(live)
+            self._keepwarm.keep(live)
+            self._warn_of_host_network(live)
+            self._launcher.keep(self._kitchen.prepare(one, "")[0] for one in live)
 
     def _warn_of_host_network(self, functions: list[FunctionVersion]) -> None:
         names = {function.name for function in functions if function.network == "host"}
@@ -324,11 +327,20 @@ async def open_node(
                 runtimes,
                 defaults=way_out.defaults,
                 unavailable=way_out.unavailable,
+                account_concurrency=config.account_concurrency,
                 layers=layers,
             )
         )
+        clients = AwsClients(_endpoints(config))
         api = await stack.enter_async_context(
-            open_lambda_api(config, catalog, runtimes, layers=layers, defaults=way_out.defaults)
+            open_lambda_api(
+                config,
+                catalog,
+                runtimes,
+                layers=layers,
+                defaults=way_out.defaults,
+                clients=clients,
+            )
         )
         rapi = await stack.enter_async_context(
             running_app(
@@ -389,7 +401,7 @@ async def open_node(
                     concurrency=ASYNC_PER_CORE * (os.cpu_count() or 1),
                     retry_s=config.event_retry_s,
                     config=api.functions.event_config,
-                    deliver=Dispatch(AwsClients(_endpoints(config))),
+                    deliver=Dispatch(clients),
                 ),
             )
         )
@@ -399,12 +411,24 @@ async def open_node(
             region=config.region,
             account=config.account,
             now=lambda: datetime.now(UTC),
+            accept=queue.accept,
             renew=scheduler.renew,
             max_age_s=config.max_environment_age_s,
             trace_id=lambda: read_trace_id(None),
         )
+        sources = event_sources(api, clients, scheduler.invoke, find)
         yield Node(
-            config, face, api, scheduler, queue, keepwarm, logbook, launcher, kitchen, way_out
+            config,
+            face,
+            api,
+            scheduler,
+            queue,
+            keepwarm,
+            sources,
+            logbook,
+            launcher,
+            kitchen,
+            way_out,
         )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from rootfs.trees import LayerProblem
+
 FOLDER = "/opt/extensions"
 """Where they are, inside."""
 DISABLED = "disable-extensions-jwigqn8j"
@@ -13,7 +15,7 @@ MOST_LISTED = 11
 """One more than there may be."""
 
 
-class ExtensionProblem(Exception):
+class ExtensionProblem(LayerProblem):
     """Something of a layer cannot be an extension as it is."""
 
 

@@ -22,7 +22,7 @@ from runtimeapi.app import FaceApp, body_of, head_of, on_request_end, path_of, r
 from runtimeapi.bodies import StreamedBody
 from runtimeapi.console import mount_console
 from runtimeapi.control.control import Control
-from runtimeapi.control.face import mount_control
+from runtimeapi.control.face import code_carrier, mount_control, receive_code
 from runtimeapi.eventstream import CONTENT_TYPE
 from runtimeapi.guard import HASHED_INLINE, Claim, Guard
 from runtimeapi.intake import (
@@ -44,9 +44,10 @@ from runtimeapi.replies import (
     friendly_success,
     with_ids,
 )
+from runtimeapi.spool import Spool
 from runtimeapi.streaming import StreamedInvocation
 from sandbox.errors import CallerError, InvalidRequest, PlatformFault
-from sandbox.function import LATEST
+from sandbox.function import LATEST, FunctionVersion
 from sandbox.invocation import MAX_ASYNC_PAYLOAD, MAX_PAYLOAD, new_request_id
 
 MAX_INVOKE_ASYNC = 256 * 1024
@@ -68,7 +69,8 @@ def make_invoke_app(
     """Serve it with `caller_config()`; `state` is not used. Without a `guard` one that knows loopback's names
     and takes every caller; without a `control` there is no Lambda API but Invoke."""
     app = FaceApp(__name__)
-    _mount_guard(app, guard or Guard())
+    spool = None if control is None else Spool(control.code.folder)
+    _mount_guard(app, guard or Guard(), spool)
     face = _InvokeFace(app, functions, invoker, region, account)
     app.post("/2015-03-31/functions/<name>/invocations")(face.invoke)
     app.post("/2014-11-13/functions/<name>/invoke-async/")(face.invoke_async)
@@ -76,17 +78,27 @@ def make_invoke_app(
     app.post("/invoke/<name>")(face.friendly)
     mount_console(app, functions, console)
     if control is not None:
-        mount_control(app, control)
+        mount_control(app, control, spool or Spool(control.code.folder))
     _mount_errors(app)
     return app
 
 
-def _mount_guard(app: FaceApp, guard: Guard) -> None:
+def _mount_guard(app: FaceApp, guard: Guard, spool: Spool | None) -> None:
+    """`spool`: where bodies with code wait; None: there are no operations that take one."""
+
     @app.before_request
     async def admit() -> None:
         """Before anything else is looked at: who may not speak learns nothing, not even which paths there are."""
         claim = guard.admit(head_of(request))
         if claim is None:
+            return
+        claim.check_head()
+        operation = None if spool is None else code_carrier(request.method, path_of(request))
+        if spool is not None and operation is not None:
+            arrived = await receive_code(spool, body_of(request), operation)
+            on_request_end(request, arrived.close)
+            claim.check(arrived.sha256)
+            g.arrived = arrived
             return
         body = await read_body(body_of(request), limit=MAX_PAYLOAD, operation="InvokeFunction")
         if len(body) > HASHED_INLINE:
@@ -125,13 +137,22 @@ class _InvokeFace:
         g.trace_id = ask.trace_id
         return ask
 
+    def _exists(self, ask: Ask) -> None:
+        """Before the body is read, as AWS does."""
+        find_function(self._functions, ask.ref)
+
+    def _function(self, ask: Ask) -> FunctionVersion:
+        """Once the body is here: it may have taken its time, in which code changes and aliases move."""
+        return find_function(self._functions, ask.ref, refresh=False)
+
     async def invoke(self, name: str) -> Response:
         ask = self._ask(name)
-        function = find_function(self._functions, ask.ref)
+        self._exists(ask)
         limit = MAX_ASYNC_PAYLOAD if ask.kind == "Event" else MAX_PAYLOAD
         payload = await read_payload(body_of(request), limit=limit, operation="InvokeFunction")
         if ask.kind == "DryRun":
             return _render(Reply(204, {}, b""))
+        function = self._function(ask)
         if ask.kind == "Event":
             await self._invoker.accept(ask.invocation(function, payload))
             return _render(Reply(202, {}, b""))
@@ -140,21 +161,22 @@ class _InvokeFace:
 
     async def invoke_async(self, name: str) -> Response:
         ask = replace(self._ask(name), kind="Event")
-        function = find_function(self._functions, ask.ref)
+        self._exists(ask)
         payload = await read_payload(
             body_of(request), limit=MAX_INVOKE_ASYNC, operation="InvokeAsync"
         )
-        await self._invoker.accept(ask.invocation(function, payload))
+        await self._invoker.accept(ask.invocation(self._function(ask), payload))
         return _render(Reply(202, {"Content-Type": "application/json"}, b'{"Status":202}'))
 
     async def invoke_with_response_stream(self, name: str) -> Response:
         ask = self._ask(name, STREAMING_TYPES)
-        function = find_function(self._functions, ask.ref)
+        self._exists(ask)
         payload = await read_payload(
             body_of(request), limit=MAX_PAYLOAD, operation="InvokeWithResponseStream"
         )
         if ask.kind == "DryRun":
             return _render(Reply(204, {}, b""))
+        function = self._function(ask)
         stream = StreamedInvocation(tail=ask.tail)
         on_request_end(request, stream.caller_gone)
         invocation = ask.invocation(function, payload, sink=stream)
@@ -166,11 +188,12 @@ class _InvokeFace:
 
     async def friendly(self, name: str) -> Response:
         ask = replace(self._ask(name), kind="RequestResponse")
-        function = find_function(self._functions, ask.ref)
+        self._exists(ask)
         payload = await read_payload(
             body_of(request), limit=MAX_PAYLOAD, operation="InvokeFunction"
         )
-        outcome = await self._invoker.invoke(ask.invocation(function, payload, memory=True))
+        invocation = ask.invocation(self._function(ask), payload, memory=True)
+        outcome = await self._invoker.invoke(invocation)
         reply = friendly_success(outcome, ask.request_id)
         return respond(reply.status, reply.headers, reply.body)
 

@@ -7,12 +7,15 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
+import trio.testing
 
 from sandbox.environment import Environment
 from sandbox.failures import Failure
 from sandbox.invocation import Outcome
 from sandbox.ticket import Ticket
 from tests.fakes import FakeSandbox, World, make_function, make_invocation
+
+Clock = trio.testing.MockClock
 
 
 class OneOwner:

@@ -8,22 +8,32 @@ from __future__ import annotations
 from runtimeapi.control import (
     absent,
     account,
+    aliases,
     concurrency,
+    eventinvoke,
     functions,
     management,
+    mappings,
     policy,
     provisioned,
     tags,
+    updates,
+    versions,
 )
 from runtimeapi.control.control import Operation
 
 OPERATIONS: dict[str, Operation] = {
     **functions.OPERATIONS,
+    **updates.OPERATIONS,
+    **versions.OPERATIONS,
+    **aliases.OPERATIONS,
     **concurrency.OPERATIONS,
+    **eventinvoke.OPERATIONS,
     **provisioned.OPERATIONS,
     **account.OPERATIONS,
     **policy.OPERATIONS,
     **tags.OPERATIONS,
     **management.OPERATIONS,
+    **mappings.OPERATIONS,
     **absent.OPERATIONS,
 }

@@ -264,7 +264,7 @@ def test_node_is_started_after_the_extensions_too(server: Server) -> None:
     (folder / "handler.py").unlink()
     (folder / "index.mjs").write_text("export const handler = async (event) => event + 1;")
     assert server.invoke("node", 1)["Payload"] == 2
-    assert any("python" in line for line in printed(server, "node"))
+    until(lambda: any("python" in line for line in printed(server, "node")))
 
 
 def test_an_extension_and_a_runtime_of_its_own(server: Server) -> None:
@@ -275,7 +275,7 @@ def test_an_extension_and_a_runtime_of_its_own(server: Server) -> None:
     (folder / "bootstrap").write_text(source.read_text())
     (folder / "bootstrap").chmod(0o755)
     assert server.invoke("bash", {"n": 1})["Payload"]["echo"] == {"n": 1}
-    assert any("python" in line for line in printed(server, "bash"))
+    until(lambda: any("python" in line for line in printed(server, "bash")))
 
 
 SILENT = """\

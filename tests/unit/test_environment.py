@@ -17,7 +17,7 @@ from sandbox.invocation import MAX_PAYLOAD, BodyTruncated, Outcome
 from sandbox.lifecycle import Refused
 from sandbox.ticket import Ticket
 from tests.fakes import Body, FakeSandbox, World, echo, make_invocation, respond
-from tests.held import held
+from tests.held import Clock, held
 
 
 class Endless(Body):
@@ -27,9 +27,6 @@ class Endless(Body):
         if not self._left:
             await trio.sleep_forever()
         return await super().__anext__()
-
-
-Clock = trio.testing.MockClock
 
 
 async def test_it_answers_and_can_be_used_again(autojump_clock: Clock) -> None:
