@@ -44,6 +44,7 @@ from sandbox.confine.pool import PoolLimits
 from sandbox.confine.spec import MIB, Limits, Preparation, Program, SandboxSpec
 from sandbox.confine.storage import open_storage
 from sandbox.environment import Environment, ServeRuntimeApi, Surroundings
+from sandbox.errors import CallerError
 from sandbox.eventstore import EventStore
 from sandbox.function import FunctionVersion, Network
 from sandbox.invocation import Invocation, Outcome
@@ -51,6 +52,7 @@ from sandbox.keepwarm import KeepWarm, idle_limit_s
 from sandbox.loggingconfig import DEFAULT_LEVEL
 from sandbox.logs import LogBook
 from sandbox.planner import Limits as NodeLimits
+from sandbox.provisioning import Provisioned
 from sandbox.scheduler import Scheduler, open_scheduler
 from sandbox.sources.sources import EventSources
 from sandbox.ticket import Ticket
@@ -206,6 +208,11 @@ class Node:
             for one in self._launcher.prepared()
         ]
 
+    async def wind_up(self) -> None:
+        """The end of environments whose extensions are told of it, within the grace period."""
+        with trio.move_on_after(self.config.grace_s):
+            await self._scheduler.wind_up()
+
     def stop(self) -> None:
         """Let `serve` return: turn new callers away, give running invocations the grace period."""
         self._stop.set()
@@ -255,6 +262,7 @@ class Node:
         # Callers have their answers or have lost their patience; accepted events may still run.
         with trio.move_on_at(grace_ends):
             await self._scheduler.settle()
+            await self._scheduler.wind_up()
 
     async def _serve_callers(
         self,
@@ -333,6 +341,10 @@ async def open_node(
                 layers=layers,
                 defaults=way_out.defaults,
                 clients=clients,
+                # The scheduler, below, needs the functions; nobody asks for this before there are callers.
+                provisioned=lambda name, version: _provisioned(
+                    scheduler, api.functions, name, version
+                ),
             )
         )
         rapi = await stack.enter_async_context(
@@ -368,6 +380,8 @@ async def open_node(
                     init_timeout_s=config.init_timeout_s,
                     freeze_delay_s=config.freeze_delay_ms / 1000,
                     max_age_s=config.max_environment_age_s,
+                    account=config.account,
+                    zone_id=environ.zone_id(config.region),
                     idle_limit=lambda function: idle_limit_s(
                         function, datetime.now(UTC), config.max_environment_age_s
                     ),
@@ -438,6 +452,16 @@ def _runtime_api(rapi: ServedApp) -> ServeRuntimeApi:
         )
 
     return serve
+
+
+def _provisioned(
+    scheduler: Scheduler, functions: Functions, name: str, version: str
+) -> Provisioned | None:
+    """None: the version cannot run now."""
+    try:
+        return scheduler.provisioned(functions.resolve(name, version))
+    except CallerError:
+        return None
 
 
 def _finder(functions: Functions) -> Callable[[str, str | None], FunctionVersion]:

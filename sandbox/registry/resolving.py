@@ -18,6 +18,7 @@ from typing import Any
 import trio
 
 from rootfs.codestore import CodeStore
+from rootfs.extensions import external
 from rootfs.runtimes import Runtimes, RuntimeUnavailable
 from rootfs.trees import LayerProblem, LayerStore
 from sandbox.catalog import Catalog
@@ -213,6 +214,7 @@ class AllFunctions:
             code=code,
             revision=version.identity,
             layers=(opt,) if opt else (),
+            extensions=external(opt),
             timeout_s=config["Timeout"],
             memory_mb=config["MemorySize"],
             ephemeral_storage_mb=config["EphemeralStorage"]["Size"],
