@@ -123,6 +123,8 @@ class Claim:
     """The string to sign up to the hash of the canonical request."""
     _key: bytes
     _signature: bytes
+    key_id: str
+    """The access key's; whose it is holds once the body has been checked."""
 
     def check(self, body_sha256: str) -> None:
         """`body_sha256`: in hexadecimal, of the body as it was sent. Raises InvalidRequest."""
@@ -193,6 +195,7 @@ class SigV4:
             b"\n".join((ALGORITHM, signed.stamp, scope, b"")),
             self._key(secret, date),
             signed.signature,
+            key_id,
         )
 
     def _scope(self, signed: _Signed) -> tuple[str, str]:

@@ -453,4 +453,5 @@ def _function(
         freeze=description.freeze,
         description=description.description,
         environment=environment,
+        url=description.url,
     )

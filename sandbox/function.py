@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from sandbox.functionurl import UrlConfig
 from sandbox.schedules import Schedule
 
 LATEST = "$LATEST"
@@ -44,6 +45,8 @@ class FunctionVersion:
     freeze: bool = True
     description: str = ""
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    url: UrlConfig | None = None
+    """What its function.toml says of a function URL."""
 
     def arn(self, region: str, account: str) -> str:
         """The unqualified ARN."""

@@ -21,6 +21,7 @@ from typing import Any
 from rootfs.environ import RESERVED, RESERVED_MESSAGE
 from sandbox.checks import Check, Wrong, seconds, shorten, show, whole
 from sandbox.function import Network
+from sandbox.functionurl import UrlConfig, read_table
 from sandbox.schedules import Schedule, ScheduleError
 from sandbox.schedules import parse as parse_schedule
 
@@ -84,6 +85,7 @@ class Description:
     freeze: bool = True
     description: str = ""
     environment: Mapping[str, str] = field(default_factory=_nothing)
+    url: UrlConfig | None = None
 
 
 def _boolean(value: Any) -> bool:
@@ -175,6 +177,7 @@ KEYS: tuple[Key, ...] = (
     Key("freeze", _boolean, "true, false", "whether idle environments stand still"),
     Key("description", _text, "up to 256 characters", "for people"),
     Key("environment", lambda value: value, "[environment] table", "variables of the function"),
+    Key("url", lambda value: value, "[url] table", "an HTTP address of its own"),
 )
 _BY_NAME = {key.name: key for key in KEYS}
 
@@ -256,6 +259,8 @@ class _Reader:
             self._unknown(name, value)
         elif name == "environment":
             self._environment(value)
+        elif name == "url":
+            self._url(value)
         else:
             try:
                 self.values[name] = key.check(value)
@@ -305,6 +310,12 @@ class _Reader:
         if reserved := [name for name in value if name in RESERVED]:
             self._problem(reserved[0], f"[environment]: {RESERVED_MESSAGE}{', '.join(reserved)}")
         self.values["environment"] = good
+
+    def _url(self, value: Any) -> None:
+        found, problems = read_table(value)
+        for name, message in problems:
+            self._problem(name, message)
+        self.values["url"] = found
 
     def _unknown(self, name: str, value: Any) -> None:
         snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().replace("-", "_")

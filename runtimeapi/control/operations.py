@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from runtimeapi.control import functions
+from runtimeapi.control import functions, urls
 from runtimeapi.control.control import Control
 from runtimeapi.control.parsing import Input
 from runtimeapi.control.rendering import Output
@@ -16,4 +16,5 @@ Operation = Callable[[Control, Input], Awaitable[Output]]
 
 OPERATIONS: dict[str, Operation] = {
     **functions.OPERATIONS,
+    **urls.OPERATIONS,
 }
