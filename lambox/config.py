@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lambox import capacity
+from lambox.awssettings import AWS_SETTINGS
 from lambox.httpsettings import HTTP_SETTINGS, Auth, contradictions
 from lambox.setting import PREFIX, Setting
 from lambox.setting import matching as _matching
@@ -96,6 +97,11 @@ class Config:
     header_timeout_s: float
     body_timeout_s: float
     keep_alive_s: float
+    aws_endpoint: str | None
+    endpoint_sqs: str | None
+    endpoint_sns: str | None
+    endpoint_eventbridge: str | None
+    endpoint_s3: str | None
     defaults: FunctionDefaults
 
 
@@ -345,6 +351,7 @@ SETTINGS: tuple[Setting, ...] = (
         "true",
     ),
     *HTTP_SETTINGS,
+    *AWS_SETTINGS,
 )
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 

@@ -21,8 +21,10 @@ from typing import Any
 
 import trio
 
+from lambox.awsclient import AwsClients, Endpoints
 from lambox.callers import CallersFace
 from lambox.config import Config
+from lambox.dispatch import Dispatch
 from lambox.lambdaapi import LambdaApi, open_lambda_api
 from lambox.network import WayOut, open_way_out
 from rootfs import environ, host, layout
@@ -35,7 +37,7 @@ from runtimeapi.lanes import caller_lane, runtime_lane
 from runtimeapi.ports import Console, Functions
 from runtimeapi.rapi import ON_HOST_NETWORK, make_rapi_app
 from runtimeapi.server import ServedApp, caller_config, environment_config, running_app
-from sandbox.asyncqueue import AsyncQueue, open_queue
+from sandbox.asyncqueue import AsyncQueue, Rules, open_queue
 from sandbox.catalog import Catalog
 from sandbox.confine.launcher import BwrapLauncher, open_launcher
 from sandbox.confine.pool import PoolLimits
@@ -46,6 +48,7 @@ from sandbox.eventstore import EventStore
 from sandbox.function import FunctionVersion, Network
 from sandbox.invocation import Invocation, Outcome
 from sandbox.keepwarm import KeepWarm, idle_limit_s
+from sandbox.loggingconfig import DEFAULT_LEVEL
 from sandbox.logs import LogBook
 from sandbox.planner import Limits as NodeLimits
 from sandbox.scheduler import Scheduler, open_scheduler
@@ -108,7 +111,11 @@ class Kitchen:
             memory_mb=function.memory_mb,
             version=function.version,
             region=self._region,
+            log_group=function.log_group or "",
             log_stream=f"{day}/[{function.version}]{secrets.token_hex(16)}",
+            log_level=(function.application_log_level or DEFAULT_LEVEL)
+            if function.log_format == "JSON"
+            else "",
             initialization_type="provisioned-concurrency" if provisioned else "on-demand",
             user=function.environment,
         )
@@ -368,8 +375,12 @@ async def open_node(
                 find,
                 EventStore(config.state / "events", _key(config)),
                 wall=time.time,
-                concurrency=ASYNC_PER_CORE * (os.cpu_count() or 1),
-                retry_s=config.event_retry_s,
+                rules=Rules(
+                    concurrency=ASYNC_PER_CORE * (os.cpu_count() or 1),
+                    retry_s=config.event_retry_s,
+                    config=lambda name, qualifier: api.functions.resolve(name, qualifier).events,
+                    deliver=Dispatch(AwsClients(_endpoints(config))),
+                ),
             )
         )
         keepwarm = KeepWarm(
@@ -413,6 +424,18 @@ def _finder(functions: Functions) -> Callable[[str, str | None], FunctionVersion
         return functions.resolve(name, qualifier)
 
     return find
+
+
+def _endpoints(config: Config) -> Endpoints:
+    return Endpoints(
+        config.aws_endpoint,
+        {
+            "sqs": config.endpoint_sqs,
+            "sns": config.endpoint_sns,
+            "events": config.endpoint_eventbridge,
+            "s3": config.endpoint_s3,
+        },
+    )
 
 
 def _key(config: Config) -> str:

@@ -85,6 +85,7 @@ def function_environment(
     region: str = "us-east-1",
     log_group: str = "",
     log_stream: str = "",
+    log_level: str = "",
     initialization_type: str = "on-demand",
     credentials: Credentials | None = None,
     user: Mapping[str, str] | None = None,
@@ -93,6 +94,7 @@ def function_environment(
 
     `log_group` defaults to AWS's `/aws/lambda/NAME`; give `log_stream` one name per environment
     (SPEC 4.1). It is never empty: AWS's client for Node.js refuses to start without one.
+    `log_level` is given for a log of format JSON, and says so: a Text function's has neither variable.
     """
     credentials = credentials or Credentials()
     user = dict(user or {})
@@ -112,6 +114,8 @@ def function_environment(
         "LAMBDA_TASK_ROOT": TASK_ROOT,
         "LAMBDA_RUNTIME_DIR": RUNTIME_DIR,
     }
+    if log_level:
+        reserved |= {"AWS_LAMBDA_LOG_FORMAT": "JSON", "AWS_LAMBDA_LOG_LEVEL": log_level}
     if runtime.family != "provided":
         reserved["AWS_EXECUTION_ENV"] = f"AWS_Lambda_{runtime.identifier}"
         reserved["_LAMBDA_TELEMETRY_LOG_FD"] = str(TELEMETRY_FD)

@@ -300,6 +300,7 @@ class Catalog:
         try:
             _check_name(name, code)
             description = _read_description(code, self._defaults)
+            _check_targets(name, code, description)
             if why := self._unavailable.get(description.network):
                 raise _Broken(f'{code / TOML}: network = "{description.network}": {why}')
             sources = tuple(_source(code, layer) for layer in description.layers)
@@ -400,6 +401,16 @@ def _check_name(name: str, code: Path) -> None:
         )
 
 
+def _check_targets(name: str, code: Path, description: Description) -> None:
+    """SPEC 8.2, in AWS's words."""
+    for key in ("on_success", "on_failure", "dead_letter"):
+        target = getattr(description, key)
+        if target is not None and target.kind == "function" and target.name == name:
+            raise _Broken(
+                f"{code / TOML}: {key}: You can't specify the function as a destination for itself."
+            )
+
+
 def _check_readable(*paths: Path) -> None:
     """Environments with uids of their own are nobody: they must be able to read code and layers."""
     if not privilege.may_change_uid():
@@ -452,6 +463,11 @@ def _function(
         network=description.network,
         freeze=description.freeze,
         description=description.description,
+        events=description.events,
         environment=environment,
+        log_format=description.log_format,
+        application_log_level=description.application_log_level,
+        system_log_level=description.system_log_level,
+        log_group=description.log_group,
         url=description.url,
     )

@@ -18,12 +18,14 @@ from collections.abc import Callable
 
 import trio
 
-from sandbox import failures, logs, responses
+from sandbox import events, failures, responses
 from sandbox.failures import Failure
 from sandbox.function import FunctionVersion
 from sandbox.invocation import MAX_PAYLOAD, BodyTruncated, ResponseBody, new_request_id
 from sandbox.lifecycle import Event, Lifecycle, NextEvent, Refused, State
 from sandbox.logpipes import LogPipes
+from sandbox.logs import LogBook
+from sandbox.logstream import LogStream
 from sandbox.responses import TooLarge
 from sandbox.ticket import Ticket
 from sandbox.turn import Ending, Turn
@@ -36,20 +38,22 @@ class Conversation:
     """The half of an `Environment` that speaks with the runtime."""
 
     def __init__(
-        self, function: FunctionVersion, logbook: logs.LogBook, wall: Callable[[], float]
+        self, function: FunctionVersion, logbook: LogBook, wall: Callable[[], float]
     ) -> None:
         self.function = function
         self.provisioned = False
         """Initialised ahead of any invocation; no idle time ends it."""
         self.invocations = 0
         self.lost = False
-        self._logbook = logbook
+        self._stream = LogStream(function, logbook, wall)
         self._wall = wall
         self._life = Lifecycle()
         self._log: LogPipes | None = None
         self._turn: Turn | None = None
         self._unwritten: Turn | None = None
         """Answered; END and REPORT are still to be written."""
+        self._undone: Turn | None = None
+        """Answered; the runtime has not asked for the next event yet."""
         self._parked: list[Deliver] = []
         self._init_ms: float | None = None
         self._first_deadline = math.inf
@@ -107,6 +111,8 @@ class Conversation:
         if before is State.STARTED:
             self._init_ended()
         elif before is State.RESPONSE_SENT:
+            if self._undone is not None:
+                self._runtime_done()
             self._owner_decides()
         if self._life.event is None:
             self._parked.append(deliver)
@@ -125,13 +131,14 @@ class Conversation:
         self.invocations += 1
         init_ms, self._init_ms = self._init_ms, None
         invocation = ticket.invocation
-        self._turn = Turn(
+        turn = self._turn = Turn(
             ticket,
             self.function,
             began_at=now,
             cold=self.invocations == 1 and not self.provisioned,
             init_ms=init_ms,
         )
+        self._stream.tail = turn.tail
         event = NextEvent(
             request_id=invocation.request_id,
             invocation_id=new_request_id(),
@@ -149,7 +156,14 @@ class Conversation:
         parked, self._parked = self._parked, []
         for deliver in parked:
             deliver(event)
-        self._write(logs.start_line(invocation.request_id, self.function.version))
+        self._stream.platform(
+            events.Start(
+                invocation.request_id,
+                self.function.version,
+                invocation.invoked_arn,
+                invocation.trace_id,
+            )
+        )
 
     @property
     def _request_id(self) -> str:
@@ -212,6 +226,7 @@ class Conversation:
             raise Refused(400, "InvalidFunctionResponseMode", "Invalid function response mode")
         self._life.step(Event.RESPONSE)
         assert self._turn is not None
+        self._turn.responding(trio.current_time())
         return self._turn
 
     async def _collect(self, turn: Turn, content_type: str | None, body: ResponseBody) -> None:
@@ -250,16 +265,16 @@ class Conversation:
         assert sink is not None
         sink.opened(content_type)
         try:
-            await responses.forward(body, sink)
+            size = await responses.forward(body, sink)
         except TooLarge as exc:
-            self._stream_ended(turn, (failures.RESPONSE_TOO_LARGE, str(exc)))
+            self._stream_ended(turn, exc.limit, (failures.RESPONSE_TOO_LARGE, str(exc)))
             raise Refused(413, "RequestEntityTooLarge", str(exc)) from exc
         midstream = responses.midstream_error(body)
         self._stream_ended(
-            turn, midstream and (midstream[0], midstream[1].decode("utf-8", "replace"))
+            turn, size, midstream and (midstream[0], midstream[1].decode("utf-8", "replace"))
         )
 
-    def _stream_ended(self, turn: Turn, error: tuple[str, str] | None) -> None:
+    def _stream_ended(self, turn: Turn, size: int, error: tuple[str, str] | None) -> None:
         if self._turn is not turn:
             return
         self._life.step(Event.SENT)
@@ -270,6 +285,7 @@ class Conversation:
                 error_type=error[0] if error else "",
                 streamed=True,
                 stream_error=error,
+                streamed_bytes=size,
             )
         )
 
@@ -312,6 +328,8 @@ class Conversation:
         """`error` for a caller that calls `finish_turn` once the runtime has been told. Raises Refused."""
         self._life.check_id(request_id, invocation_id)
         self._life.step(Event.ERROR)
+        assert self._turn is not None
+        self._turn.responding(trio.current_time())
         self._finish(
             Ending(
                 "error",
@@ -350,6 +368,7 @@ class Conversation:
         if invocation.wants_tail:
             self._drain()
         self._turn = None
+        self._undone = turn
         turn.end(ending, now=trio.current_time())
         if invocation.wants_memory or invocation.wants_tail:
             turn.measured(self._peak_memory())
@@ -372,17 +391,27 @@ class Conversation:
         self._write_end(turn)
 
     def _write_end(self, turn: Turn) -> None:
-        for line in turn.last_lines():
-            if turn.tail is not None:
-                turn.tail.add(line)
-            self._logbook.write(self.function.name, line)
+        for event in turn.last_events():
+            self._stream.log(event)
+        self._stream.tail = None
+
+    def _runtime_done(self, status: str = "", error_type: str = "") -> None:
+        """The runtime asked for the next event, or (`status`) failed before it did.
+
+        Subscribers are told of END and REPORT now: for them an invocation's report is its last event.
+        """
+        turn, self._undone = self._undone, None
+        if turn is None or not self._stream.detailed:
+            return
+        self.finish_turn()
+        now = trio.current_time()
+        done, fault = turn.done(now=now, wall=self._wall(), status=status, error_type=error_type)
+        self._stream.platform(done)
+        for event in (fault, *turn.last_events()):
+            if event is not None:
+                self._stream.hear(event)
 
     # --- logs
-
-    def _write(self, line: str) -> None:
-        if self._turn is not None and self._turn.tail is not None:
-            self._turn.tail.add(line)
-        self._logbook.write(self.function.name, line)
 
     def _drain(self) -> None:
         if self._log is not None:

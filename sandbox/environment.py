@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import trio
 
-from sandbox import failures, logs
+from sandbox import events, failures
 from sandbox.confine.spec import (
     ConfineError,
     Exit,
@@ -33,6 +33,7 @@ from sandbox.failures import Failure
 from sandbox.function import FunctionVersion
 from sandbox.lifecycle import Event, State
 from sandbox.logpipes import LogPipes
+from sandbox.logs import LogBook
 from sandbox.ticket import Ticket
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class Surroundings:
     prepare: Callable[[FunctionVersion, str, bool], tuple[SandboxSpec, Program]]
     """(function, environment id, whether provisioned) -> what to launch and what to run in it."""
     serve: ServeRuntimeApi
-    logbook: logs.LogBook
+    logbook: LogBook
     init_timeout_s: float = 10.0
     freeze_delay_s: float = 0.1
     max_age_s: float = 7200.0
@@ -157,7 +158,12 @@ class Environment(Conversation):
         listener = sandbox.listener.dup()
         with (
             listener,
-            LogPipes((sandbox.stdout, sandbox.stderr), sandbox.telemetry, self._write) as self._log,
+            LogPipes(
+                (sandbox.stdout, sandbox.stderr),
+                sandbox.telemetry,
+                self._stream.line,
+                self._stream.frame,
+            ) as self._log,
         ):
             sandbox.refused(self._call_refused)
             async with trio.open_nursery() as nursery:
@@ -175,7 +181,7 @@ class Environment(Conversation):
                         self._lose(None)
                         await sandbox.kill()
                         for refused in sandbox.refused():
-                            self._write(refused.total())
+                            self._stream.write(refused.total())
                     nursery.cancel_scope.cancel()
 
     def _call_refused(self, refused: RefusedCall) -> None:
@@ -183,7 +189,7 @@ class Environment(Conversation):
         key = self.function.name, refused.name
         if key not in self._around.told_calls:
             self._around.told_calls.add(key)
-            self._write(refused.line())
+            self._stream.write(refused.line())
             log.warning("function %s: %s", self.function.name, refused.line())
 
     def retire(self) -> None:
@@ -199,7 +205,10 @@ class Environment(Conversation):
         self._arm(self._init_began_at + limit)
         if self.suppressed_init:
             self._first_deadline = self._due
-        self._write(logs.init_start_line(self.function.runtime))
+        function = self.function
+        self._stream.platform(
+            events.InitStart(*self._init, function.runtime, function.name, function.version)
+        )
         try:
             await sandbox.start(program)
         except ProgramNotStarted as exc:
@@ -228,6 +237,8 @@ class Environment(Conversation):
             self._init_failed(failure)
         elif self._turn is not None:
             self._fail_invocation(failure)
+        else:
+            self._runtime_done(failure.status, failure.report_type)
         self.retire()
 
     async def _watch_deadline(self) -> None:
@@ -265,7 +276,8 @@ class Environment(Conversation):
                 self._fail_invocation(failures.timed_out(self.function.timeout_s))
             elif state is State.RESPONSE_SENT:
                 # SPEC 1.6: answered, but `next` never came. The caller has its response.
-                self._write(f"RequestId: {self._request_id} Status: timeout")
+                self._stream.log(events.Fault(self._request_id, "timeout", unanswered=False))
+                self._runtime_done("timeout", failures.TIMED_OUT)
             self.retire()
 
     def _lose(self, failure: Failure | Exception | None) -> None:
@@ -276,6 +288,7 @@ class Environment(Conversation):
                     Failure("failure", "Sandbox.Failure", "Sandbox was shut down")
                 )
             self.finish_turn()
+            self._runtime_done()
             self._owner.environment_lost(self, failure)
 
     # --- what its runtime says (RuntimeFace)
@@ -294,9 +307,8 @@ class Environment(Conversation):
 
     def _init_ended(self) -> None:
         init_ms = (trio.current_time() - self._init_began_at) * 1000
-        if self.provisioned:
-            self._write(logs.init_report_line(init_ms, "init", "success"))
-        elif not self.suppressed_init:
+        self._init_done(init_ms, "success")
+        if not (self.provisioned or self.suppressed_init):
             self._init_ms = init_ms
         assert self._sandbox is not None
         self._sandbox.settle()
@@ -305,14 +317,24 @@ class Environment(Conversation):
     def _init_failed(self, failure: Failure, *, at_once: bool = True) -> None:
         """`at_once` False: the runtime is still being told 202 and will exit by itself."""
         self._drain()
-        phase = "invoke" if self.suppressed_init else "init"
         init_ms = (trio.current_time() - self._init_began_at) * 1000
-        self._write(logs.init_report_line(init_ms, phase, failure.status, failure.report_type))
+        self._init_done(init_ms, failure.status, failure.report_type)
         self._lose(failure)
         if at_once:
             self._ending.set()
         else:
             self._arm(trio.current_time() + 1.0)
+
+    def _init_done(self, init_ms: float, status: str, error_type: str = "") -> None:
+        self._stream.platform(events.InitRuntimeDone(*self._init, status, error_type))
+        self._stream.platform(events.InitReport(*self._init, status, init_ms, error_type))
+        self._stream.init_ended()
+
+    @property
+    def _init(self) -> tuple[str, str]:
+        """(AWS's initialization type, phase), as events of the init have them."""
+        kind = "provisioned-concurrency" if self.provisioned else "on-demand"
+        return kind, "invoke" if self.suppressed_init else "init"
 
     def _owner_decides(self) -> None:
         self.idle_since = trio.current_time()

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import trio
@@ -18,6 +19,7 @@ from sandbox.eventstore import StoreProblem
 
 log = logging.getLogger(__name__)
 RETRY_S = 1.0
+NO_CHANGES: Mapping[str, str | None] = MappingProxyType({})
 LAST_WRITE_S = 5.0
 """How long a disk may take for what is unwritten at the end."""
 
@@ -42,8 +44,11 @@ class Store(Protocol):
 
 
 class _Addition:
-    def __init__(self, event: str, on_written: Callable[[], None]) -> None:
+    def __init__(
+        self, event: str, on_written: Callable[[], None], changes: Mapping[str, str | None]
+    ) -> None:
         self.event = event
+        self.changes = changes
         self.on_written = on_written
         self.done = trio.Event()
         self.problem: StoreProblem | None = None
@@ -69,12 +74,19 @@ class Journal:
         found: dict[str, str] = await self._aside(self._store.take_up)
         return found
 
-    async def add(self, key: str, event: str, on_written: Callable[[], None]) -> None:
+    async def add(
+        self,
+        key: str,
+        event: str,
+        on_written: Callable[[], None],
+        changes: Mapping[str, str | None] = NO_CHANGES,
+    ) -> None:
         """Returns when it is on disk. Raises StoreProblem: then it is not.
 
         `on_written` is called then even when this was cancelled: the event is in, whoever waits.
+        `changes`: other events that become this (None: that have ended) in the same commit, or stay.
         """
-        addition = self._additions[key] = _Addition(event, on_written)
+        addition = self._additions[key] = _Addition(event, on_written, changes)
         self._news.set()
         await addition.done.wait()
         if addition.problem is not None:
@@ -115,9 +127,12 @@ class Journal:
         pending, self._pending = self._pending, {}
         if not additions and not pending:
             return
+        changes = dict(pending)
+        for one in additions.values():
+            changes.update(one.changes)
         put = {key: one.event for key, one in additions.items()}
-        put |= {key: event for key, event in pending.items() if event is not None}
-        drop = [key for key, event in pending.items() if event is None]
+        put |= {key: event for key, event in changes.items() if event is not None}
+        drop = [key for key, event in changes.items() if event is None]
         try:
             await self._aside(partial(self._store.commit, put, drop, sync=bool(additions)))
         except StoreProblem as exc:

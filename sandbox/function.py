@@ -8,11 +8,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from sandbox.eventconfig import NOTHING, EventConfig
 from sandbox.functionurl import UrlConfig
 from sandbox.schedules import Schedule
 
 LATEST = "$LATEST"
 Network = Literal["none", "nat", "host"]
+LogFormat = Literal["Text", "JSON"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,16 @@ class FunctionVersion:
     network: Network = "none"
     freeze: bool = True
     description: str = ""
+    events: EventConfig = NOTHING
+    """Of its asynchronous invocations, as its folder has it."""
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    log_format: LogFormat = "Text"
+    application_log_level: str | None = None
+    """With JSON: TRACE, DEBUG, INFO, WARN, ERROR or FATAL (None: INFO); with Text nothing is filtered."""
+    system_log_level: str | None = None
+    """With JSON: DEBUG, INFO or WARN (None: INFO)."""
+    log_group: str | None = None
+    """None: AWS's own, `/aws/lambda/NAME`."""
     url: UrlConfig | None = None
     """What its function.toml says of a function URL."""
 

@@ -20,8 +20,25 @@ from typing import Any
 
 from rootfs.environ import RESERVED, RESERVED_MESSAGE
 from sandbox.checks import Check, Wrong, seconds, shorten, show, whole
-from sandbox.function import Network
+from sandbox.eventconfig import (
+    MAX_AGE_S,
+    MIN_AGE_S,
+    RETRIES,
+    BadTarget,
+    EventConfig,
+    Kind,
+    Target,
+    parse_target,
+)
+from sandbox.function import LogFormat, Network
 from sandbox.functionurl import UrlConfig, read_table
+from sandbox.loggingconfig import (
+    APPLICATION_LEVELS,
+    FORMATS,
+    LOG_GROUP,
+    NOT_WITH_TEXT,
+    SYSTEM_LEVELS,
+)
 from sandbox.schedules import Schedule, ScheduleError
 from sandbox.schedules import parse as parse_schedule
 
@@ -84,8 +101,29 @@ class Description:
     network: Network = "none"
     freeze: bool = True
     description: str = ""
+    maximum_retry_attempts: int | None = None
+    maximum_event_age: int | None = None
+    on_success: Target | None = None
+    on_failure: Target | None = None
+    dead_letter: Target | None = None
+    recursive_loop: str = "Terminate"
+    log_format: LogFormat = "Text"
+    application_log_level: str | None = None
+    system_log_level: str | None = None
+    log_group: str | None = None
     environment: Mapping[str, str] = field(default_factory=_nothing)
     url: UrlConfig | None = None
+
+    @property
+    def events(self) -> EventConfig:
+        return EventConfig(
+            retries=self.maximum_retry_attempts,
+            max_age_s=self.maximum_event_age,
+            on_success=self.on_success,
+            on_failure=self.on_failure,
+            dead_letter=self.dead_letter,
+            allows_recursion=self.recursive_loop == "Allow",
+        )
 
 
 def _boolean(value: Any) -> bool:
@@ -124,6 +162,15 @@ def _text(value: Any) -> str:
     return value
 
 
+def _log_group(value: Any) -> str:
+    if not isinstance(value, str) or not LOG_GROUP.match(value):
+        raise Wrong(
+            "must be text of 1 to 512 letters, digits, ., -, _, / and #, such as "
+            '"/aws/lambda/hello"'
+        )
+    return value
+
+
 def _layers(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
         raise Wrong('must be a list of folders or zip files, such as ["../layers/pandas"]')
@@ -148,6 +195,21 @@ def _warm(value: Any) -> tuple[Schedule, ...]:
             raise Wrong(f"names {schedule.expression} twice")
         found[schedule.expression] = schedule
     return tuple(found.values())
+
+
+def _target(*but: Kind) -> Check:
+    """Where a record may go; `but`: what AWS takes no such records with."""
+
+    def check(value: Any) -> Target:
+        try:
+            target = parse_target(value if isinstance(value, str) else "")
+        except BadTarget as exc:
+            raise Wrong(str(exc)) from exc
+        if target.kind in but:
+            raise Wrong(f"must be something else: {value.split(':')[2]} takes none of these")
+        return target
+
+    return check
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +237,47 @@ KEYS: tuple[Key, ...] = (
         "network", _choice("none", "nat", "host"), "none, nat, host", "what the function can reach"
     ),
     Key("freeze", _boolean, "true, false", "whether idle environments stand still"),
+    Key(
+        "maximum_retry_attempts",
+        whole("", 0, RETRIES),
+        "0 to 2",
+        "how often an Event is tried again after the function's errors",
+    ),
+    Key(
+        "maximum_event_age",
+        whole("seconds", MIN_AGE_S, MAX_AGE_S),
+        "60 to 21600 s",
+        "how long an Event may wait and be tried again",
+    ),
+    Key("on_success", _target("s3"), "a function, ARN, address", "who is told of Events that ran"),
+    Key("on_failure", _target(), "a function, ARN, address", "who is told of Events that failed"),
+    Key(
+        "dead_letter",
+        _target("s3", "events"),
+        "a function, ARN, address",
+        "who gets Events that failed, as they were",
+    ),
+    Key(
+        "recursive_loop",
+        _choice("Terminate", "Allow"),
+        "Terminate, Allow",
+        "whether an Event may come through more than 16 functions",
+    ),
     Key("description", _text, "up to 256 characters", "for people"),
+    Key("log_format", _choice(*FORMATS), ", ".join(FORMATS), "how the platform's log lines look"),
+    Key(
+        "application_log_level",
+        _choice(*APPLICATION_LEVELS),
+        ", ".join(APPLICATION_LEVELS),
+        "with JSON: the function's own lines from here up",
+    ),
+    Key(
+        "system_log_level",
+        _choice(*SYSTEM_LEVELS),
+        ", ".join(SYSTEM_LEVELS),
+        "with JSON: the platform's lines from here up",
+    ),
+    Key("log_group", _log_group, "1 to 512 characters", "what the function is told it is"),
     Key("environment", lambda value: value, "[environment] table", "variables of the function"),
     Key("url", lambda value: value, "[url] table", "an HTTP address of its own"),
 )
@@ -202,6 +304,7 @@ def parse(
     reader.check_size(environment)
     base = {f.name: getattr(defaults, f.name) for f in dataclasses.fields(defaults)}
     reader.check_provisioned({**base, **given}["reserved_concurrency"])
+    reader.check_levels()
     if reader.problems:
         raise FunctionTomlError(reader.problems)
     base.pop("environment")
@@ -287,6 +390,16 @@ class _Reader:
                 f"provisioned_concurrency = {count}: must not be more than reserved_concurrency, "
                 f"which is {reserved}. Hint: lower the one or raise the other",
             )
+
+    def check_levels(self) -> None:
+        """As on AWS: a text log is not filtered (SPEC 4.5)."""
+        for key in ("application_log_level", "system_log_level"):
+            if key in self.values and self.values.get("log_format", "Text") == "Text":
+                self._problem(
+                    key,
+                    f"{key} = {show(self.values[key])}: {NOT_WITH_TEXT} "
+                    'Hint: write log_format = "JSON", or remove the line',
+                )
 
     def _environment(self, value: Any) -> None:
         if not isinstance(value, dict):

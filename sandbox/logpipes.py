@@ -15,7 +15,7 @@ from typing import Self
 
 import trio
 
-from sandbox.logs import FrameSplitter, LineSplitter
+from sandbox.logs import Frame, FrameSplitter, LineSplitter
 
 READ_SIZE = 64 * 1024
 DRAIN_READS = 16
@@ -34,11 +34,20 @@ READ_COST = 1024
 class LogPipes:
     """Non-blocking read ends; duplicates of the sandbox's, so that their owner may close his any time."""
 
-    def __init__(self, plain: Sequence[int], framed: int, on_line: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        plain: Sequence[int],
+        framed: int | None,
+        on_line: Callable[[str], None],
+        on_frame: Callable[[Frame], None] | None = None,
+    ) -> None:
+        """`framed`: the descriptor that is 62 inside. Without `on_frame` its events are lines too."""
         self._pipes: dict[int, LineSplitter | FrameSplitter] = {}
         for fd in plain:
             self._pipes[os.dup(fd)] = LineSplitter()
-        self._pipes[os.dup(framed)] = FrameSplitter()
+        if framed is not None:
+            self._pipes[os.dup(framed)] = FrameSplitter()
+        self._on_frame = on_frame or (lambda frame: on_line(frame.text))
         # Most invocations print nothing: one poll(2) finds that out for all pipes.
         self._filled = select.poll()
         for fd in self._pipes:
@@ -58,8 +67,7 @@ class LogPipes:
     ) -> None:
         self.drain()
         for fd, splitter in self._pipes.items():
-            for line in splitter.flush():
-                self._on_line(line)
+            self._tell(splitter.flush())
             os.close(fd)
         self._pipes.clear()
         self._filled = select.poll()
@@ -95,10 +103,16 @@ class LogPipes:
             with suppress(KeyError):
                 self._filled.unregister(fd)
         lines = self._pipes[fd].feed(data)
-        for line in lines:
-            self._on_line(line)
+        self._tell(lines)
         self._credit -= max(len(data), LINE_COST * len(lines), READ_COST)
         return len(data)
+
+    def _tell(self, lines: Sequence[str | Frame]) -> None:
+        for line in lines:
+            if isinstance(line, str):
+                self._on_line(line)
+            else:
+                self._on_frame(line)
 
     async def _pace(self) -> None:
         now = trio.current_time()

@@ -11,6 +11,7 @@ import struct
 from collections import deque
 from collections.abc import Callable
 from sys import getsizeof
+from typing import NamedTuple
 
 import trio
 
@@ -26,6 +27,25 @@ FOLLOWER_LINES = 1000
 _FRAME = struct.Struct(">IIQ")
 _FRAME_MAGIC = 0xA55A0000
 _FRAME_MAGIC_MASK = 0xFFFFFF00
+_FRAME_LEVELS = {
+    0x04: "TRACE",
+    0x08: "DEBUG",
+    0x0C: "INFO",
+    0x10: "WARN",
+    0x14: "ERROR",
+    0x18: "FATAL",
+}
+_FRAME_LEVEL_MASK = 0x1C
+
+
+class Frame(NamedTuple):
+    """One log event as its runtime framed it."""
+
+    text: str
+    level: str = ""
+    """TRACE to FATAL; empty where the frame does not say."""
+    at: float | None = None
+    """Unix seconds, as the runtime says; None: it does not."""
 
 
 class LineSplitter:
@@ -67,25 +87,26 @@ class FrameSplitter:
         self._rest = bytearray()
         self._plain = LineSplitter()
 
-    def feed(self, data: bytes) -> list[str]:
+    def feed(self, data: bytes) -> list[Frame]:
         self._rest += data
-        events: list[str] = []
+        events: list[Frame] = []
         while len(self._rest) >= _FRAME.size:
-            kind, length, _ = _FRAME.unpack_from(self._rest)
+            kind, length, at_us = _FRAME.unpack_from(self._rest)
             if kind & _FRAME_MAGIC_MASK != _FRAME_MAGIC or length > MAX_LINE:
                 rest, self._rest = bytes(self._rest), bytearray()
-                return events + self._plain.feed(rest)
+                return events + [Frame(line) for line in self._plain.feed(rest)]
             end = _FRAME.size + length
             if len(self._rest) < end:
                 break
-            event = _text(self._rest[_FRAME.size : end])
-            events.append(event.removesuffix("\n"))
+            text = _text(self._rest[_FRAME.size : end]).removesuffix("\n")
+            level = _FRAME_LEVELS.get(kind & _FRAME_LEVEL_MASK, "")
+            events.append(Frame(text, level, at_us / 1e6))
             del self._rest[:end]
         return events
 
-    def flush(self) -> list[str]:
+    def flush(self) -> list[Frame]:
         rest, self._rest = bytes(self._rest), bytearray()
-        return self._plain.feed(rest) + self._plain.flush()
+        return [Frame(line) for line in self._plain.feed(rest) + self._plain.flush()]
 
 
 def _text(raw: bytes | bytearray) -> str:

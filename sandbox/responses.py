@@ -26,14 +26,15 @@ async def collect(body: ResponseBody, limit: int = MAX_PAYLOAD) -> bytes:
     return bytes(payload)
 
 
-async def forward(body: ResponseBody, sink: ChunkSink, limit: int = MAX_STREAMED) -> None:
-    """Pass the body on as it comes. Raises TooLarge after `limit` bytes have gone through."""
+async def forward(body: ResponseBody, sink: ChunkSink, limit: int = MAX_STREAMED) -> int:
+    """Pass the body on as it comes -> its bytes. Raises TooLarge after `limit` of them have gone through."""
     sent = 0
     async for chunk in body:
         sent += len(chunk)
         if sent > limit:
             raise TooLarge(limit)
         await sink.send(chunk)
+    return sent
 
 
 def midstream_error(body: ResponseBody) -> tuple[str, bytes] | None:

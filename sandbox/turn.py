@@ -1,7 +1,8 @@
-"""Owns one invocation's turn in an environment: when it began, its log, its REPORT, its outcome.
+"""Owns one invocation's turn in an environment: when it began, its log, its report, its outcome.
 
 How an invocation ended is computed once (`end`); END and REPORT are written out of it before the answer
-where the answer carries them, else after it (`conversation.py`).
+where the answer carries them, else after it (`conversation.py`). That the runtime is done with it is known when it
+asks for the next event, or never will (`done`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sandbox import logs
+from sandbox.events import End, Fault, Report, RuntimeDone, Span
 from sandbox.function import FunctionVersion
 from sandbox.invocation import Outcome
 from sandbox.ticket import Ticket
@@ -31,6 +33,11 @@ class Ending:
     """As REPORT prints it, where that differs."""
     streamed: bool = False
     stream_error: tuple[str, str] | None = None
+    streamed_bytes: int = 0
+
+    @property
+    def produced_bytes(self) -> int:
+        return self.streamed_bytes if self.streamed else len(self.payload)
 
 
 class Turn:
@@ -43,6 +50,8 @@ class Turn:
         "_ending",
         "_function",
         "_init_ms",
+        "_responded_at",
+        "_responding_at",
         "began_at",
         "memory_mb",
         "tail",
@@ -69,13 +78,20 @@ class Turn:
         self._duration_ms = 0.0
         self._billed_ms = 0
         self._ending: Ending | None = None
+        self._responding_at: float | None = None
+        self._responded_at = began_at
 
     @property
     def request_id(self) -> str:
         return self.ticket.invocation.request_id
 
+    def responding(self, now: float) -> None:
+        """The response, or an error in its place, begins to come in."""
+        self._responding_at = now
+
     def end(self, ending: Ending, *, now: float) -> None:
         self._ending = ending
+        self._responded_at = now
         self._duration_ms = (now - self.began_at) * 1000
         self._billed_ms = max(1, math.ceil(self._duration_ms + (self._init_ms or 0.0)))
 
@@ -101,17 +117,52 @@ class Turn:
             cold=self._cold,
         )
 
-    def last_lines(self) -> tuple[str, str]:
+    def last_events(self) -> tuple[End, Report]:
         """END and REPORT."""
         ending = self._ending
         assert ending is not None
-        return logs.end_line(self.request_id), logs.report_line(
-            self.request_id,
-            duration_ms=self._duration_ms,
-            billed_ms=self._billed_ms,
-            memory_size_mb=self._function.memory_mb,
-            max_memory_mb=self.memory_mb,
-            init_ms=self._init_ms,
-            status=ending.status,
-            error_type=ending.logged_type or ending.error_type,
+        invocation = self.ticket.invocation
+        return End(invocation.request_id), Report(
+            invocation.request_id,
+            ending.status,
+            self._duration_ms,
+            self._billed_ms,
+            self._function.memory_mb,
+            self.memory_mb,
+            self._init_ms,
+            ending.logged_type or ending.error_type,
+            invocation.trace_id,
         )
+
+    def done(
+        self, *, now: float, wall: float, status: str = "", error_type: str = ""
+    ) -> tuple[RuntimeDone, Fault | None]:
+        """`now` and `wall`: the moment, on the loop's clock and as Unix time.
+
+        `status` is given where the runtime failed after it had answered.
+        """
+        ending = self._ending
+        assert ending is not None
+        if not status:
+            status, error_type = ending.status, ending.logged_type or ending.error_type
+        spans: list[Span] = []
+        if self._responding_at is not None:
+            latency, taken = self._responding_at, self._responded_at
+            since = wall - now
+            spans = [
+                Span("responseLatency", since + self.began_at, (latency - self.began_at) * 1000),
+                Span("responseDuration", since + latency, (taken - latency) * 1000),
+            ]
+            if status == "success":
+                spans.append(Span("runtimeOverhead", since + taken, (now - taken) * 1000))
+        done = RuntimeDone(
+            self.request_id,
+            status,
+            (now - self.began_at) * 1000,
+            ending.produced_bytes if self._responding_at is not None else 0,
+            spans,
+            error_type,
+            self.ticket.invocation.trace_id,
+        )
+        fault = None if status == "success" else Fault(self.request_id, status, error_type)
+        return done, fault

@@ -11,7 +11,13 @@ from collections.abc import Generator
 
 import pytest
 
+from tests.aws import aws
+
+__all__ = ["aws"]
+
 os.environ["LAMBOX_DEFAULT_NETWORK"] = "none"
+for _name in [name for name in os.environ if name.startswith("AWS_")]:
+    del os.environ[_name]  # nothing of whoever runs the tests may decide where they send things
 
 
 @pytest.hookimpl(wrapper=True)

@@ -72,7 +72,7 @@ async def update_function_url_config(control: Control, given: Input) -> Output:
         document = _kept(record, ref)
         if document is None:
             raise missing()
-        changes = {
+        changes: Document = {
             member: given[member]
             for member in ("AuthType", "Cors", "InvokeMode")
             if member in given

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 import trio
 from quart import Response, request
+from werkzeug.datastructures import Headers
 
 from runtimeapi.app import FaceApp, body_of, head_of, on_request_end
 from runtimeapi.guard import Guard
@@ -245,7 +246,7 @@ def _response(
     ]
     if visit.called.by_path:
         headers.append(("content-security-policy", PAGES))
-    response = Response(answer.body if stream is None else stream, answer.status, headers)
+    response = Response(answer.body if stream is None else stream, answer.status, Headers(headers))
     if answer.status in (204, 304):
         response.headers.pop("Content-Length", None)  # RFC 9110, 8.6
     if not any(name.lower() == "content-type" for name, _ in headers):

@@ -2,76 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from sandbox.asyncqueue import AsyncQueue, open_queue
+from sandbox.asyncqueue import Rules, open_queue
 from sandbox.errors import FunctionNotFound, PlatformFault, TooManyRequests
 from sandbox.eventstore import EventStore, StoreProblem
 from sandbox.function import FunctionVersion
-from sandbox.invocation import Invocation, Outcome
 from tests.fakes import find_any, make_function, make_invocation
+from tests.queues import BAD, GOOD, Backend, at_once, kept, queueing
 
 Clock = trio.testing.MockClock
-
-
-class Backend:
-    """Answers attempt by attempt from `plan` (the last entry for ever); None hangs."""
-
-    def __init__(self, *plan: Outcome | Exception | None) -> None:
-        self.plan = list(plan)
-        self.attempts: list[tuple[float, Invocation]] = []
-
-    async def __call__(self, invocation: Invocation) -> Outcome:
-        self.attempts.append((trio.current_time(), invocation))
-        step = self.plan.pop(0) if len(self.plan) > 1 else self.plan[0]
-        if step is None:
-            await trio.sleep_forever()
-        if isinstance(step, Exception):
-            raise step
-        assert step is not None
-        return step
-
-    @property
-    def times(self) -> list[float]:
-        return [round(time, 3) for time, _ in self.attempts]
-
-
-GOOD = Outcome("success")
-BAD = Outcome("error", error_type="Boom")
-
-
-@asynccontextmanager
-async def queueing(
-    backend: Backend,
-    spool: Path,
-    find: Callable[[str, str | None], FunctionVersion] = find_any,
-    wall: Callable[[], float] = trio.current_time,
-) -> AsyncIterator[AsyncQueue]:
-    async with open_queue(
-        backend, find, EventStore(spool, "key"), wall=wall, concurrency=2, aside=at_once
-    ) as queue:
-        yield queue
-
-
-async def at_once(call: Callable[[], Any]) -> Any:
-    """In place of a thread, during which the clock would jump."""
-    await trio.lowlevel.checkpoint()
-    return call()
-
-
-def kept(spool: Path) -> int:
-    store = EventStore(spool, "key")
-    try:
-        return len(store.take_up())
-    finally:
-        store.close()
 
 
 async def test_an_event_runs_once_when_it_succeeds(autojump_clock: Clock, tmp_path: Path) -> None:
@@ -101,8 +46,7 @@ async def test_the_time_between_attempts_can_be_set(autojump_clock: Clock, tmp_p
     async with open_queue(
         *(backend, find_any, store),
         wall=trio.current_time,
-        concurrency=2,
-        retry_s=0.5,
+        rules=Rules(concurrency=2, retry_s=0.5),
         aside=at_once,
     ) as queue:
         await queue.accept(make_invocation(make_function()))
@@ -275,7 +219,7 @@ async def test_a_full_disk_refuses_events_and_forgets_no_end(
     """An event that cannot be written is refused and never runs; one that ended meanwhile is dropped later."""
     store, backend = FullDisk(tmp_path, "key"), Backend(None)
     async with open_queue(
-        backend, find_any, store, wall=trio.current_time, concurrency=2, aside=at_once
+        backend, find_any, store, wall=trio.current_time, rules=Rules(concurrency=2), aside=at_once
     ) as queue:
         await queue.accept(make_invocation(make_function(), b"1"))
         store.full = True
@@ -295,7 +239,7 @@ async def test_ends_are_written_once_the_disk_takes_them(
 ) -> None:
     store, backend = FullDisk(tmp_path, "key"), Backend(GOOD)
     async with open_queue(
-        backend, find_any, store, wall=trio.current_time, concurrency=2, aside=at_once
+        backend, find_any, store, wall=trio.current_time, rules=Rules(concurrency=2), aside=at_once
     ) as queue:
         await queue.accept(make_invocation(make_function(), b"1"))
         store.full = True
@@ -325,7 +269,7 @@ async def test_a_caller_that_goes_while_its_event_is_written_loses_nothing(
 async def test_many_events_share_a_write(autojump_clock: Clock, tmp_path: Path) -> None:
     store, backend = FullDisk(tmp_path, "key"), Backend(None)
     async with open_queue(
-        backend, find_any, store, wall=trio.current_time, concurrency=2, aside=at_once
+        backend, find_any, store, wall=trio.current_time, rules=Rules(concurrency=2), aside=at_once
     ) as queue:
         async with trio.open_nursery() as nursery:
             for number in range(100):

@@ -358,3 +358,15 @@ def test_the_reserved_total_follows_the_folder(folder: Path, open_catalog: Open)
     (folder / "a" / "function.toml").write_text("nonsense = 1\n")
     catalog.refresh()
     assert catalog.reserved_total == 1
+
+
+def test_a_function_is_no_destination_of_its_own(folder: Path, open_catalog: Open) -> None:
+    function(folder, "a", 'on_failure = "b"\nmaximum_retry_attempts = 1')
+    function(folder, "b", 'on_failure = "function:b:$LATEST"')
+    catalog = open_catalog()
+    events = catalog.get("a").events
+    assert events.retries == 1
+    assert events.on_failure is not None
+    assert (events.on_failure.kind, events.on_failure.name) == ("function", "b")
+    with pytest.raises(FunctionFailed, match="on_failure: You can't specify the function as a"):
+        catalog.get("b")

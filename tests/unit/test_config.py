@@ -124,6 +124,17 @@ def test_paths_in_the_file_are_relative_to_it() -> None:
     assert load({"functions": "code"}, file=there, environ={}).functions == Path("code")
 
 
+def test_where_awss_services_are_is_told_in_botocores_variables_too() -> None:
+    environ = {"AWS_ENDPOINT_URL": "http://a", "AWS_ENDPOINT_URL_SQS": "http://q"}
+    found = load({"aws_endpoint": "http://mine"}, environ=environ)
+    assert (found.aws_endpoint, found.endpoint_sqs, found.endpoint_s3) == (
+        "http://mine",
+        "http://q",
+        None,
+    )
+    assert load(environ={}).aws_endpoint is None
+
+
 def test_every_setting_has_a_variable_and_a_flag() -> None:
     texts = {
         "functions": "f", "host": "::1", "port": "0", "region": "eu-central-1",
@@ -139,6 +150,8 @@ def test_every_setting_has_a_variable_and_a_flag() -> None:
         "tls_cert": "cert.pem", "tls_key": "key.pem", "max_connections": "7",
         "max_header_bytes": "8192", "header_timeout_s": "1", "body_timeout_s": "2.5",
         "keep_alive_s": "3",
+        "aws_endpoint": "http://127.0.0.1:4566", "endpoint_sqs": "http://q:9324", "endpoint_sns": "http://n",
+        "endpoint_eventbridge": "http://e", "endpoint_s3": "https://s3.example.com",
     }  # fmt: skip
     environ = {f"LAMBOX_{name.upper()}": text for name, text in texts.items()}
     assert load(texts, environ={}) == load(environ=environ)
@@ -154,6 +167,8 @@ def test_every_setting_has_a_variable_and_a_flag() -> None:
         allowed_hosts=("lambox", ".example.com"), tls_cert=Path("cert.pem"), tls_key=Path("key.pem"),
         max_connections=7, max_header_bytes=8192, header_timeout_s=1.0, body_timeout_s=2.5,
         keep_alive_s=3.0,
+        aws_endpoint="http://127.0.0.1:4566", endpoint_sqs="http://q:9324", endpoint_sns="http://n",
+        endpoint_eventbridge="http://e", endpoint_s3="https://s3.example.com",
     )  # fmt: skip
     assert found == expected
     assert texts.keys() == {setting.name for setting in SETTINGS}
@@ -177,6 +192,8 @@ def test_every_setting_has_a_variable_and_a_flag() -> None:
         ("INIT_TIMEOUT_S", "0", "must be a number of seconds from 0.1 to 900"),
         ("MEMORY_BUDGET_MB", "64", "must be a whole number of MB from 128"),
         ("ZYGOTE", "maybe", "must be true or false"),
+        ("AWS_ENDPOINT", "localhost:4566", "must be an address, such as"),
+        ("ENDPOINT_SQS", "http://q:port", "must be an address, such as"),
         ("POOL_MIN", "-1", "must be a whole number from 0"),
         ("PRELOAD", "os; print()", "must be a list of Python modules"),
         ("SECCOMP", "off", 'must be "enforce" or "log"'),

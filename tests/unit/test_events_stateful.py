@@ -6,6 +6,7 @@ last of what SQLite was writing cut off anywhere.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections import Counter
@@ -18,10 +19,13 @@ import trio.testing
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sandbox.asyncqueue import open_queue
+from sandbox.asyncqueue import Rules, open_queue
+from sandbox.destinations import Message
 from sandbox.errors import PlatformFault, TooManyRequests
+from sandbox.eventconfig import NOTHING, EventConfig, parse_target
 from sandbox.eventstore import EventStore
 from sandbox.invocation import Invocation, Outcome
+from sandbox.telling import Undelivered
 from tests.fakes import find_any, make_function, make_invocation
 from tests.machines import effort
 
@@ -75,6 +79,8 @@ def test_a_crash_at_any_byte_costs_no_commit_before_it(
 
 # --- the queue above it
 
+TARGETS = ("", "arn:aws:sqs:us-east-1:123456789012:q", "audit")
+TROUBLES = st.lists(st.sampled_from(["down", "hang", "taken, but"]), max_size=4)
 DEEDS = st.lists(
     st.sampled_from(["success", *["error"] * 4, "throttled", "fault", "hang"]), max_size=8
 )
@@ -86,12 +92,19 @@ STEPS = st.lists(
 class Functions:
     """Does with each attempt what comes next; `success` when there is nothing left to go wrong."""
 
-    def __init__(self, deeds: list[str]) -> None:
+    def __init__(self, deeds: list[str], troubles: list[str]) -> None:
         self.deeds = deeds
+        self.troubles = troubles
+        """What comes in the way of telling."""
+        self.told: Counter[str] = Counter()
         self.succeeded: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
 
     async def invoke(self, invocation: Invocation) -> Outcome:
+        if invocation.function.name == "audit":
+            await trio.sleep(0.01)
+            self._tell(invocation.payload)
+            return Outcome("success", b"{}")
         deed = self.deeds.pop() if self.deeds else "success"
         await trio.sleep(0.01)
         if deed == "hang":
@@ -106,27 +119,44 @@ class Functions:
         self.succeeded[invocation.request_id] += 1
         return Outcome("success", b"{}")
 
+    async def deliver(self, message: Message, /) -> None:
+        trouble = self.troubles.pop() if self.troubles else ""
+        await trio.sleep(50 if trouble == "hang" else 0.01)
+        if trouble == "down":
+            raise Undelivered("it is down")
+        self._tell(message.body)
+        if trouble == "taken, but":
+            raise Undelivered("the connection broke")
 
-@effort(30)
-@given(DEEDS, STEPS)
-@example(["error"] * 8, ["accept", "wait"])
+    def _tell(self, record: bytes) -> None:
+        self.told[json.loads(record)["requestContext"]["requestId"]] += 1
+
+
+@effort(40)
+@given(DEEDS, STEPS, TROUBLES, st.sampled_from(TARGETS))
+@example(["error"] * 8, ["accept", "wait"], [], TARGETS[0])
+@example(["error"] * 8, ["accept", "wait", "crash"], ["down", "hang"], TARGETS[1])
+@example(["error"] * 8, ["accept", "long wait", "long wait", "crash"], [], TARGETS[2])
 def test_each_accepted_event_ends_whatever_the_server_does(
-    deeds: list[str], steps: list[str]
+    deeds: list[str], steps: list[str], troubles: list[str], target: str
 ) -> None:
+    """In a success, or told as a failure: to a destination, or in the log where there is none."""
+    functions = Functions(deeds, troubles)
+    config = EventConfig(on_failure=parse_target(target) if target else None)
     with tempfile.TemporaryDirectory(dir=SHARED) as temp:
-        trio.run(_live, Path(temp), Functions(deeds), [*steps, "stop"], clock=_clock())
+        trio.run(_live, Path(temp), functions, config, [*steps, "stop"], clock=_clock())
 
 
 def _clock() -> trio.testing.MockClock:
     return trio.testing.MockClock(autojump_threshold=0)
 
 
-async def _live(temp: Path, functions: Functions, steps: list[str]) -> None:
+async def _live(temp: Path, functions: Functions, config: EventConfig, steps: list[str]) -> None:
     accepted: set[str] = set()
     lives = crashes = 0
     folder = temp / "0"
     while steps:
-        async with _queue(folder, functions) as queue:
+        async with _queue(folder, functions, config) as queue:
             while (step := steps.pop(0)) not in ("crash", "stop"):
                 if step == "accept":
                     invocation = make_invocation(make_function(), kind="Event")
@@ -138,7 +168,7 @@ async def _live(temp: Path, functions: Functions, steps: list[str]) -> None:
             if step == "crash":
                 crashes += 1
                 folder = copied(folder, temp / str(lives)) if folder.exists() else folder
-    async with _queue(folder, functions) as queue:
+    async with _queue(folder, functions, config) as queue:
         last = make_invocation(make_function(), kind="Event")
         await queue.accept(last)
         accepted.add(last.request_id)
@@ -148,13 +178,15 @@ async def _live(temp: Path, functions: Functions, steps: list[str]) -> None:
         assert functions.succeeded[id_] or functions.failed[id_] >= 3
         # An attempt that a crash made nobody's is tried again; a stop forgets none.
         assert functions.failed[id_] <= 3 + crashes
+        if config.on_failure is not None:
+            assert functions.succeeded[id_] or functions.told[id_]
     # Nothing is left for a start after that.
     left = EventStore(folder, "key")
     assert left.take_up() == {}
     left.close()
 
 
-def _queue(folder: Path, functions: Functions) -> Any:
+def _queue(folder: Path, functions: Functions, config: EventConfig) -> Any:
     async def at_once(call: Callable[[], Any]) -> Any:
         """The clock must not jump while a thread writes."""
         await trio.lowlevel.checkpoint()
@@ -165,6 +197,10 @@ def _queue(folder: Path, functions: Functions) -> Any:
         find_any,
         EventStore(folder, "key"),
         wall=trio.current_time,
-        concurrency=2,
+        rules=Rules(
+            concurrency=2,
+            config=lambda name, qualifier: NOTHING if name == "audit" else config,
+            deliver=functions.deliver,
+        ),
         aside=at_once,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.eventconfig import parse_target
 from sandbox.functiontoml import (
     KEYS,
     Description,
@@ -46,7 +47,17 @@ def test_every_key_is_taken() -> None:
         layers = ["../layers/a", "/srv/b.zip"]
         network = "host"
         freeze = false
+        maximum_retry_attempts = 0
+        maximum_event_age = 60
+        on_success = "https://example.com/done"
+        on_failure = "arn:aws:s3:::failures"
+        dead_letter = "arn:aws:sqs:us-east-1:000000000000:dead"
+        recursive_loop = "Allow"
         description = "does"
+        log_format = "JSON"
+        application_log_level = "TRACE"
+        system_log_level = "DEBUG"
+        log_group = "/mine"
         [environment]
         COLOUR = "blue"
     """)
@@ -63,7 +74,17 @@ def test_every_key_is_taken() -> None:
         layers=("../layers/a", "/srv/b.zip"),
         network="host",
         freeze=False,
+        maximum_retry_attempts=0,
+        maximum_event_age=60,
+        on_success=parse_target("https://example.com/done"),
+        on_failure=parse_target("arn:aws:s3:::failures"),
+        dead_letter=parse_target("arn:aws:sqs:us-east-1:000000000000:dead"),
+        recursive_loop="Allow",
         description="does",
+        log_format="JSON",
+        application_log_level="TRACE",
+        system_log_level="DEBUG",
+        log_group="/mine",
         environment={"COLOUR": "blue"},
     )
 
@@ -100,6 +121,23 @@ def test_server_wide_defaults_stand_behind_the_file() -> None:
         ('network = "lan"', 'network = "lan": must be one of "none", "nat", "host"'),
         ("network = []", 'must be one of "none", "nat", "host"'),
         ('freeze = "no"', "must be true or false (without quotes)"),
+        ("maximum_retry_attempts = 3", "must be a whole number from 0 to 2"),
+        ("maximum_event_age = 59", "must be a whole number of seconds from 60 to 21600"),
+        ("on_success = 5", "must be the name or ARN of a function"),
+        ('on_success = "arn:aws:s3:::b"', "must be something else: s3 takes none of these"),
+        ('dead_letter = "arn:aws:s3:::b"', "must be something else: s3 takes none of these"),
+        ('on_failure = "arn:aws:sqs:::q"', "must name region and account, such as arn:aws:sqs:"),
+        ('on_failure = "https://"', "must be an address such as https://host:8443/path"),
+        ('recursive_loop = "no"', 'must be one of "Terminate", "Allow"'),
+        ('log_format = "json"', 'must be one of "Text", "JSON"'),
+        ('application_log_level = "LOUD"', 'must be one of "TRACE", "DEBUG", "INFO", "WARN"'),
+        ('system_log_level = "ERROR"', 'must be one of "DEBUG", "INFO", "WARN"'),
+        ('log_group = "a b"', "must be text of 1 to 512 letters, digits"),
+        (
+            'application_log_level = "INFO"',
+            'LogLevel is not supported when LogFormat is set to "Text". Remove LogLevel from your '
+            'request or change the LogFormat to "JSON" and try again. Hint: write log_format',
+        ),
         ('runtime = "python2.7"', 'must be "python3.x", "nodejsN.x"'),
         ('handler = "a b"', "text of 1 to 128 characters without spaces"),
         (f'description = "{"x" * 257}"', "must be text of at most 256 characters"),

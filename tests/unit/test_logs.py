@@ -14,6 +14,7 @@ from sandbox.logs import (
     KEPT_BYTES,
     MAX_LINE,
     TAIL_BYTES,
+    Frame,
     FrameSplitter,
     LineSplitter,
     LogBook,
@@ -49,16 +50,32 @@ def test_bad_utf8_and_nul_do_no_harm() -> None:
 def test_frames_keep_their_newlines_and_arrive_split() -> None:
     splitter = FrameSplitter()
     data = frame(b"a\nb\n") + frame(b"c")
-    events: list[str] = []
+    events: list[Frame] = []
     for byte in data:
         events += splitter.feed(bytes([byte]))
-    assert events == ["a\nb", "c"]
+    assert [event.text for event in events] == ["a\nb", "c"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "level"),
+    [
+        (0xA55A0003, ""),
+        (0xA55A0003 | 0x04, "TRACE"),
+        (0xA55A0002 | 0x0C, "INFO"),
+        (0xA55A0002 | 0x14, "ERROR"),
+        (0xA55A0003 | 0x18, "FATAL"),
+        (0xA55A0003 | 0x1C, ""),
+    ],
+)
+def test_a_frame_says_its_level_and_its_time(kind: int, level: str) -> None:
+    head = struct.pack(">IIQ", kind, 1, 1_665_532_800_123_456)
+    assert FrameSplitter().feed(head + b"x") == [Frame("x", level, 1_665_532_800.123456)]
 
 
 def test_what_is_no_frame_is_plain_text() -> None:
     splitter = FrameSplitter()
-    assert splitter.feed(b"I found descriptor 62\nhello") == ["I found descriptor 62"]
-    assert splitter.flush() == ["hello"]
+    assert splitter.feed(b"I found descriptor 62\nhello") == [Frame("I found descriptor 62")]
+    assert splitter.flush() == [Frame("hello")]
 
 
 def test_a_frames_length_is_not_believed() -> None:

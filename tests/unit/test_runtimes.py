@@ -167,6 +167,18 @@ def test_a_python_environment_is_awss() -> None:
     assert "AWS_LAMBDA_RUNTIME_API" not in env
 
 
+def test_a_json_log_is_told_to_the_function_and_a_text_log_is_not() -> None:
+    user = {"AWS_LAMBDA_LOG_LEVEL": "FATAL"}
+    told = function_environment(
+        PYTHON, name="f", handler="h.h", memory_mb=128, log_level="DEBUG", log_group="/g", user=user
+    )
+    assert told["AWS_LAMBDA_LOG_FORMAT"] == "JSON"
+    assert told["AWS_LAMBDA_LOG_LEVEL"] == "DEBUG"
+    assert told["AWS_LAMBDA_LOG_GROUP_NAME"] == "/g"
+    text = function_environment(PYTHON, name="f", handler="h.h", memory_mb=128)
+    assert not {"AWS_LAMBDA_LOG_FORMAT", "AWS_LAMBDA_LOG_LEVEL"} & text.keys()
+
+
 def test_provided_has_no_lang_and_no_execution_env() -> None:
     env = function_environment(PROVIDED, name="f", handler="bootstrap", memory_mb=128)
     assert env["AWS_LAMBDA_INITIALIZATION_TYPE"] == "on-demand"

@@ -1,0 +1,144 @@
+"""Owns the telling of how events ended, target by target, until each has taken it or there is no more hope.
+
+A target that does not take it is tried again with growing delays, for as long as the event itself could have
+waited (MaximumEventAgeInSeconds), counted from its end. Then it is logged, payload and all: never silence.
+
+    Undelivered         a target did not take it; the message says why
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Protocol
+
+import trio
+
+from sandbox.destinations import Message, large, render
+from sandbox.eventconfig import BadTarget
+from sandbox.eventjournal import Aside
+from sandbox.eventstore import StoreProblem
+from sandbox.invocation import MAX_PAYLOAD
+from sandbox.queued import Accepted, Drop, handed_over
+
+log = logging.getLogger(__name__)
+FIRST_S, MOST_S = 1.0, 300.0
+"""Delays between tries: the first, and the longest of those that double."""
+MOST_SHOWN = 64 * 1024
+"""Bytes of a payload that the log is given."""
+
+
+class Undelivered(Exception):
+    """The target did not take the message. `hopeless`: nor will it later."""
+
+    def __init__(self, why: str, *, hopeless: bool = False) -> None:
+        super().__init__(why)
+        self.hopeless = hopeless
+
+
+class Deliver(Protocol):
+    """Hands a message to a target that is no function of ours."""
+
+    async def __call__(self, message: Message, /) -> None:
+        """Returns when the target has it. Raises Undelivered. Ends within a minute."""
+
+
+class Book(Protocol):
+    """The queue, as the teller needs it."""
+
+    @property
+    def now(self) -> float: ...
+
+    def ended(self, key: str) -> Accepted:
+        """The event as it is now."""
+
+    def told(self, key: str, drop: Drop) -> None:
+        """This one need not be told any more."""
+
+    async def hand_over(self, key: str, drop: Drop, event: Accepted) -> None:
+        """`event` is accepted, and `drop` told, in one commit. Raises StoreProblem: neither."""
+
+
+class Teller:
+    """Tells of ended events."""
+
+    def __init__(self, book: Book, deliver: Deliver, aside: Aside) -> None:
+        self._book = book
+        self._deliver = deliver
+        self._aside = aside
+
+    async def tell(self, key: str) -> None:
+        """Returns when all have been told, or given up."""
+        ended = self._book.ended(key).ended
+        assert ended is not None
+        async with trio.open_nursery() as nursery:
+            for drop in ended.left:
+                nursery.start_soon(self._tell_one, key, drop)
+
+    async def _tell_one(self, key: str, drop: Drop) -> None:
+        delay = FIRST_S
+        while (problem := await self._try(key, drop)) is not None:
+            accepted = self._book.ended(key)
+            ended = accepted.ended
+            assert ended is not None
+            late = trio.current_time() + delay - ended.since > ended.patience_s
+            if problem.hopeless or late:
+                log.error(
+                    "%s of event %s of %s (%s) is lost, %s does not take it: %s; payload: %s",
+                    "the dead letter" if drop.role == "dead letter" else "the record",
+                    accepted.invocation.request_id,
+                    accepted.name,
+                    ended.condition,
+                    drop.target.text,
+                    problem,
+                    shown(accepted.invocation.payload),
+                )
+                break
+            log.warning(
+                "event %s of %s: %s does not take its %s, the next try is in %g s: %s",
+                accepted.invocation.request_id,
+                accepted.name,
+                drop.target.text,
+                "dead letter" if drop.role == "dead letter" else "record",
+                delay,
+                problem,
+            )
+            await trio.sleep(delay)
+            delay = min(MOST_S, delay * 2)
+        self._book.told(key, drop)
+
+    async def _try(self, key: str, drop: Drop) -> Undelivered | None:
+        try:
+            accepted = self._book.ended(key)
+            message = partial(render, key, accepted, drop)
+            rendered: Message = await self._aside(message) if large(accepted) else message()
+            if drop.target.kind == "function":
+                await self._hand_over(key, drop, rendered.body)
+            else:
+                await self._deliver(rendered)
+        except Undelivered as problem:
+            return problem
+        except StoreProblem as exc:
+            return Undelivered(str(exc))
+        except Exception as exc:
+            # One event's unforeseen trouble is told and tried again; it must not end all the others.
+            log.exception("telling of an event to %s", drop.target.text)
+            return Undelivered(repr(exc))
+        return None
+
+    async def _hand_over(self, key: str, drop: Drop, record: bytes) -> None:
+        if len(record) > MAX_PAYLOAD:
+            raise Undelivered(f"an event has at most {MAX_PAYLOAD} bytes", hopeless=True)
+        accepted = self._book.ended(key)
+        try:
+            event = handed_over(accepted, drop.target, record, now=self._book.now)
+        except BadTarget as exc:
+            raise Undelivered(str(exc), hopeless=True) from exc
+        await self._book.hand_over(key, drop, event)
+
+
+def shown(payload: bytes) -> str:
+    """A payload as the log gets it."""
+    if len(payload) <= MOST_SHOWN:
+        return repr(payload)
+    return f"{payload[:MOST_SHOWN]!r}... ({len(payload)} bytes)"

@@ -1,0 +1,167 @@
+"""sandbox.destinations: records and dead letters byte by byte (SPEC 8.2, 8.3)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from sandbox.destinations import MOST_SNS, Message, is_json, large, render
+from sandbox.eventconfig import parse_target
+from sandbox.function import LATEST
+from sandbox.queued import Accepted, Condition, Drop, Ended, Response, Role
+from tests.fakes import make_function, make_invocation
+
+KEY = "0123456789abcdef0123456789abcdef"
+ID = "e5f1b1d2-0000-4000-8000-000000000001"
+ARN = "arn:aws:lambda:us-east-1:123456789012:function:f"
+QUEUE = "arn:aws:sqs:us-east-1:123456789012:q"
+AT = 1764109100.1234
+
+
+def message(
+    response: Response | None,
+    condition: Condition = "RetriesExhausted",
+    *,
+    role: Role = "destination",
+    target: str = QUEUE,
+    payload: bytes = b'{"a": 1.10}',
+    attempts: int = 3,
+    **changes: Any,
+) -> Message:
+    drop = Drop(role, parse_target(target))
+    invocation = make_invocation(make_function(), payload, request_id=ID, **changes)
+    accepted = Accepted(
+        invocation,
+        AT,
+        0.0,
+        attempts=attempts,
+        response=response,
+        ended=Ended(condition, AT, 0.0, 60.0, (drop,)),
+    )
+    return render(KEY, accepted, drop)
+
+
+def test_a_record_of_a_success_as_aws_writes_it() -> None:
+    found = message(Response(200, b'{"ok":true}', LATEST, False), "Success", attempts=1)
+    assert found.body == (
+        b'{"version":"1.0","timestamp":"2025-11-25T22:18:20.123Z","requestContext":{"requestId":"'
+        + ID.encode()
+        + b'","functionArn":"'
+        + ARN.encode()
+        + b':$LATEST","condition":"Success","approximateInvokeCount":1},"requestPayload":{"a": 1.10},'
+        b'"responseContext":{"statusCode":200,"executedVersion":"$LATEST"},"responsePayload":{"ok":true}}'
+    )
+    assert found.succeeded
+    assert found.function_arn == f"{ARN}:$LATEST"
+
+
+def test_a_record_of_a_failure_names_the_error() -> None:
+    found = message(Response(200, b'{"errorMessage":"no"}', "7"), invoked_arn=f"{ARN}:live")
+    record = json.loads(found.body)
+    assert list(record) == [
+        "version",
+        "timestamp",
+        "requestContext",
+        "requestPayload",
+        "responseContext",
+        "responsePayload",
+    ]
+    assert record["requestContext"]["functionArn"] == f"{ARN}:live"
+    assert record["requestContext"]["approximateInvokeCount"] == 3
+    assert record["responseContext"] == {
+        "statusCode": 200,
+        "executedVersion": "7",
+        "functionError": "Unhandled",
+    }
+    assert not found.succeeded
+
+
+@pytest.mark.parametrize("response", [None, Response(429, b"Rate Exceeded.")])
+def test_without_an_answer_of_the_function_there_is_no_response_in_it(
+    response: Response | None,
+) -> None:
+    record = json.loads(message(response, "ZeroReservedConcurrency", attempts=0).body)
+    assert list(record) == ["version", "timestamp", "requestContext", "requestPayload"]
+    assert record["requestContext"]["approximateInvokeCount"] == 0
+
+
+@pytest.mark.parametrize(
+    ("payload", "as_json"),
+    [
+        (b"plain text", '"plain text"'),
+        (b"", "null"),
+        (b"\xff\xfe", '"\\ufffd\\ufffd"'),
+        (b"NaN", '"NaN"'),
+        (b"[NaN]", '"[NaN]"'),
+        (b"1" * 5000, "1" * 5000),
+        (b" [1] ", "[1]"),
+        (b'"' + b"x" * 70_000 + b'"', '"' + "x" * 70_000 + '"'),
+        (b'"\0' + b"x" * 70_000 + b'"', '"\\"\\u0000' + "x" * 70_000 + '\\""'),
+        (b"[" * 100_000, '"' + "[" * 100_000 + '"'),
+    ],
+)
+def test_what_is_no_json_is_a_string(payload: bytes, as_json: str) -> None:
+    body = message(Response(200, payload, LATEST)).body.decode()
+    response = body.partition('"responsePayload":')[2].removesuffix("}")
+    if len(payload) < 5000:
+        assert json.loads(response) == json.loads(as_json)
+    else:
+        assert response == as_json or json.loads(response) == json.loads(as_json)
+
+
+def test_too_large_for_sns_a_failures_record_goes_without_payloads() -> None:
+    """As AWS's model says of OnFailure; a queue gets all of it."""
+    payload, topic = b'"' + b"x" * MOST_SNS + b'"', "arn:aws:sns:us-east-1:123456789012:t"
+    response = Response(200, b"{}", LATEST)
+    record = json.loads(message(response, target=topic, payload=payload).body)
+    assert list(record) == ["version", "timestamp", "requestContext", "responseContext"]
+    for whole in (
+        message(response, payload=payload),
+        message(response, "Success", target=topic, payload=payload),
+    ):
+        assert json.loads(whole.body)["requestPayload"] == "x" * MOST_SNS
+
+
+def test_the_key_in_a_bucket_is_the_same_at_each_try() -> None:
+    found = message(None, target="arn:aws:s3:::b")
+    assert found.s3_key == (
+        "aws/lambda/async/f/2025/11/25/2025-11-25T22.18.20-01234567-89ab-cdef-0123-456789abcdef"
+    )
+
+
+@pytest.mark.parametrize(
+    ("response", "code", "text"),
+    [
+        (Response(200, b'{"errorMessage":"no such row"}'), "200", "no such row"),
+        (Response(200, b'{"errorMessage":"' + b"\xc3\xa4" * 600 + b'"}'), "200", "ä" * 512),
+        (Response(200, b"a\x00b\x1b"), "200", "a�b�"),
+        (Response(200, b'{"errorMessage":5}'), "200", '{"errorMessage":5}'),
+        (Response(200, b""), "200", "-"),
+        (Response(429, b"Rate Exceeded."), "429", "Rate Exceeded."),
+        (None, "429", "-"),
+    ],
+)
+def test_a_dead_letter_is_the_event_and_says_why(
+    response: Response | None, code: str, text: str
+) -> None:
+    found = message(response, role="dead letter")
+    assert found.body == b'{"a": 1.10}'
+    assert dict(found.attributes) == {
+        "RequestID": ("String", ID),
+        "ErrorCode": ("Number", code),
+        "ErrorMessage": ("String", text),
+    }
+
+
+def test_only_large_ones_are_worth_a_thread() -> None:
+    accepted = Accepted(make_invocation(make_function(), b"{}"), 0.0, 0.0)
+    assert not large(accepted)
+    accepted = Accepted(accepted.invocation, 0.0, 0.0, response=Response(200, bytes(70_000)))
+    assert large(accepted)
+
+
+def test_deep_json_is_json_or_not_but_never_an_error() -> None:
+    assert is_json(b"[" * 500 + b"]" * 500)
+    assert not is_json(b"[" * 60_000)
