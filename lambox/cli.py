@@ -412,7 +412,9 @@ def list_(endpoint: str | None, functions: str | None, config: Path | None) -> N
             )
     show(table)
     for row in rows:
-        for url in row.get("urls", ()):  # not in the table, which may be cut to the terminal's width
+        for url in row.get(
+            "urls", ()
+        ):  # not in the table, which may be cut to the terminal's width
             click.echo(f"{row['name']} is at {url}")
 
 
@@ -429,7 +431,13 @@ def local_functions(checked: Config) -> list[dict[str, Any]]:
         fail(f"{checked.functions} is not a folder of functions. Hint: lambox new hello", USAGE)
     with tempfile.TemporaryDirectory(prefix="lambox-list-") as layers:
         store = LayerStore(Path(layers))
-        catalog = Catalog(checked.functions, discover(), defaults=checked.defaults, layers=store)
+        catalog = Catalog(
+            checked.functions,
+            discover(),
+            defaults=checked.defaults,
+            layers=store,
+            account_concurrency=checked.account_concurrency,
+        )
         with catalog:
             return [describe(function) for function in catalog.all()]
 

@@ -15,6 +15,7 @@ from rootfs.codestore import CodeStore
 from rootfs.runtimes import Runtimes
 from rootfs.trees import LayerStore
 from runtimeapi.control.control import Control
+from runtimeapi.ports import ProvisionedState
 from sandbox.catalog import Catalog
 from sandbox.functiontoml import FunctionDefaults
 from sandbox.registry.activation import Activator
@@ -39,8 +40,12 @@ async def open_lambda_api(
     *,
     layers: LayerStore,
     defaults: FunctionDefaults,
+    provisioned: Callable[[str, str], ProvisionedState | None] = lambda name, version: None,
 ) -> AsyncIterator[LambdaApi]:
-    """All functions there are, and the API that changes them. Its background work ends with it."""
+    """All functions there are, and the API that changes them. Its background work ends with it.
+
+    `provisioned`: (function, version) -> how far the engine has come with its provisioned concurrency.
+    """
     code = CodeStore(config.state / "code")
     async with (
         open_database(config.state) as database,
@@ -68,6 +73,8 @@ async def open_lambda_api(
                 now=lambda: datetime.now(UTC),
                 in_background=in_background,
                 activate=activator.activate,
+                account_concurrency=config.account_concurrency,
+                provisioned=provisioned,
                 new_id=_new_id,
             ),
         )

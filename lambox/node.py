@@ -164,8 +164,8 @@ class Node:
         self._logbook = logbook
         self._launcher = launcher
         self._kitchen = kitchen
-        self._told: dict[str, str] = {}
-        """Revisions of the functions, as they were last told to those who prepare for them."""
+        self._told: list[FunctionVersion] = []
+        """The versions, as they were last told to those who prepare for them."""
         self._on_host_network: set[str] = set()
         self._stop = trio.Event()
 
@@ -277,14 +277,13 @@ class Node:
             self._tell_functions()
 
     def _tell_functions(self) -> None:
-        functions = [one for one in self.functions.all() if isinstance(one, FunctionVersion)]
-        revisions = {function.name: function.revision for function in functions}
-        if revisions != self._told:
-            self._told = revisions
-            self._scheduler.retire_changed({function.name: function for function in functions})
-            self._keepwarm.keep(functions)
-            self._warn_of_host_network(functions)
-            self._launcher.keep(self._kitchen.prepare(one, "")[0] for one in functions)
+        live = list(self.functions.live())
+        if live != self._told:
+            self._told = live
+            self._scheduler.retire_changed(live)
+            self._keepwarm.keep(live)
+            self._warn_of_host_network(live)
+            self._launcher.keep(self._kitchen.prepare(one, "")[0] for one in live)
 
     def _warn_of_host_network(self, functions: list[FunctionVersion]) -> None:
         names = {function.name for function in functions if function.network == "host"}
@@ -318,6 +317,7 @@ async def open_node(
                 runtimes,
                 defaults=way_out.defaults,
                 unavailable=way_out.unavailable,
+                account_concurrency=config.account_concurrency,
                 layers=layers,
             )
         )
@@ -379,7 +379,7 @@ async def open_node(
                 rules=Rules(
                     concurrency=ASYNC_PER_CORE * (os.cpu_count() or 1),
                     retry_s=config.event_retry_s,
-                    config=lambda name, qualifier: api.functions.resolve(name, qualifier).events,
+                    config=api.functions.event_config,
                     deliver=Dispatch(AwsClients(_endpoints(config))),
                 ),
             )

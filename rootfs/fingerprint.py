@@ -27,29 +27,37 @@ class Fingerprint:
     unreadable: str | None
     size: int
     """Bytes of all regular files."""
+    aside: str
+    """The same of the one file that was asked for apart; empty if it is not there."""
 
 
 def ignored(name: str) -> bool:
     return IGNORED.match(name) is not None
 
 
-def fingerprint(path: Path) -> Fingerprint:
-    """Of a folder or a file. What vanishes meanwhile counts as absent; OSError if `path` does."""
+def fingerprint(path: Path, *, aside: str | None = None) -> Fingerprint:
+    """Of a folder or a file. What vanishes meanwhile counts as absent; OSError if `path` does.
+
+    `aside` names a file right below `path` that the digest leaves out.
+    """
     found = hashlib.blake2b(digest_size=16)
-    size = 0
+    size, apart = 0, ""
     unreadable: str | None = None
     for name, info in _walk(path):
         link = os.fsencode(name)
         if not stat.S_ISDIR(info.st_mode):
             # A folder's own time changes with ignored files in it; its entries tell the rest.
-            looks = (info.st_mode, info.st_mtime_ns, info.st_size, info.st_ino)
-            found.update(b"%b\0%d %d %d %d\0" % (link, *looks))
+            looks = f"{info.st_mode} {info.st_mtime_ns} {info.st_size} {info.st_ino}"
+            if name == aside:
+                apart = looks
+            else:
+                found.update(b"%b\0%b\0" % (link, looks.encode()))
             size += info.st_size
         else:
             found.update(b"%b\0%d\0" % (link, info.st_mode))
         if unreadable is None and not _readable(info.st_mode):
             unreadable = str(path / name) if name else str(path)
-    return Fingerprint(found.hexdigest(), unreadable, size)
+    return Fingerprint(found.hexdigest(), unreadable, size, apart)
 
 
 def folders(path: Path) -> list[str]:

@@ -50,7 +50,7 @@ from runtimeapi.streaming import StreamedInvocation
 from runtimeapi.urls.directory import UrlDirectory
 from runtimeapi.urls.face import UrlFace
 from sandbox.errors import CallerError, InvalidRequest, PlatformFault
-from sandbox.function import LATEST
+from sandbox.function import LATEST, FunctionVersion
 from sandbox.invocation import MAX_ASYNC_PAYLOAD, MAX_PAYLOAD, new_request_id
 
 MAX_INVOKE_ASYNC = 256 * 1024
@@ -146,13 +146,22 @@ class _InvokeFace:
         g.trace_id = ask.trace_id
         return ask
 
+    def _exists(self, ask: Ask) -> None:
+        """Before the body is read, as AWS does."""
+        find_function(self._functions, ask.ref)
+
+    def _function(self, ask: Ask) -> FunctionVersion:
+        """Once the body is here: it may have taken its time, in which code changes and aliases move."""
+        return find_function(self._functions, ask.ref, refresh=False)
+
     async def invoke(self, name: str) -> Response:
         ask = self._ask(name)
-        function = find_function(self._functions, ask.ref)
+        self._exists(ask)
         limit = MAX_ASYNC_PAYLOAD if ask.kind == "Event" else MAX_PAYLOAD
         payload = await read_payload(body_of(request), limit=limit, operation="InvokeFunction")
         if ask.kind == "DryRun":
             return _render(Reply(204, {}, b""))
+        function = self._function(ask)
         if ask.kind == "Event":
             await self._invoker.accept(ask.invocation(function, payload))
             return _render(Reply(202, {}, b""))
@@ -161,21 +170,22 @@ class _InvokeFace:
 
     async def invoke_async(self, name: str) -> Response:
         ask = replace(self._ask(name), kind="Event")
-        function = find_function(self._functions, ask.ref)
+        self._exists(ask)
         payload = await read_payload(
             body_of(request), limit=MAX_INVOKE_ASYNC, operation="InvokeAsync"
         )
-        await self._invoker.accept(ask.invocation(function, payload))
+        await self._invoker.accept(ask.invocation(self._function(ask), payload))
         return _render(Reply(202, {"Content-Type": "application/json"}, b'{"Status":202}'))
 
     async def invoke_with_response_stream(self, name: str) -> Response:
         ask = self._ask(name, STREAMING_TYPES)
-        function = find_function(self._functions, ask.ref)
+        self._exists(ask)
         payload = await read_payload(
             body_of(request), limit=MAX_PAYLOAD, operation="InvokeWithResponseStream"
         )
         if ask.kind == "DryRun":
             return _render(Reply(204, {}, b""))
+        function = self._function(ask)
         stream = StreamedInvocation(tail=ask.tail)
         on_request_end(request, stream.caller_gone)
         invocation = ask.invocation(function, payload, sink=stream)
@@ -187,11 +197,12 @@ class _InvokeFace:
 
     async def friendly(self, name: str) -> Response:
         ask = replace(self._ask(name), kind="RequestResponse")
-        function = find_function(self._functions, ask.ref)
+        self._exists(ask)
         payload = await read_payload(
             body_of(request), limit=MAX_PAYLOAD, operation="InvokeFunction"
         )
-        outcome = await self._invoker.invoke(ask.invocation(function, payload, memory=True))
+        invocation = ask.invocation(self._function(ask), payload, memory=True)
+        outcome = await self._invoker.invoke(invocation)
         reply = friendly_success(outcome, ask.request_id)
         return respond(reply.status, reply.headers, reply.body)
 

@@ -123,7 +123,11 @@ class CallerConnection(FastConnection):
             if not guard.takes_anyone:
                 self._claim = guard.claim(signed_head(self._raw))
             self._ask = read_ask(
-                head.name, None, head.fields, region=self._region, account=self._account
+                head.name,
+                head.qualifier,
+                head.fields,
+                region=self._region,
+                account=self._account,
             )
             turn = self._turn
             stale = turn == 0 or turn != self._refreshed.turn
@@ -163,6 +167,13 @@ class CallerConnection(FastConnection):
 
     def _submit(self) -> None:
         payload, self._payload = self._payload, b""
+        if self._waited:
+            # Since the head was here code may have changed, an alias have moved.
+            try:
+                self._function = find_function(self._functions, self._ask.ref, refresh=False)
+            except Exception as exc:
+                self._refuse(exc)
+                return
         invocation = self._ask.invocation(self._function, payload, memory=self._friendly)
         self._asked = True
         try:
@@ -199,7 +210,7 @@ class CallerConnection(FastConnection):
 
     def _refuse(self, error: Exception) -> None:
         words = self._raw.split(b" ", 2)
-        found = blame(error, words[0].decode(), words[1].decode())
+        found = blame(error, words[0].decode(), words[1].decode().partition("?")[0])
         if self._friendly:
             self._answer(friendly_error(found, self._ask.request_id))
         else:

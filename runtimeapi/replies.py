@@ -136,7 +136,7 @@ def aws_error(error: CallerError | PlatformFault) -> Reply:
     members: dict[str, str | None] = {}
     if isinstance(error, TooManyRequests):
         members["Reason"] = error.reason
-    if error.code not in WITHOUT_TYPE:
+    if error.typed and error.code not in WITHOUT_TYPE:
         members["Type"] = "User"
     key = "Message" if error.code in CAPITAL_MESSAGE else "message"
     return _aws_error(error.status, error.code, {**members, key: error.message or None})

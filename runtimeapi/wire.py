@@ -71,6 +71,8 @@ class FastConnection:
         self._body_at = 0
         self._raw = b""
         """The last head read."""
+        self._waited = False
+        """Others were served between this request's head and now."""
         self._asked = False
         """An answer is due from elsewhere."""
         self._job: Callable[[], None] | None = None
@@ -237,7 +239,8 @@ class FastConnection:
             self._head, self._body_at = head, end + 4
             self._need = end + 4 + head.length
             self._due = inf
-            if self._size < self._need:
+            self._waited = self._size < self._need
+            if self._waited:
                 self._arm(trio.current_time() + PATIENCE_S)
                 return
         head, at, end = self._head, self._body_at, self._need
@@ -348,6 +351,7 @@ class FastConnection:
     async def _work(self) -> None:
         job = self._job
         assert job is not None
+        self._waited = True
         try:
             await trio.to_thread.run_sync(job)
         except Exception as exc:

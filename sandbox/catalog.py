@@ -13,9 +13,10 @@ import hashlib
 import logging
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -41,6 +42,16 @@ POLL_S = 2.0
 SETTLE_S = 0.1
 RETRY_S = 1.0
 """Between two looks at a function that could not be read for a reason that need not show in its folder."""
+OUTSIDE = frozenset(
+    {
+        "idle_timeout", "reserved_concurrency", "provisioned_concurrency", "warm", "waits_for_ping",
+        "description", "maximum_retry_attempts", "maximum_event_age", "on_success", "on_failure",
+        "dead_letter", "recursive_loop", "environment",
+        "url",
+    }
+)  # fmt: skip
+"""Of a description, what an environment that runs already need not be another for: how many there may be and for
+how long, when they are pinged, what becomes of Events, what people read. (`environment` is looked at apart.)"""
 ROOT = ""
 """Owner of the watch on the functions' folder itself; no function has this name."""
 
@@ -82,6 +93,7 @@ class Catalog:
 
     `layers` is where layers are merged; without it one folder is all a function can have.
     `unavailable`: networks this host does not give, and why.
+    `account_concurrency`: more environments than that a function cannot have provisioned.
     A FunctionVersion's `layers` holds at most one folder: what is to be bound at /opt.
     """
 
@@ -93,6 +105,7 @@ class Catalog:
         defaults: FunctionDefaults | None = None,
         layers: LayerStore | None = None,
         unavailable: Mapping[str, str] = MappingProxyType({}),
+        account_concurrency: int = sys.maxsize,
         watch: bool = True,
         answering: Answering | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -102,6 +115,7 @@ class Catalog:
         self._defaults = defaults or FunctionDefaults()
         self._layers = layers
         self._unavailable = unavailable
+        self._account_concurrency = account_concurrency
         self._entries: dict[str, _Entry] = {}
         self._incomplete: dict[str, tuple[Path, ...]] = {}
         """Of functions that lack a layer, what is missing."""
@@ -296,30 +310,42 @@ class Catalog:
 
     def _read(self, name: str, code: Path) -> _Entry:
         sources: tuple[Path, ...] = ()
-        seen = _look(code)  # before it is read: a change while we read shows at the next look
+        # Before it is read: a change while we read shows at the next look.
+        code_seen, toml_seen = _look_at_code(code)
+        layers_seen = ""
         try:
             _check_name(name, code)
             description = _read_description(code, self._defaults)
             _check_targets(name, code, description)
             if why := self._unavailable.get(description.network):
                 raise _Broken(f'{code / TOML}: network = "{description.network}": {why}')
+            if description.provisioned_concurrency > self._account_concurrency:
+                raise _Broken(
+                    f"{code / TOML}: provisioned_concurrency = "
+                    f"{description.provisioned_concurrency}: must not be more than "
+                    f"account_concurrency, which is {self._account_concurrency}. "
+                    "Hint: lower the one, or raise the other in lambox.toml"
+                )
             sources = tuple(_source(code, layer) for layer in description.layers)
             for source in self._answering.silent(sources):
                 raise _Broken(_silence(source), passing=True)
-            seen += _look(*sources)
+            layers_seen = _look(*sources)
             _check_readable(code, *sources)
             runtime, handler = self._program(code, description)
             opt = self._opt(code, sources)
         except _Broken as broken:
             missing = tuple(source for source in sources if not source.exists())
             function = BrokenFunction(name, code, broken.problem)
+            seen = code_seen + toml_seen + layers_seen
             return _Entry(function, sources, seen, missing, broken.error, broken.passing)
         except OSError as exc:
             where = exc.filename or code
             problem = f"{where}: cannot be read: {exc.strerror}. Hint: chmod -R a+rX {code}"
-            return _Entry(BrokenFunction(name, code, problem), sources, seen, passing=True)
-        version = _function(name, code.resolve(), description, runtime, handler, opt, seen)
-        return _Entry(version, sources, seen)
+            return _Entry(BrokenFunction(name, code, problem), sources, "", passing=True)
+        version = _function(
+            name, code.resolve(), description, runtime, handler, opt, code_seen + layers_seen
+        )
+        return _Entry(version, sources, code_seen + toml_seen + layers_seen)
 
     def _program(self, code: Path, description: Description) -> tuple[str, str]:
         """Runtime and handler, checked as far as that needs no running."""
@@ -357,7 +383,9 @@ def _may_be_function(name: str) -> bool:
 
 
 def _unchanged(entry: _Entry | None, code: Path) -> bool:
-    return entry is not None and not entry.passing and entry.seen == _look(code, *entry.sources)
+    if entry is None or entry.passing:
+        return False
+    return entry.seen == "".join(_look_at_code(code)) + _look(*entry.sources)
 
 
 def _may_be_folder(entry: os.DirEntry[str]) -> bool:
@@ -373,6 +401,15 @@ def _silence(path: Path) -> str:
         f"{path}: its file system does not answer. "
         "Hint: look after the server or daemon behind it, or unmount it"
     )
+
+
+def _look_at_code(code: Path) -> tuple[str, str]:
+    """Of all but function.toml, and of that."""
+    try:
+        found = fingerprint(code, aside=TOML)
+    except OSError as exc:
+        return f"({exc.errno})", ""
+    return found.digest, found.aside
 
 
 def _look(*paths: Path) -> str:
@@ -444,7 +481,10 @@ def _function(
     seen: str,
 ) -> FunctionVersion:
     environment: Mapping[str, str] = MappingProxyType(dict(description.environment))
-    settings = (description, dict(environment), runtime, handler, str(code), seen)
+    told = [
+        getattr(description, one.name) for one in fields(description) if one.name not in OUTSIDE
+    ]
+    settings = (told, sorted(environment.items()), runtime, handler, str(code), seen)
     return FunctionVersion(
         name=name,
         runtime=runtime,

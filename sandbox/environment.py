@@ -146,7 +146,8 @@ class Environment(Conversation):
             raise
         self._sandbox = sandbox
         try:
-            await self._live(sandbox, program)
+            if not self.lost:  # retired while it was launched
+                await self._live(sandbox, program)
         except Exception as exc:
             self._lose(exc)
             raise
@@ -191,6 +192,17 @@ class Environment(Conversation):
             self._around.told_calls.add(key)
             self._stream.write(refused.line())
             log.warning("function %s: %s", self.function.name, refused.line())
+
+    def adopt(self, function: FunctionVersion) -> None:
+        """The same revision, for which other things are set outside: how long one may be idle."""
+        assert function.revision == self.function.revision
+        self.function = function
+        if (
+            self._life.state is State.READY
+            and not self.lost
+            and (self.frozen or not function.freeze)
+        ):
+            self._arm(self._idle_until)
 
     def retire(self) -> None:
         """No further invocation: the tree is killed and reaped in the background."""

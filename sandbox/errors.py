@@ -18,6 +18,8 @@ class CallerError(Exception):
 
     status = 400
     code = "InvalidParameterValueException"
+    typed = True
+    """Whether the body has a `Type`. AWS leaves it out now and then (SPEC 3.7, and its recorded messages)."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -46,10 +48,11 @@ class InvalidRuntime(CallerError):
 class InvalidRequest(CallerError):
     """Any other refusal, with AWS's own code."""
 
-    def __init__(self, message: str, *, code: str, status: int = 400) -> None:
+    def __init__(self, message: str, *, code: str, status: int = 400, typed: bool = True) -> None:
         super().__init__(message)
         self.code = code
         self.status = status
+        self.typed = typed
 
 
 class TooManyRequests(CallerError):

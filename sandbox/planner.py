@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+RESERVED_EXCEEDED = "ReservedFunctionConcurrentInvocationLimitExceeded"
 NEW_SHARE = 0.1
 SHORTEST_TURN_S = 0.0002
 SHORTEST_PATIENCE_S, LONGEST_PATIENCE_S = 0.02, 0.05
@@ -40,7 +41,7 @@ def throttle_reason(
     """AWS's ThrottleReason where one more invocation is too many, else None (SPEC 3.8, 7)."""
     if reserved is not None:
         if load.function_in_flight >= reserved:
-            return "ReservedFunctionConcurrentInvocationLimitExceeded"
+            return RESERVED_EXCEEDED
     elif load.unreserved_in_flight >= limits.account_concurrency - load.reserved_total:
         return "ConcurrentInvocationLimitExceeded"
     # One invocation always runs: a budget below one function's memory would stop that function for good.

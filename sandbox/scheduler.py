@@ -12,10 +12,10 @@ import logging
 import math
 import re
 import secrets
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
-from itertools import takewhile
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -23,82 +23,17 @@ import trio
 
 from sandbox import planner
 from sandbox.environment import Environment, Surroundings
-from sandbox.errors import InvalidRuntime, PlatformFault, TooManyRequests
+from sandbox.errors import FunctionNotFound, InvalidRuntime, PlatformFault, TooManyRequests
 from sandbox.failures import Failure
-from sandbox.function import FunctionVersion
+from sandbox.function import LATEST, FunctionVersion
 from sandbox.invocation import Invocation, Outcome
 from sandbox.planner import Limits, Load
-from sandbox.provisioning import Provision
+from sandbox.provisioning import INIT_FAILURE, INTERNAL_ERROR, Provisioned
+from sandbox.slots import Slots, Versions
 from sandbox.ticket import Ticket
 
 log = logging.getLogger(__name__)
 MIB = 1024 * 1024
-
-
-class Slots:
-    """The environments and the queue of one function."""
-
-    def __init__(self, function: FunctionVersion, max_age_s: float = math.inf) -> None:
-        self.function = function
-        """The newest revision seen; older environments are retired when they come free."""
-        self.waiting: deque[Ticket] = deque()
-        self.starting: set[Environment] = set()
-        self.idle: list[Environment] = []
-        """Most recently used last; the provisioned ones after all others."""
-        self.provision: Provision[Environment] = Provision(max_age_s)
-        self.busy: set[Environment] = set()
-        self.answered: set[Environment] = set()
-        """Their callers are served; they will be idle in a moment."""
-        self.lingering: set[Environment] = set()
-        """Answered, but busy with something of their own."""
-        self.in_flight = 0
-        self.pace = planner.Pace()
-        self.hurried = False
-        """A task looks after those that wait too long."""
-
-    @property
-    def overdue(self) -> int:
-        """How many wait for longer than environments at work are trusted with."""
-        since = trio.current_time() - self.pace.patience_s
-        return sum(1 for _ in takewhile(lambda ticket: ticket.queued_at <= since, self.waiting))
-
-    @property
-    def room(self) -> int | None:
-        """How many more environments a reservation allows to be at work."""
-        if self.function.reserved_concurrency is None:
-            return None
-        at_work = (self.starting, self.busy, self.answered, self.lingering)
-        return self.function.reserved_concurrency - sum(map(len, at_work))
-
-    def forget(self, environment: Environment) -> None:
-        for group in (self.starting, self.busy, self.answered, self.lingering):
-            group.discard(environment)
-
-    def put_idle(self, environment: Environment) -> None:
-        """Provisioned ones are taken first, so that the others can go when demand does."""
-        place = len(self.idle)
-        if not environment.provisioned:
-            while place and self.idle[place - 1].provisioned:
-                place -= 1
-        self.idle.insert(place, environment)
-
-    def pop_idle(self) -> Environment | None:
-        """The most recently used environment that may still be used; unfit ones are retired."""
-        while self.idle:
-            environment = self.idle.pop()
-            if not self.outdated(environment):
-                return environment
-            self.let_go(environment)
-        return None
-
-    def let_go(self, environment: Environment) -> None:
-        self.provision.drop(environment)
-        environment.retire()
-
-    def outdated(self, environment: Environment) -> bool:
-        if environment.provisioned and environment not in self.provision:
-            return True  # replaced while it was at work
-        return environment.worn_out or environment.function.revision != self.function.revision
 
 
 class Scheduler:
@@ -118,8 +53,9 @@ class Scheduler:
         self._nursery = nursery
         self._reserved_total = reserved_total
         self._available_memory = available_memory
-        self._functions: dict[str, Slots] = {}
-        self._live: dict[str, Environment] = {}
+        self._functions: dict[str, Versions] = {}
+        self._live: dict[Environment, Slots] = {}
+        """Whatever still exists on the host, and whose it is."""
         self._starting: set[Environment] = set()
         """Of all functions: asked for at every start wanted, so it is not summed up anew."""
         self._memory_in_flight = 0
@@ -145,7 +81,7 @@ class Scheduler:
     def submit(self, invocation: Invocation, on_end: Callable[[], None] | None = None) -> Ticket:
         """`invoke` without waiting: `on_end` is called when the ticket has its result (`Ticket`)."""
         slots = self._slots_of(invocation.function)
-        self._admit(slots, invocation.function)
+        self._admit(slots)
         ticket = Ticket(invocation, on_end)
         slots.waiting.append(ticket)
         self._count(slots, +1)
@@ -155,69 +91,121 @@ class Scheduler:
     def withdraw(self, ticket: Ticket) -> None:
         """Nobody waits for it any more: taken out of the queue, or let run if it has begun."""
         if not ticket.done and not ticket.dispatched:
-            slots = self._functions[ticket.invocation.function.name]
+            versions = self._functions[ticket.invocation.function.name]
+            slots = next(slots for slots in versions if ticket in slots.waiting)
             slots.waiting.remove(ticket)
             self._count(slots, -1)
+            self._tidy(slots)
 
-    def _admit(self, slots: Slots, function: FunctionVersion) -> None:
+    def _admit(self, slots: Slots) -> None:
+        versions = slots.versions
         load = Load(
-            function_in_flight=slots.in_flight,
+            function_in_flight=versions.in_flight,
             unreserved_in_flight=self._unreserved_in_flight,
             reserved_total=self._reserved_total(),
             memory_mb_in_flight=self._memory_in_flight,
         )
         reason = planner.throttle_reason(
-            load,
-            self._limits,
-            reserved=function.reserved_concurrency,
-            memory_mb=function.memory_mb,
+            load, self._limits, reserved=versions.reserved, memory_mb=slots.function.memory_mb
         )
         if reason is not None:
             raise TooManyRequests(reason)
 
     def _slots_of(self, function: FunctionVersion) -> Slots:
-        slots = self._functions.get(function.name)
+        """Made when first asked for, and brought to what the function is now."""
+        versions = self._functions.get(function.name)
+        if versions is None:
+            versions = self._functions[function.name] = Versions(function.reserved_concurrency)
+        slots = versions.slots.get(function.version)
         if slots is None:
-            slots = Slots(function, self._around.max_age_s)
-            self._functions[function.name] = slots
-        elif slots.function.revision != function.revision:
+            slots = Slots(function, versions, self._around.max_age_s)
+            versions.slots[function.version] = slots
+        elif slots.function is not function:
             self._change(slots, function)
+        if versions.reserved != function.reserved_concurrency:
+            self._reserve(versions, function.reserved_concurrency)
         return slots
 
+    def _known(self, function: FunctionVersion) -> Slots | None:
+        versions = self._functions.get(function.name)
+        return versions.slots.get(function.version) if versions else None
+
     def _change(self, slots: Slots, function: FunctionVersion) -> None:
-        """New code or configuration: what idles or starts goes now, what runs goes when it is done."""
-        # The counts were made with the old configuration: take them back and make them anew.
-        in_flight = slots.in_flight
-        self._count(slots, -in_flight)
-        slots.function = function
-        self._count(slots, in_flight)
+        """Of new code or configuration what idles or starts goes now, what runs when it is done.
+
+        With the same revision it is only we who treat them differently from now on.
+        """
+        old, slots.function = slots.function, function
+        if old.revision == function.revision:
+            for environment in slots.environments if old != function else ():
+                if environment.function.revision == function.revision:
+                    environment.adopt(function)
+            return
+        # Counted with the old configuration so far.
+        self._memory_in_flight += slots.in_flight * (function.memory_mb - old.memory_mb)
         idle, slots.idle = slots.idle, []
         for environment in [*idle, *slots.starting, *slots.provision.drop_all()]:
             environment.retire()
         self._news.set()
 
+    def _reserve(self, versions: Versions, reserved: int | None) -> None:
+        """From now on. What runs ends as it would, and what waits is served; with none nothing begins."""
+        if versions.reserved is None:
+            self._unreserved_in_flight -= versions.in_flight
+        versions.reserved = reserved
+        if reserved is None:
+            self._unreserved_in_flight += versions.in_flight
+        for slots in [slots for slots in versions if slots.waiting and reserved == 0]:
+            while slots.waiting:
+                self._count(slots, -1)
+                slots.waiting.popleft().fail(TooManyRequests(planner.RESERVED_EXCEEDED))
+            self._tidy(slots)
+        self._pump_versions(versions)
+
     def _count(self, slots: Slots, change: int) -> None:
         slots.in_flight += change
+        slots.versions.in_flight += change
         self._in_flight += change
         self._memory_in_flight += change * slots.function.memory_mb
-        if slots.function.reserved_concurrency is None:
+        if slots.versions.reserved is None:
             self._unreserved_in_flight += change
         if self._in_flight == 0:
             self._settled.set()
             self._settled = trio.Event()
+
+    def _part(self, slots: Slots) -> None:
+        """This version is no more. What waits is served as it was admitted, nothing is kept for later."""
+        slots.versions.part(slots)
+        slots.provision.wanted = 0
+        slots.let_idle_go()
+        for environment in list(slots.provision.starting):
+            slots.let_go(environment)
+        self._tidy(slots)
+
+    def _tidy(self, slots: Slots) -> None:
+        """Nothing is kept of what is no more. Those at work go when they come free."""
+        if not slots.gone:
+            return
+        for environment in () if slots.waiting else list(slots.starting):
+            slots.let_go(environment)
+        if slots.over:
+            versions = slots.versions
+            versions.leaving.discard(slots)
+            if not versions.slots and not versions.leaving:
+                self._functions.pop(slots.function.name, None)
 
     # --- giving work out
 
     def _pump(self, slots: Slots) -> None:
         if self._closing:
             return
-        while slots.waiting and (environment := slots.pop_idle()) is not None:
+        while slots.waiting and slots.may_work and (environment := slots.pop_idle()) is not None:
             self._dispatch(slots, environment)
         # Asked anew each time: a start may retire another environment, which pumps as well.
         while slots.waiting and planner.starts_wanted(
             waiting=len(slots.waiting),
             coming=len(slots.starting) + len(slots.answered),
-            room=slots.room,
+            room=slots.versions.room,
             starting_everywhere=len(self._starting),
             limits=self._limits,
             soon=slots.pace.reached_soon(len(slots.busy)),
@@ -236,9 +224,17 @@ class Scheduler:
         slots.hurried = False
 
     def _pump_all(self) -> None:
-        for slots in self._functions.values():
-            if slots.waiting:
-                self._pump(slots)
+        # Looked up first: pumping may retire environments, and what is over is dropped.
+        for slots in [slots for slots in self._all_slots() if slots.waiting]:
+            self._pump(slots)
+
+    def _pump_versions(self, versions: Versions) -> None:
+        """There may be room in a reservation that several versions wait for."""
+        for slots in [slots for slots in versions if slots.waiting]:
+            self._pump(slots)
+
+    def _all_slots(self) -> Iterator[Slots]:
+        return chain.from_iterable(self._functions.values())
 
     def _dispatch(self, slots: Slots, environment: Environment) -> None:
         slots.busy.add(environment)
@@ -248,9 +244,8 @@ class Scheduler:
     def _start(
         self, slots: Slots, *, suppressed_init: bool = False, provisioned: bool = False
     ) -> None:
-        name = re.sub(r"[^a-z0-9]+", "-", slots.function.name.lower()).strip("-")[:40]
         environment = Environment(
-            f"{name or 'function'}-{secrets.token_hex(4)}",
+            _environment_id(slots.function),
             slots.function,
             self,
             self._around,
@@ -262,7 +257,7 @@ class Scheduler:
         else:
             slots.starting.add(environment)
             self._starting.add(environment)
-        self._live[environment.id] = environment
+        self._live[environment] = slots
         self._make_room(slots.function.memory_mb)
         self._nursery.start_soon(self._run, environment)
 
@@ -276,7 +271,7 @@ class Scheduler:
             if not environment.lost:
                 environment.retire()
         finally:
-            del self._live[environment.id]
+            del self._live[environment]
 
     def _make_room(self, memory_mb: int) -> None:
         """Idle environments are worth less than a start: the longest idle goes first when memory is short."""
@@ -284,7 +279,7 @@ class Scheduler:
             return
         idle = [
             (e.idle_since, slots, e)
-            for slots in self._functions.values()
+            for slots in self._all_slots()
             for e in slots.idle
             if not e.provisioned
         ]
@@ -296,19 +291,19 @@ class Scheduler:
     # --- what environments say (Owner)
 
     def environment_answered(self, environment: Environment) -> None:
-        slots = self._functions[environment.function.name]
+        slots = self._live[environment]
         slots.busy.remove(environment)
         slots.answered.add(environment)
         self._count(slots, -1)
 
     def environment_lingers(self, environment: Environment) -> None:
-        slots = self._functions[environment.function.name]
+        slots = self._live[environment]
         slots.answered.discard(environment)
         slots.lingering.add(environment)
         self._pump(slots)
 
     def environment_ready(self, environment: Environment) -> None:
-        slots = self._functions[environment.function.name]
+        slots = self._live[environment]
         was_starting = environment in slots.starting or (
             environment.provisioned and slots.provision.became_ready(environment)
         )
@@ -321,18 +316,23 @@ class Scheduler:
         self._starting.discard(environment)
         if slots.outdated(environment):
             slots.let_go(environment)
-        elif slots.waiting:
+        elif slots.waiting and slots.may_work:
             self._dispatch(slots, environment)
+        elif slots.gone:
+            slots.let_go(environment)
         else:
             slots.put_idle(environment)
         if was_starting:
             self._pump_all()
             self._news.set()
+        elif slots.versions.reserved is not None:
+            self._pump_versions(slots.versions)  # another version may have waited for this room
+        self._tidy(slots)
 
     def environment_lost(
         self, environment: Environment, failure: Failure | Exception | None
     ) -> None:
-        slots = self._functions[environment.function.name]
+        slots = self._live[environment]
         was_starting = environment in slots.starting
         if environment in slots.busy:
             self._count(slots, -1)
@@ -347,6 +347,7 @@ class Scheduler:
         if was_starting or environment.provisioned:
             self._news.set()
         self._pump_all()
+        self._tidy(slots)
 
     def _start_failed(
         self, slots: Slots, environment: Environment, failure: Failure | Exception
@@ -373,6 +374,8 @@ class Scheduler:
             )
         elif isinstance(failure, InvalidRuntime):
             ticket.fail(failure)
+        elif slots.gone:
+            ticket.fail(_not_found(ticket.invocation))  # its code is gone with it
         else:
             log.error("cannot start %s: %s", environment.id, failure)
             fault = PlatformFault(str(failure))
@@ -391,7 +394,7 @@ class Scheduler:
     def _provide(self) -> float:
         """Do what is to be done now; returns when to look again if nothing happens before."""
         now, look_at = trio.current_time(), math.inf
-        everyone = [slots for slots in self._functions.values() if slots.provision.concerns]
+        everyone = [slots for slots in self._all_slots() if slots.provision.concerns]
         for slots in everyone:
             provision = slots.provision
             for environment in provision.surplus():
@@ -412,7 +415,11 @@ class Scheduler:
     def _provisioned_lost(
         self, slots: Slots, environment: Environment, failure: Failure | Exception | None
     ) -> None:
-        delay = slots.provision.lost(environment, trio.current_time())
+        reason = None
+        if failure is not None:
+            ours = not isinstance(failure, Failure)
+            reason = f"{INTERNAL_ERROR}: {failure}" if ours else INIT_FAILURE
+        delay = slots.provision.lost(environment, trio.current_time(), reason)
         if delay is not None and not self._closing:
             what = failure.report_type if isinstance(failure, Failure) else failure
             log.warning(
@@ -427,36 +434,49 @@ class Scheduler:
 
     def environments(self) -> list[dict[str, Any]]:
         """One row of `lambox ps` per environment that still exists on the host."""
-        return [environment.describe() for environment in self._live.values()]
+        return [environment.describe() for environment in self._live]
 
-    def retire_changed(self, current: dict[str, FunctionVersion]) -> None:
-        """Functions came, changed or went on disk: let go of environments that nobody will ask for.
+    def provisioned(self, function: FunctionVersion) -> Provisioned:
+        """How far what it asks for (`provisioned_concurrency`) has come (SPEC 10.5)."""
+        slots, wanted = self._known(function), function.provisioned_concurrency
+        if (
+            slots is None
+            or slots.provision.wanted != wanted
+            or slots.function.revision != function.revision
+        ):
+            return Provisioned(wanted)  # not told yet
+        return slots.provision.state()
+
+    def in_use(self) -> set[Path]:
+        """Folders of code and layers that environments have or may yet get, of versions that are gone too."""
+        functions = [environment.function for environment in self._live]
+        functions += [slots.function for slots in self._all_slots()]
+        return {path for one in functions for path in (one.code, *one.layers)}
+
+    def retire_changed(self, live: Iterable[FunctionVersion]) -> None:
+        """Versions came, changed or went: let go of environments that nobody will ask for.
 
         Provisioned environments are kept for those named here, from now on.
         """
-        for name, slots in self._functions.items():
-            function = current.get(name)
-            if function is not None and function.revision != slots.function.revision:
-                self._change(slots, function)
-                self._pump(slots)
-            elif function is None:
-                slots.provision.wanted = 0
-                idle, slots.idle = slots.idle, []
-                for environment in [*idle, *slots.provision.drop_all()]:
-                    environment.retire()
-        self._provision(current.values())
-
-    def _provision(self, functions: Iterable[FunctionVersion]) -> None:
-        for function in functions:
-            if function.provisioned_concurrency or function.name in self._functions:
+        live = list(live)
+        there = {(function.name, function.version) for function in live}
+        for slots in [
+            slots
+            for versions in self._functions.values()
+            for slots in versions.slots.values()
+            if (slots.function.name, slots.function.version) not in there
+        ]:
+            self._part(slots)
+        for function in live:
+            if function.provisioned_concurrency or self._known(function) is not None:
                 slots = self._slots_of(function)
-                if slots.provision.wanted != function.provisioned_concurrency:
-                    slots.provision.wanted = function.provisioned_concurrency
+                if slots.provision.want(function.provisioned_concurrency):
                     self._news.set()
+        self._pump_all()
 
     def renew(self, function: FunctionVersion, within_s: float) -> None:
         """Let go of its idle environments that would wear out within this time."""
-        slots = self._functions.get(function.name)
+        slots = self._known(function)
         for environment in list(slots.idle) if slots else ():
             age_s = trio.current_time() - environment.born_at
             if not environment.provisioned and age_s + within_s >= self._around.max_age_s:
@@ -470,12 +490,25 @@ class Scheduler:
     def close(self) -> None:
         """Start nothing more; end what waits with a fault and what runs with a Sandbox.Failure."""
         self._closing = True
-        for slots in self._functions.values():
+        for slots in list(self._all_slots()):
             while slots.waiting:
                 slots.waiting.popleft().fail(PlatformFault("lambox is stopping"))
                 self._count(slots, -1)
-        for environment in list(self._live.values()):
+        for environment in list(self._live):
             environment.retire()
+
+
+def _environment_id(function: FunctionVersion) -> str:
+    """For people, logs and cgroups: hello-1f2e3d4c, or hello-v3-1f2e3d4c of a published version."""
+    name = re.sub(r"[^a-z0-9]+", "-", function.name.lower()).strip("-")[:40]
+    version = "" if function.version == LATEST else f"-v{function.version}"
+    return f"{name or 'function'}{version}-{secrets.token_hex(4)}"
+
+
+def _not_found(invocation: Invocation) -> FunctionNotFound:
+    """As one that comes now is told (SPEC 3.8)."""
+    latest = "" if invocation.qualifier else f":{LATEST}"
+    return FunctionNotFound(f"Function not found: {invocation.invoked_arn}{latest}")
 
 
 @asynccontextmanager

@@ -9,8 +9,9 @@ from datetime import datetime
 
 from rootfs.codestore import CodeStore
 from runtimeapi.arns import FunctionRef, parse_function_name
-from runtimeapi.control.rendering import timestamp
-from runtimeapi.ports import Functions
+from runtimeapi.control.parsing import Input
+from runtimeapi.control.rendering import Output, timestamp
+from runtimeapi.ports import Functions, ProvisionedState
 from sandbox.errors import FunctionNotFound, InvalidRequest
 from sandbox.registry.records import LATEST, FunctionRecord
 from sandbox.registry.registry import Registry
@@ -31,6 +32,10 @@ class Control:
     """Run this after the answer, in the node's nursery."""
     activate: Callable[[str], Awaitable[None]]
     """Make ready what is Pending or InProgress of this function, and have it Active."""
+    account_concurrency: int = 1000
+    """AccountLimit.ConcurrentExecutions."""
+    provisioned: Callable[[str, str], ProvisionedState | None] = lambda name, version: None
+    """(function, version) -> how far the engine has come; None: it has not heard of it."""
     new_id: Callable[[], str] = field(default=lambda: str(uuid.uuid4()))
 
     def stamp(self) -> str:
@@ -59,21 +64,28 @@ class Control:
         raise not_found(ref)
 
 
+Operation = Callable[[Control, Input], Awaitable[Output]]
+"""What answers one operation: botocore's member names in and out. Raises CallerError or PlatformFault."""
+
+
 def not_found(ref: FunctionRef) -> FunctionNotFound:
     """SPEC 3.8: unlike Invoke, these do not append `:$LATEST`."""
     return FunctionNotFound(f"Function not found: {ref.invoked_arn}")
 
 
-def invalid(message: str) -> InvalidRequest:
-    return InvalidRequest(message, code="InvalidParameterValueException")
+def invalid(message: str, *, typed: bool = True) -> InvalidRequest:
+    """`typed` False: AWS's answer to this has no `Type`."""
+    return InvalidRequest(message, code="InvalidParameterValueException", typed=typed)
 
 
 def conflict(message: str) -> InvalidRequest:
     return InvalidRequest(message, code="ResourceConflictException", status=409)
 
 
-def missing(message: str = "The resource you requested does not exist.") -> InvalidRequest:
-    return InvalidRequest(message, code="ResourceNotFoundException", status=404)
+def missing(
+    message: str = "The resource you requested does not exist.", *, typed: bool = True
+) -> InvalidRequest:
+    return InvalidRequest(message, code="ResourceNotFoundException", status=404, typed=typed)
 
 
 def stale(call: str = "GetFunction/GetAlias") -> InvalidRequest:
@@ -89,6 +101,7 @@ def stale(call: str = "GetFunction/GetAlias") -> InvalidRequest:
 __all__ = [
     "LATEST",
     "Control",
+    "Operation",
     "conflict",
     "invalid",
     "missing",

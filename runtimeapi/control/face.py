@@ -12,8 +12,8 @@ from werkzeug.routing import BaseConverter
 
 from runtimeapi.app import FaceApp, body_of, path_of
 from runtimeapi.control import model
-from runtimeapi.control.control import Control
-from runtimeapi.control.operations import OPERATIONS, Operation
+from runtimeapi.control.control import Control, Operation
+from runtimeapi.control.operations import OPERATIONS
 from runtimeapi.control.parsing import Input, parse
 from runtimeapi.control.rendering import render
 from runtimeapi.intake import read_body, read_request_id

@@ -12,6 +12,7 @@ from runtimeapi.control.configuration import configured, shown
 from runtimeapi.control.control import Control, conflict, invalid, not_found
 from runtimeapi.control.parsing import Input
 from runtimeapi.control.rendering import Output
+from sandbox.registry.eventinvoke import check_dead_letter
 from sandbox.registry.records import LATEST, Code, FunctionRecord, VersionRecord
 
 CREATING = "The function is being created."
@@ -21,6 +22,7 @@ PAGE = 50
 
 async def create_function(control: Control, given: Input) -> Output:
     ref = control.ref(given["FunctionName"])
+    check_dead_letter(given.get("DeadLetterConfig", {}), name=ref.name)
     package = given["Code"].get("ZipFile")
     if package is None:
         raise invalid("Please provide a source for function code.")

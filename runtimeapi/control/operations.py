@@ -5,16 +5,29 @@ What is in botocore's model and not in this table is answered with 501 (`face.py
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
-from runtimeapi.control import functions, urls
-from runtimeapi.control.control import Control
-from runtimeapi.control.parsing import Input
-from runtimeapi.control.rendering import Output
-
-Operation = Callable[[Control, Input], Awaitable[Output]]
+from runtimeapi.control import (
+    absent,
+    account,
+    concurrency,
+    eventinvoke,
+    functions,
+    management,
+    policy,
+    provisioned,
+    tags,
+    urls,
+)
+from runtimeapi.control.control import Operation
 
 OPERATIONS: dict[str, Operation] = {
     **functions.OPERATIONS,
+    **concurrency.OPERATIONS,
+    **eventinvoke.OPERATIONS,
+    **provisioned.OPERATIONS,
+    **account.OPERATIONS,
+    **policy.OPERATIONS,
+    **tags.OPERATIONS,
+    **management.OPERATIONS,
+    **absent.OPERATIONS,
     **urls.OPERATIONS,
 }

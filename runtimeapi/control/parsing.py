@@ -9,12 +9,12 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from runtimeapi.arns import validation_error
+from runtimeapi.control.constraints import check
 from sandbox.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -23,10 +23,8 @@ if TYPE_CHECKING:
 Input = dict[str, Any]
 """botocore's member names; blobs are bytes. What was not sent is not in it."""
 
-UNCHECKED = {("CreateFunction", "Runtime"), ("UpdateFunctionConfiguration", "Runtime")}
-"""Members whose own refusal AWS words in another way: left to the operation."""
-MAX_SHOWN = 8 * 1024
-"""Characters of a bad value that a message repeats."""
+INT_MAX, LONG_MAX = 2**31 - 1, 2**63 - 1
+_NUMBER = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 
 
 def parse(
@@ -56,7 +54,7 @@ def parse(
             value = _typed(member, document.get(wire), name)
         if value is not None:
             given[name] = value
-    _check(operation, shape, given)
+    check(operation.name, shape, given)
     return given
 
 
@@ -64,12 +62,16 @@ def _document(body: bytes) -> dict[str, Any]:
     if not body.strip():
         return {}
     try:
-        found = json.loads(body)
+        found = json.loads(body.decode(), parse_constant=_no_constant)
     except (ValueError, RecursionError) as exc:
         raise _serialization("Could not parse request body into json: " + str(exc)) from exc
     if not isinstance(found, dict):
         raise _serialization("Could not parse request body into json: it is no JSON object")
     return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _from_query(shape: Shape, values: Sequence[str] | None) -> Any:
@@ -84,10 +86,9 @@ def _from_text(shape: Shape, text: str | None) -> Any:
     if text is None or shape.type_name == "string":
         return text or None
     if shape.type_name in ("integer", "long"):
-        try:
-            return int(text)
-        except ValueError as exc:
-            raise _serialization(f"{text} can not be converted to an Integer") from exc
+        if not _NUMBER.fullmatch(text):
+            raise _serialization("STRING_VALUE can not be converted to an Integer")
+        return _in_range(shape.type_name, int(text))
     if shape.type_name == "boolean":
         return text.lower() == "true"
     return text
@@ -114,7 +115,9 @@ def _typed(shape: Shape, value: Any, name: str) -> Any:
         return [_typed(shape.member, item, name) for item in value]
     if kind == "map":
         _expect(value, dict, name)
-        return {key: _typed(shape.value, item, name) for key, item in value.items()}
+        return {_string(key, name): _typed(shape.value, item, name) for key, item in value.items()}
+    if kind in ("integer", "long"):
+        return _in_range(kind, _integer(value))
     return _SCALARS.get(kind, _any)(value, name)
 
 
@@ -128,19 +131,33 @@ def _string(value: Any, name: str) -> str:
     if isinstance(value, int | float):
         return str(value)  # AWS's reader takes numbers for strings
     _expect(value, str, name)
-    return str(value)
+    # JSON can name half a surrogate pair, which no file, log line or answer can hold.
+    return str(value).encode("utf-8", "replace").decode()
 
 
-def _integer(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+def _integer(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isinf(value):
         raise _serialization(f"{_kind(value)} can not be converted to an Integer")
-    return int(value)
+    return int(value)  # as Java narrows: 3.7 is 3
+
+
+def _in_range(kind: str, value: int) -> int:
+    most = INT_MAX if kind == "integer" else LONG_MAX
+    if not -most - 1 <= value <= most:
+        raise _serialization(f"Numeric value ({value}) out of range of {_JAVA[kind]}")
+    return value
+
+
+_JAVA = {"integer": "int", "long": "long"}
 
 
 def _float(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _serialization(f"{_kind(value)} can not be converted to a Double")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as exc:
+        raise _serialization("NUMBER_VALUE can not be converted to a Double") from exc
 
 
 def _boolean(value: Any, name: str) -> bool:
@@ -159,8 +176,6 @@ def _blob(value: Any, name: str) -> bytes:
 
 _SCALARS: dict[str, Callable[[Any, str], Any]] = {
     "string": _string,
-    "integer": _integer,
-    "long": _integer,
     "float": _float,
     "double": _float,
     "boolean": _boolean,
@@ -191,117 +206,3 @@ def _kind(value: Any) -> str:
 
 def _serialization(message: str) -> InvalidRequest:
     return InvalidRequest(message, code="SerializationException")
-
-
-# -- constraints
-
-
-def _check(operation: OperationModel, shape: Shape, given: Input) -> None:
-    found = list(_structure(shape, given, "", operation.name))
-    if found:
-        raise validation_error(found)
-
-
-def _structure(shape: Shape, given: Mapping[str, Any], path: str, operation: str = "") -> list[str]:
-    found = []
-    for name, member in shape.members.items():
-        where = path + _lower(name)
-        if name not in given:
-            if name in shape.required_members:
-                found.append(_violation("null", where, "Member must not be null", quoted=False))
-        elif (operation, name) not in UNCHECKED:
-            found += _member(member, given[name], where)
-    return found
-
-
-def _member(shape: Shape, value: Any, where: str) -> list[str]:
-    kind = shape.type_name
-    if kind == "structure":
-        return _structure(shape, value, where + ".")
-    found = [_violation(_shown(value), where, words) for words in _broken(shape, value)]
-    if kind == "list":
-        member = shape.member
-        if member.type_name == "structure":
-            for number, item in enumerate(value, 1):
-                found += _structure(member, item or {}, f"{where}.{number}.member.")
-        elif any(item is None or _broken(member, item) for item in value):
-            words = f"Member must satisfy constraint: [{', '.join(_constraints(member))}]"
-            found.append(_violation(_shown(value), where, words))
-    elif kind == "map":
-        for which, inner, values in (
-            ("keys", shape.key, value.keys()),
-            ("value", shape.value, value.values()),
-        ):
-            if any(item is None or _broken(inner, item) for item in values):
-                words = f"Map {which} must satisfy constraint: [{', '.join(_constraints(inner))}]"
-                found.append(_violation(_shown(value), where, words))
-    return found
-
-
-def _broken(shape: Shape, value: Any) -> list[str]:
-    """Constraints of the shape's own that the value does not satisfy, as AWS words them."""
-    rules = shape.metadata
-    found: list[str] = []
-    if shape.type_name in ("string", "list", "map", "blob"):
-        size, what = len(value), "length"
-    elif shape.type_name in ("integer", "long", "float", "double"):
-        size, what = value, "value"
-    else:
-        return found
-    if "enum" in rules and value not in rules["enum"]:
-        found.append(_enum(rules["enum"]))
-    if "pattern" in rules and not _compiled(rules["pattern"]).fullmatch(value):
-        found.append(f"Member must satisfy regular expression pattern: {rules['pattern']}")
-    if "max" in rules and size > rules["max"]:
-        found.append(f"Member must have {what} less than or equal to {rules['max']}")
-    if "min" in rules and size < rules["min"]:
-        found.append(f"Member must have {what} greater than or equal to {rules['min']}")
-    return found
-
-
-def _constraints(shape: Shape) -> list[str]:
-    """All a shape asks for, in AWS's order, as messages about lists and maps show them."""
-    rules = shape.metadata
-    what = "length" if shape.type_name in ("string", "list", "map") else "value"
-    found = []
-    if "max" in rules:
-        found.append(f"Member must have {what} less than or equal to {rules['max']}")
-    if "min" in rules:
-        found.append(f"Member must have {what} greater than or equal to {rules['min']}")
-    if "pattern" in rules:
-        found.append(f"Member must satisfy regular expression pattern: {rules['pattern']}")
-    if "enum" in rules:
-        found.append(_enum(rules["enum"]))
-    return [*found, "Member must not be null"]
-
-
-def _enum(values: Sequence[str]) -> str:
-    return f"Member must satisfy enum value set: [{', '.join(values)}]"
-
-
-@cache
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern, re.ASCII)
-
-
-def _violation(value: str, where: str, words: str, *, quoted: bool = True) -> str:
-    shown = f"'{value}'" if quoted else value
-    return f"Value {shown} at '{where}' failed to satisfy constraint: {words}"
-
-
-def _shown(value: Any) -> str:
-    """As Java prints it: [a, b] and {k=v}."""
-    if isinstance(value, list):
-        return f"[{', '.join(map(_shown, value))}]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}={_shown(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, bytes):
-        return "java.nio.HeapByteBuffer"
-    return "null" if value is None else str(value)[:MAX_SHOWN]
-
-
-def _lower(name: str) -> str:
-    """FunctionName -> functionName, KMSKeyArn -> kMSKeyArn, as AWS's messages have it."""
-    return name[:1].lower() + name[1:]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
 
 import trio
 from quart import request
 
 from runtimeapi.arns import FunctionRef
-from runtimeapi.control.control import Control, conflict, invalid, missing
+from runtimeapi.control.control import Control, Operation, conflict, invalid, missing
+from runtimeapi.control.paging import Key, page
 from runtimeapi.control.parsing import Input
+from runtimeapi.control.qualifiers import attach
 from runtimeapi.control.rendering import Output
 from runtimeapi.urls.directory import FEATURE, UrlDirectory, cors_members, new_id
 from runtimeapi.urls.directory import FunctionUrl as Url
@@ -21,7 +22,6 @@ from sandbox.errors import CallerError, FunctionNotFound
 from sandbox.function import FunctionVersion
 from sandbox.registry.records import LATEST, Document, FunctionRecord
 
-PAGE = 50
 NO_FUNCTION = "Function does not exist"
 
 
@@ -99,22 +99,15 @@ async def delete_function_url_config(control: Control, given: Input) -> Output:
 async def list_function_url_configs(control: Control, given: Input) -> Output:
     ref = replace(_ref(control, given), qualifier=None)
     record = _record(control, ref)
-    found: list[tuple[str, Output]] = []
+    found: dict[Key, Output] = {}
     if (declared := _declared(control, ref)) is not None:
-        found.append(("", await _shown_folders(control, declared)))
+        found["", 0] = await _shown_folders(control, declared)
     for qualifier, document in record.attached.get(FEATURE, {}).items():
         where = replace(ref, qualifier=None if qualifier == LATEST else qualifier)
         if qualifier in record.aliases or (qualifier == LATEST and declared is None):
-            found.append((where.qualifier or "", _shown(where, document, control)))
-    found.sort(key=lambda pair: pair[0])
-    marker = given.get("Marker")
-    if marker is not None:
-        found = [pair for pair in found if pair[0] > marker]
-    page = found[: min(given.get("MaxItems", PAGE), PAGE)]
-    return {
-        "FunctionUrlConfigs": [shown for _, shown in page],
-        "NextMarker": page[-1][0] if len(found) > len(page) else None,
-    }
+            found[where.qualifier or "", 0] = _shown(where, document, control)
+    keys, marker = page(list(found), given)
+    return {"FunctionUrlConfigs": [found[key] for key in keys], "NextMarker": marker}
 
 
 # -- what is meant
@@ -172,11 +165,7 @@ def _kept(record: FunctionRecord, ref: FunctionRef) -> Document | None:
 def _attached(
     record: FunctionRecord, ref: FunctionRef, document: Document | None
 ) -> FunctionRecord:
-    kept = {**record.attached.get(FEATURE, {})}
-    kept.pop(ref.qualifier or LATEST, None)
-    if document is not None:
-        kept[ref.qualifier or LATEST] = document
-    return replace(record, attached={**record.attached, FEATURE: kept})
+    return attach(record, FEATURE, ref.qualifier or LATEST, document)
 
 
 def _stamp(control: Control) -> str:
@@ -230,10 +219,16 @@ def _url(id_: str, control: Control) -> str:
     return address(id_, host=host, secure=request.scheme == "https", region=control.region)
 
 
-OPERATIONS: dict[str, Any] = {
+OPERATIONS: dict[str, Operation] = {
     "CreateFunctionUrlConfig": create_function_url_config,
     "GetFunctionUrlConfig": get_function_url_config,
     "UpdateFunctionUrlConfig": update_function_url_config,
     "DeleteFunctionUrlConfig": delete_function_url_config,
     "ListFunctionUrlConfigs": list_function_url_configs,
+}
+_FOLDERS = "What a function.toml says of a URL is shown, and changed there alone (409)."
+NOTES = {
+    "CreateFunctionUrlConfig": "FunctionUrl is an address of this server.",
+    "UpdateFunctionUrlConfig": _FOLDERS,
+    "DeleteFunctionUrlConfig": _FOLDERS,
 }

@@ -27,8 +27,10 @@ from sandbox.errors import (
     FunctionNotFound,
     InvalidRuntime,
 )
+from sandbox.eventconfig import EventConfig
 from sandbox.function import BrokenFunction, FunctionVersion
 from sandbox.functiontoml import FunctionDefaults
+from sandbox.registry.eventinvoke import event_config
 from sandbox.registry.records import LATEST, AliasRecord, FunctionRecord, VersionRecord
 from sandbox.registry.registry import Registry
 
@@ -113,6 +115,14 @@ class AllFunctions:
         if version is None:
             raise FunctionNotFound(name)
         return self._of(record, version)
+
+    def event_config(self, name: str, qualifier: str | None) -> EventConfig:
+        """Of asynchronous invocations. Raises CallerError where there is no such function."""
+        record = self._registry.function(name)
+        if record is None:
+            return self._catalog.resolve(name, qualifier).events
+        folder = self._catalog.get(name).events if record.latest is None else None
+        return event_config(record, folder, qualifier)
 
     def all(self) -> Sequence[FunctionVersion | BrokenFunction]:
         """Every $LATEST, by name."""

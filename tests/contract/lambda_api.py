@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import threading
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +26,7 @@ from lambox.config import Config, load
 from lambox.lambdaapi import LambdaApi, open_lambda_api
 from rootfs.runtimes import Runtimes, discover
 from rootfs.trees import LayerStore
+from runtimeapi.guard import Guard
 from runtimeapi.invoke import make_invoke_app
 from runtimeapi.lanes import caller_lane
 from runtimeapi.server import caller_config, running_app
@@ -129,8 +130,17 @@ def _runtimes() -> Runtimes:
 
 
 @contextmanager
-def serving(folder: Path, **settings: Any) -> Iterator[Api]:
-    """Starts a server on what `folder` has. `settings`: flags of `lambox serve`."""
+def serving(
+    folder: Path,
+    *,
+    provisioned: Callable[[str, str], Any] = lambda name, version: None,
+    guard: Guard | None = None,
+    **settings: Any,
+) -> Iterator[Api]:
+    """Starts a server on what `folder` has. `settings`: flags of `lambox serve`.
+
+    `provisioned`: what the engine says of provisioned concurrency.
+    """
     functions = folder / "functions"
     functions.mkdir(exist_ok=True)
     flags = {"functions": str(functions), "state": str(folder / "state"), **settings}
@@ -141,7 +151,7 @@ def serving(folder: Path, **settings: Any) -> Iterator[Api]:
 
     def run() -> None:
         try:
-            trio.run(_serve, config, started, ready, stop)
+            trio.run(_serve, config, started, ready, stop, provisioned, guard)
         except BaseException as exc:
             failed.append(exc)
         finally:
@@ -164,7 +174,12 @@ def serving(folder: Path, **settings: Any) -> Iterator[Api]:
 
 
 async def _serve(
-    config: Config, started: list[Api], ready: threading.Event, stop: trio.Event
+    config: Config,
+    started: list[Api],
+    ready: threading.Event,
+    stop: trio.Event,
+    provisioned: Callable[[str, str], Any],
+    guard: Guard | None,
 ) -> None:
     runtimes = await trio.to_thread.run_sync(_runtimes)
     invoker, sock = FakeInvoker(), listening()
@@ -172,7 +187,12 @@ async def _serve(
     with Catalog(config.functions, runtimes, layers=layers) as catalog:
         async with (
             open_lambda_api(
-                config, catalog, runtimes, layers=layers, defaults=config.defaults
+                config,
+                catalog,
+                runtimes,
+                layers=layers,
+                defaults=config.defaults,
+                provisioned=provisioned,
             ) as behind,
             trio.open_nursery() as nursery,
         ):
@@ -182,10 +202,15 @@ async def _serve(
                 FakeLogs().console(),
                 region=config.region,
                 account=config.account,
+                guard=guard,
                 control=behind.control,
             )
             lane = caller_lane(
-                behind.functions, invoker, region=config.region, account=config.account
+                behind.functions,
+                invoker,
+                region=config.region,
+                account=config.account,
+                guard=guard,
             )
             async with running_app(app, caller_config(), lane) as served:
                 invoker.nursery = nursery

@@ -74,8 +74,8 @@ def test_bad_input_is_told_in_awss_words(
 
 
 def test_an_operation_that_lambox_has_not_got(api: Api) -> None:
-    assert api.refusal("list_capacity_providers") == (
+    assert api.refusal("create_capacity_provider") == (
         501,
         "NotImplementedException",
-        "ListCapacityProviders is not supported by lambox.",
+        "CreateCapacityProvider is not supported by lambox.",
     )

@@ -242,7 +242,10 @@ async def test_who_asks_for_nothing_that_is_here_is_refused() -> None:
             assert found.headers["content-type"] == "application/json"
         # DNS rebinding: a name of somebody else's that leads here.
         evil = host("plain").replace("localhost", "evil.example")
-        for target, name in (("/", evil), (f"/{derived_id('plain', REGION, ACCOUNT)}/", "evil.example")):
+        for target, name in (
+            ("/", evil),
+            (f"/{derived_id('plain', REGION, ACCOUNT)}/", "evil.example"),
+        ):
             await wire.send(raw("GET", target, name))
             found = await wire.answer("GET")
             assert (found.status, b"is not a name of this server" in found.body) == (403, True)

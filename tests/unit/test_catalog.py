@@ -13,6 +13,7 @@ import trio
 from rootfs.runtimes import Runtime, Runtimes
 from rootfs.trees import LayerStore
 from rootfs.watch import Watch, WatchUnavailable
+from sandbox import functiontoml
 from sandbox.catalog import Catalog
 from sandbox.confine import privilege
 from sandbox.errors import FunctionFailed, FunctionNotFound, InvalidRuntime
@@ -111,6 +112,44 @@ def test_an_edit_changes_the_revision(folder: Path, open_catalog: Open, file: st
     (place / file).write_text("timeout = 4" if file.endswith("toml") else "other")
     catalog.refresh()
     assert catalog.get("hello").revision != before
+
+
+INSIDE = (
+    "timeout = 9", "memory_size = 256", "ephemeral_storage = 600", 'handler = "handler.other"',
+    'network = "host"', "freeze = false", 'environment = {AB = "1"}', 'layers = ["../../layer"]',
+    'log_format = "JSON"', 'log_group = "other"',
+    'log_format = "JSON"\napplication_log_level = "DEBUG"',
+    'log_format = "JSON"\nsystem_log_level = "DEBUG"',
+)  # fmt: skip
+OUTSIDE = (
+    "idle_timeout = 9", "reserved_concurrency = 9", "provisioned_concurrency = 1",
+    'warm = "rate(5 minutes)"', 'description = "x"', "# nothing",
+    "maximum_retry_attempts = 1", "maximum_event_age = 60", 'on_success = "other"',
+    'on_failure = "other"', 'dead_letter = "arn:aws:sqs:us-east-1:000000000000:q"',
+    'recursive_loop = "Allow"', 'url = {auth_type = "NONE"}',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("line", INSIDE + OUTSIDE)
+def test_what_an_environment_would_not_notice_keeps_the_revision(
+    folder: Path, open_catalog: Open, line: str
+) -> None:
+    place = function(folder, "hello", "")
+    (folder.parent / "layer").mkdir()
+    (place / "handler.py").write_text("def handler(): ...\ndef other(): ...\n")
+    catalog = open_catalog()
+    before = catalog.get("hello")
+    (place / "fresh").write_text(line)
+    (place / "fresh").rename(place / "function.toml")
+    catalog.refresh()
+    after = catalog.get("hello")
+    assert (after.revision == before.revision) == (line in OUTSIDE)
+    assert (after == before) == (line == "# nothing")
+
+
+def test_every_key_of_function_toml_is_inside_or_outside() -> None:
+    named = {line.rpartition("\n")[2].partition(" =")[0] for line in INSIDE + OUTSIDE}
+    assert {key.name for key in functiontoml.KEYS} - named == {"runtime"}
 
 
 def test_files_in_folders_made_later_are_seen(folder: Path, open_catalog: Open) -> None:
@@ -344,6 +383,37 @@ def test_lost_events_mean_that_all_are_read_again(
         (folder / "hello/handler.py").write_text("changed")
         catalog.refresh()
         assert catalog.get("hello").revision != before
+
+
+def test_more_provisioned_than_the_account_may_have_is_told(
+    folder: Path, open_catalog: Open
+) -> None:
+    place = function(folder, "hello", "provisioned_concurrency = 6")
+    catalog = open_catalog(account_concurrency=5)
+    problem = broken(catalog, "hello")
+    assert f"{place}/function.toml: provisioned_concurrency = 6: must not be more than" in problem
+    assert "account_concurrency, which is 5. Hint: " in problem
+    (place / "function.toml").write_text("provisioned_concurrency = 5")
+    catalog.refresh()
+    assert catalog.get("hello").provisioned_concurrency == 5
+
+
+@pytest.mark.parametrize(("qualifier", "found"), [(None, True), ("$LATEST", True), ("1", False)])
+def test_a_folder_is_latest_and_nothing_else(
+    folder: Path, open_catalog: Open, qualifier: str | None, found: bool
+) -> None:
+    function(folder, "hello")
+    function(folder, "bad", "timeout = 0")
+    catalog = open_catalog()
+    assert [one.version for one in catalog.live()] == ["$LATEST"]
+    with pytest.raises(FunctionFailed):
+        catalog.resolve("bad", qualifier)
+    if found:
+        assert catalog.resolve("hello", qualifier) is catalog.get("hello")
+        return
+    with pytest.raises(FunctionNotFound) as caught:
+        catalog.resolve("hello", qualifier)
+    assert caught.value.message == "hello"
 
 
 def test_the_reserved_total_follows_the_folder(folder: Path, open_catalog: Open) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import parse_qsl, unquote
+
 import h11
 import pytest
 from hypothesis import example, given, settings
@@ -10,6 +12,10 @@ from hypothesis import strategies as st
 from runtimeapi.gate import Head, caller_head, hopeless, runtime_head
 
 INVOKE = b"POST /2015-03-31/functions/hello/invocations HTTP/1.1\r\n"
+QUALIFIED = INVOKE.replace(b" HTTP", b"?Qualifier=blue HTTP")
+ENCODED = (
+    b"POST /2015-03-31/functions/hello%3A%24LATEST/invocations?Qualifier=%24LATEST HTTP/1.1\r\n"
+)
 FRIENDLY = b"POST /invoke/hello HTTP/1.1\r\n"
 NEXT = b"GET /2018-06-01/runtime/invocation/next HTTP/1.1\r\n"
 ID = "8f9ecd4a-4e4d-4bb4-a0a3-1b1c2d3e4f50"
@@ -56,6 +62,31 @@ def test_one_invocations_nonce_is_not_anothers() -> None:
     head = runtime_head(RESPONSE + HOST + LENGTH)
     assert head is not None
     assert "lambda-runtime-invocation-id" not in head.fields
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "qualifier"),
+    [
+        (b"functions/hello/invocations?Qualifier=1", "hello", "1"),
+        (b"functions/hello/invocations?Qualifier=blue_Green-2", "hello", "blue_Green-2"),
+        (b"functions/hello/invocations?Qualifier=%24LATEST", "hello", "$LATEST"),
+        (b"functions/hello/invocations?Qualifier=$LATEST", "hello", "$LATEST"),
+        (b"functions/hello%3A7/invocations", "hello:7", None),
+        (b"functions/hello:7/invocations", "hello:7", None),
+        (b"functions/hello%3A%24LATEST/invocations", "hello:$LATEST", None),
+        (b"functions/hello:7/invocations?Qualifier=8", "hello:7", "8"),
+    ],
+)
+def test_qualifiers_as_boto3_writes_them_are_let_in(
+    path: bytes, name: str, qualifier: str | None
+) -> None:
+    head = caller_head(b"POST /2015-03-31/" + path + b" HTTP/1.1\r\n" + HOST + LENGTH)
+    assert head is not None
+    assert (head.kind, head.name, head.qualifier) == ("invoke", name, qualifier)
+    friendly = path.replace(b"functions/", b"invoke/").replace(b"/invocations", b"")
+    head = caller_head(b"POST /" + friendly + b" HTTP/1.1\r\n" + HOST + LENGTH)
+    assert head is not None
+    assert (head.kind, head.name, head.qualifier) == ("friendly", name, qualifier)
 
 
 ODD_BLOCKS = {
@@ -110,10 +141,23 @@ def test_odd_headers_are_left_to_hypercorn(block: bytes) -> None:
         b"POST /2015-03-31/functions/hello/invocations HTTP/1.0\r\n",
         b"POST /2015-03-31/functions/hello/invocations HTTP/1.10\r\n",
         b"POST  /2015-03-31/functions/hello/invocations HTTP/1.1\r\n",
-        b"POST /2015-03-31/functions/hello/invocations?Qualifier=1 HTTP/1.1\r\n",
+        b"POST /2015-03-31/functions/hello/invocations? HTTP/1.1\r\n",
+        b"POST /2015-03-31/functions/hello/invocations?Qualifier= HTTP/1.1\r\n",
+        b"POST /2015-03-31/functions/hello/invocations?qualifier=1 HTTP/1.1\r\n",
+        b"POST /2015-03-31/functions/hello/invocations?Qualifier=1&Qualifier=2 HTTP/1.1\r\n",
+        b"POST /2015-03-31/functions/hello/invocations?Qualifier=1;a HTTP/1.1\r\n",
+        b"POST /2015-03-31/functions/hello/invocations?Qualifier=1#a HTTP/1.1\r\n",
+        b"POST /2015-03-31/functions/hello/invocations?Qualifier=a+b HTTP/1.1\r\n",
+        b"POST /2015-03-31/functions/hello/invocations?Qualifier=%31 HTTP/1.1\r\n",
+        b"POST /2015-03-31/functions/hello/invocations?Qualifier=%2524LATEST HTTP/1.1\r\n",
+        b"POST /2015-03-31/functions/hello/invocations?Qualifier=$OLDEST HTTP/1.1\r\n",
+        b"POST /2015-03-31/functions/hello/invocations?Qualifier=" + b"a" * 129 + b" HTTP/1.1\r\n",
+        b"POST /2015-03-31/functions/hello?Qualifier=1/invocations HTTP/1.1\r\n",
+        b"POST /2015-03-31/functions/hello%3a1/invocations HTTP/1.1\r\n",
+        b"POST /2015-03-31/functions/hello:/invocations HTTP/1.1\r\n",
+        b"POST /2015-03-31/functions/hello:1:2/invocations HTTP/1.1\r\n",
         b"POST /2015-03-31/functions/hell%6f/invocations HTTP/1.1\r\n",
         b"POST /2015-03-31/functions/../invocations HTTP/1.1\r\n",
-        b"POST /2015-03-31/functions/a:1/invocations HTTP/1.1\r\n",
         b"POST /2015-03-31/functions//invocations HTTP/1.1\r\n",
         b"POST /2015-03-31/functions/hello/invocations/ HTTP/1.1\r\n",
         b"POST http://x/invoke/hello HTTP/1.1\r\n",
@@ -168,14 +212,15 @@ LINES = st.sampled_from(
 )  # fmt: skip
 SEEDS = st.builds(
     lambda line, fields: line + b"".join(fields),
-    st.sampled_from([INVOKE, FRIENDLY, NEXT, RESPONSE, ERROR]),
+    st.sampled_from([INVOKE, QUALIFIED, ENCODED, FRIENDLY, NEXT, RESPONSE, ERROR]),
     st.lists(LINES, max_size=6),
 )
+PIECES = (
+    b"", b" ", b"\t", b"\r", b"\n", b"\r\n", b"\x00", b":", b"%", b"0", b"\xff",
+    b"%3A", b"%24", b"?", b"&", b"=", b"$", b"#", b"/", b"+",
+)  # fmt: skip
 EDIT = st.tuples(
-    st.integers(0, 400),
-    st.sampled_from([b"", b" ", b"\t", b"\r", b"\n", b"\r\n", b"\x00", b":", b"%", b"0", b"\xff"])
-    | st.binary(max_size=2),
-    st.integers(0, 2),
+    st.integers(0, 400), st.sampled_from(PIECES) | st.binary(max_size=2), st.integers(0, 2)
 )
 
 
@@ -221,7 +266,12 @@ def _same(head: Head, request: h11.Request) -> None:
         "response": f"/2018-06-01/runtime/invocation/{head.name}/response",
         "error": f"/2018-06-01/runtime/invocation/{head.name}/error",
     }[head.kind]
-    assert request.target == target.encode()
+    # As hypercorn and quart take it apart.
+    path, _, query = request.target.decode().partition("?")
+    assert unquote(path) == target
+    asked = [("Qualifier", head.qualifier)] if head.qualifier else []
+    assert parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)) == asked
+    assert bool(query) == ("?" in request.target.decode())
     assert request.method == (b"GET" if head.kind == "next" else b"POST")
     assert request.http_version == b"1.1"
     for name, value in head.fields.items():

@@ -23,7 +23,7 @@ blocked = trio.testing.wait_all_tasks_blocked
 
 
 def provide(scheduler: Scheduler, *functions: FunctionVersion) -> None:
-    scheduler.retire_changed({function.name: function for function in functions})
+    scheduler.retire_changed(functions)
 
 
 def rows(scheduler: Scheduler, kind: str = "provisioned") -> list[dict[str, Any]]:

@@ -187,7 +187,7 @@ async def test_idle_environments_of_changed_code_go_at_once(autojump_clock: Cloc
     async with scheduling(world) as scheduler:
         await run(scheduler, make_function())
         await trio.testing.wait_all_tasks_blocked()
-        scheduler.retire_changed({"f": make_function(revision="2")})
+        scheduler.retire_changed([make_function(revision="2")])
         await trio.testing.wait_all_tasks_blocked()
         assert scheduler.environments() == []
 

@@ -1,13 +1,15 @@
 """The scheduler against a model of its promises, on fakes and a mock clock.
 
-Invocations come, are given up, take long, crash and hang; code is replaced, functions vanish, launches fail,
-environments die, memory is short. At every moment: each accepted invocation ends once, nobody waits while an
-environment is idle or could be had, no limit is exceeded. At the end: nothing is left.
+Invocations come, are given up, take long, crash and hang; code is replaced, versions vanish and come again,
+reservations change, launches fail, environments die, memory is short. At every moment: each accepted
+invocation ends once, nobody waits while an environment is idle or could be had, no limit is exceeded, nothing
+of a version that is gone serves the one that came after it. At the end: nothing is left.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -19,31 +21,48 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sandbox.confine.spec import MIB, ConfineError, Exit
 from sandbox.environment import Environment
 from sandbox.errors import TooManyRequests
+from sandbox.function import FunctionVersion
 from sandbox.planner import Limits
-from sandbox.scheduler import Slots, open_scheduler
+from sandbox.scheduler import open_scheduler
+from sandbox.slots import Slots
 from sandbox.ticket import Ticket
 from tests.fakes import Body, FakeSandbox, World, make_function, make_invocation, respond
 from tests.machines import Loop, effort
 
 LIMITS = Limits(account_concurrency=10, memory_budget_mb=2000, max_starts=3)
 RESERVED = 3
+"""Of the function `reserved` at first, all its versions together."""
 TIMEOUT_S, INIT_S = 3, 10.0
 DEEDS = ("ok", "ok", "ok", "error", "lazy", "exit", "hang", "exit later")
+PROVISIONED = 2
 FUNCTIONS = {
     "plain": make_function("plain", timeout_s=TIMEOUT_S),
     "wide": make_function("wide", timeout_s=TIMEOUT_S, memory_mb=700),
     "reserved": make_function("reserved", timeout_s=TIMEOUT_S, reserved_concurrency=RESERVED),
-    "ready": make_function("ready", timeout_s=TIMEOUT_S, provisioned_concurrency=2),
+    "reserved:1": make_function(
+        "reserved", version="1", timeout_s=TIMEOUT_S, reserved_concurrency=RESERVED
+    ),
+    "reserved:2": make_function(
+        "reserved",
+        version="2",
+        timeout_s=TIMEOUT_S,
+        reserved_concurrency=RESERVED,
+        provisioned_concurrency=1,
+    ),
+    "ready": make_function("ready", timeout_s=TIMEOUT_S),
+    "ready:1": make_function("ready", version="1", timeout_s=TIMEOUT_S, provisioned_concurrency=1),
 }
+"""By name and version; $LATEST without."""
 NAMES = st.sampled_from(sorted(FUNCTIONS))
 
 
 class Asked:
     """One invocation as its caller knows it."""
 
-    def __init__(self, name: str, ticket: Ticket | None = None) -> None:
-        self.name = name
-        self.ticket = ticket
+    def __init__(self, function: FunctionVersion) -> None:
+        self.function = function
+        self.name = function.name
+        self.ticket: Ticket | None = None
         self.ends = 0
         self.withdrawn = False
 
@@ -58,6 +77,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     def begin(self) -> None:
         self.loop = Loop()
         self.functions = dict(FUNCTIONS)
+        self.revision = 1
+        self.room_before = math.inf
         self.asked: dict[str, Asked] = {}
         self.begun: Counter[str] = Counter()
         self.served_by: dict[str, str] = {}
@@ -73,7 +94,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             async with open_scheduler(
                 self.world.surroundings,
                 LIMITS,
-                reserved_total=lambda: RESERVED,
+                reserved_total=lambda: self.functions["reserved"].reserved_concurrency or 0,
                 available_memory=lambda: self.memory,
             ) as self.scheduler:
                 opened.set()
@@ -82,7 +103,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
         self.loop.nursery.start_soon(hold)
         await opened.wait()
-        self.scheduler.retire_changed(self.functions)
+        self.scheduler.retire_changed(self.functions.values())
 
     async def _runtime(self, environment: Environment, sandbox: FakeSandbox) -> None:
         init = self.inits.pop() if self.inits else "ok"
@@ -159,7 +180,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         refusal, newest = self._refusal(name), self._most_recently_used(name)
         invocation = make_invocation(self.functions[name], payload)
         id_ = invocation.request_id
-        asked = Asked(name)
+        asked = Asked(self.functions[name])
 
         def on_end() -> None:
             asked.ends += 1
@@ -177,13 +198,15 @@ class SchedulerMachine(RuleBasedStateMachine):
     def _refusal(self, name: str) -> str | None:
         """AWS's reason where one more is too many, from what callers know alone."""
         counts = Counter(one.name for one in self.asked.values() if one.in_flight)
-        function = self.functions[name]
+        function, reserved = self.functions[name], self.functions["reserved"].reserved_concurrency
         if function.reserved_concurrency is not None:
-            if counts[name] >= function.reserved_concurrency:
+            if counts[function.name] >= function.reserved_concurrency:
                 return "ReservedFunctionConcurrentInvocationLimitExceeded"
-        elif sum(counts.values()) - counts["reserved"] >= LIMITS.account_concurrency - RESERVED:
-            return "ConcurrentInvocationLimitExceeded"
-        memory = sum(self.functions[one].memory_mb * n for one, n in counts.items())
+        else:
+            elsewhere = 0 if reserved is None else counts["reserved"]
+            if sum(counts.values()) - elsewhere >= LIMITS.account_concurrency - (reserved or 0):
+                return "ConcurrentInvocationLimitExceeded"
+        memory = sum(one.function.memory_mb for one in self.asked.values() if one.in_flight)
         if memory and memory + function.memory_mb > LIMITS.memory_budget_mb:
             return "ConcurrentInvocationLimitExceeded"
         return None
@@ -191,7 +214,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     def _most_recently_used(self, name: str) -> set[str]:
         """Ids of which one has to be taken; none if none is idle."""
         slots = self._slots(name)
-        fit = [one for one in slots.idle if not slots.outdated(one)] if slots else []
+        reserved = self.functions[name].reserved_concurrency
+        if slots is None or reserved is not None:
+            at_work = sum(one.at_work for one in slots.versions) if slots else 0
+            if slots is None or at_work >= (reserved or 0):
+                return set()
+        fit = [one for one in slots.idle if not slots.outdated(one)]
         fit = [one for one in fit if one.function.revision == self.functions[name].revision]
         fit = [one for one in fit if one.provisioned] or fit
         newest = max((one.idle_since for one in fit), default=0.0)
@@ -219,16 +247,72 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(name=NAMES, told=st.booleans())
     def code_changes(self, name: str, told: bool) -> None:
         """`told`: the watcher sees it before an invocation does."""
-        function = self.functions[name]
-        self.functions[name] = replace(function, revision=str(int(function.revision) + 1))
+        self.revision += 1
+        self.functions[name] = replace(self.functions[name], revision=str(self.revision))
         if told:
-            self.loop.do(self._sync, self.scheduler.retire_changed, self.functions)
+            self._tell()
 
-    @rule(name=NAMES)
-    def a_function_vanishes_for_a_moment(self, name: str) -> None:
-        rest = {key: one for key, one in self.functions.items() if key != name}
-        self.loop.do(self._sync, self.scheduler.retire_changed, rest)
-        self.loop.do(self._sync, self.scheduler.retire_changed, self.functions)
+    def _tell(self, *missing: str) -> None:
+        there = [one for key, one in self.functions.items() if key not in missing]
+        self.loop.do(self._sync, self.scheduler.retire_changed, there)
+
+    @rule(name=NAMES, whole=st.booleans(), fresh=st.booleans())
+    def a_version_vanishes_for_a_moment(self, name: str, whole: bool, fresh: bool) -> None:
+        """`whole`: with all others of its function. `fresh`: what comes back has other code."""
+        function = self.functions[name].name
+        gone = [k for k, one in self.functions.items() if one.name == function] if whole else [name]
+        before = {environment.id for environment in self.scheduler._live}
+        self._tell(*gone)
+        for slots in self._all_slots():
+            if not slots.gone:
+                assert self._key(slots) not in gone
+            elif not slots.waiting:
+                assert not slots.idle
+                assert not slots.starting
+        for one in gone if fresh else ():
+            self.revision += 1
+            self.functions[one] = replace(self.functions[one], revision=str(self.revision))
+        self._tell()
+        for one in gone:
+            new = self._slots(one)
+            ids = {environment.id for environment in new.environments} if new else set()
+            assert not ids & before, "one of those before is used"
+
+    @rule(reserved=st.sampled_from([None, 0, 1, 2, RESERVED, RESERVED]), told=st.booleans())
+    def the_reservation_changes(self, reserved: int | None, told: bool) -> None:
+        for name, function in self.functions.items():
+            if function.name == "reserved":
+                self.functions[name] = replace(function, reserved_concurrency=reserved)
+        if told:
+            self.loop.do(self._sync, self._tell_and_see_them_kept)
+        else:
+            self.invoke("reserved:1", "ok", 0.0, 1)
+        self.room_before = self._reserved_room()
+
+    def _tell_and_see_them_kept(self) -> None:
+        kept = [
+            one
+            for name, function in self.functions.items()
+            if (slots := self._slots(name)) is not None
+            for one in slots.environments
+            if one.function.revision == function.revision and not slots.outdated(one)
+        ]
+        self.scheduler.retire_changed(self.functions.values())
+        assert not self.memory or not any(one.lost for one in kept)
+
+    @rule(name=NAMES, count=st.integers(0, 2))
+    def provisioned_concurrency_changes(self, name: str, count: int) -> None:
+        self.functions[name] = replace(self.functions[name], provisioned_concurrency=count)
+        self._tell()
+
+    @rule(name=NAMES, idle_s=st.sampled_from([1.0, 30.0, 100.0]))
+    def the_idle_timeout_changes(self, name: str, idle_s: float) -> None:
+        function = self.functions[name] = replace(self.functions[name], idle_timeout_s=idle_s)
+        self._tell()
+        self.loop.jump(idle_s + 0.2)
+        slots, now = self._slots(name), self.loop.clock.current_time()
+        for one in slots.idle if slots else ():
+            assert one.provisioned or now - one.idle_since <= function.idle_timeout_s + 0.1
 
     @rule(inits=st.lists(st.sampled_from(["exit", "error", "slow", "hang"]), max_size=3))
     def inits_will_fail(self, inits: list[str]) -> None:
@@ -257,10 +341,18 @@ class SchedulerMachine(RuleBasedStateMachine):
     # --- what must hold
 
     def _slots(self, name: str) -> Slots | None:
-        return self.scheduler._functions.get(name)
+        return self.scheduler._known(self.functions[name])
 
     def _all_slots(self) -> list[Slots]:
-        return list(self.scheduler._functions.values())
+        return list(self.scheduler._all_slots())
+
+    def _key(self, slots: Slots) -> str:
+        version = slots.function.version
+        return slots.function.name + ("" if version == "$LATEST" else f":{version}")
+
+    def _room(self, slots: Slots) -> float:
+        room = slots.versions.room
+        return math.inf if room is None else room
 
     @invariant()
     def what_must_hold(self) -> None:
@@ -286,26 +378,36 @@ class SchedulerMachine(RuleBasedStateMachine):
         for slots in self._all_slots():
             if not slots.waiting:
                 continue
-            assert all(slots.outdated(one) for one in slots.idle), "one is idle"
-            at_work = slots.busy or slots.starting or slots.answered or slots.lingering
-            assert at_work or self.scheduler._starting, "nothing is coming"
+            if self._room(slots) > 0:
+                assert all(slots.outdated(one) for one in slots.idle), "one is idle"
+                assert slots.at_work or self.scheduler._starting, "nothing is coming"
+            else:
+                assert any(other.at_work for other in slots.versions), "nothing makes room"
 
     def the_books_are_right(self) -> None:
         counts = Counter(one.name for one in self.asked.values() if one.in_flight)
         for slots in self._all_slots():
-            name = slots.function.name
-            assert slots.in_flight == len(slots.waiting) + len(slots.busy) == counts[name]
+            assert slots.in_flight == len(slots.waiting) + len(slots.busy)
+            assert not slots.over
+        for name, versions in self.scheduler._functions.items():
+            assert versions.in_flight == sum(one.in_flight for one in versions) == counts[name]
         assert self.scheduler._in_flight == sum(counts.values())
-        unreserved = sum(counts.values()) - counts["reserved"]
-        assert self.scheduler._unreserved_in_flight == unreserved
-        memory = sum(self.functions[name].memory_mb * count for name, count in counts.items())
+        reserved = self.scheduler._functions.get("reserved")
+        apart = 0 if reserved is None or reserved.reserved is None else counts["reserved"]
+        assert self.scheduler._unreserved_in_flight == sum(counts.values()) - apart
+        memory = sum(one.function.memory_mb for one in self.asked.values() if one.in_flight)
         assert self.scheduler._memory_in_flight == memory
 
     def no_limit_is_exceeded(self) -> None:
         assert len(self.scheduler._starting) <= LIMITS.max_starts
-        reserved = self._slots("reserved")
-        if reserved is not None:
-            assert (reserved.room or 0) >= 0
+        # A reservation that was lowered takes nobody's environment away, and lets no other begin.
+        room = self._reserved_room()
+        assert room >= min(0, self.room_before)
+        self.room_before = room
+
+    def _reserved_room(self) -> float:
+        versions = self.scheduler._functions.get("reserved")
+        return math.inf if versions is None or versions.room is None else versions.room
 
     def no_environment_is_in_two_places_or_in_none(self) -> None:
         held: Counter[Environment] = Counter()
@@ -318,8 +420,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert all(count == 1 for count in held.values())
         assert not any(one.lost for one in held)
         living = self.scheduler._live
-        assert set(held) == {one for one in living.values() if not one.lost}
-        assert {sandbox.name for sandbox in self.world.launcher.alive} <= set(living)
+        assert set(held) == {one for one in living if not one.lost}
+        names = {one.id for one in living}
+        assert {sandbox.name for sandbox in self.world.launcher.alive} <= names
 
     def teardown(self) -> None:
         if not hasattr(self, "loop"):
@@ -336,7 +439,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert not any(one.in_flight for one in self.asked.values()), "some never end"
             self.loop.jump(200.0)  # one whose init hangs is given 130 s
             # Those that are provisioned; idle ones have had their time.
-            assert len(self.world.launcher.alive) == 2
+            wanted = sum(one.provisioned_concurrency for one in self.functions.values())
+            assert len(self.world.launcher.alive) == wanted
+            assert not any(slots.gone for slots in self._all_slots())
             self.loop.do(self._sync, self.closing.set)
             assert self.closed.is_set()
             assert self.world.launcher.alive == []

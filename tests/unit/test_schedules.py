@@ -394,7 +394,6 @@ def test_any_text_is_a_schedule_or_told_to_be_none(text: str) -> None:
 
 
 def test_a_schedule_prints_the_same_in_every_process() -> None:
-    """Its repr is part of a function's revision."""
     schedule = parse("cron(0 8 ? * MON,FRI *)")
     assert isinstance(schedule, Cron)
     assert repr(schedule.days) == "Days(kind='weekdays', values=(0, 4))"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import h11
@@ -155,7 +156,7 @@ def test_a_prelude_needs_nothing_in_it() -> None:
 def test_a_prelude_may_be_cut_at_any_byte(head: bytes, body: bytes, cuts: list[int]) -> None:
     whole = head + DELIMITER + body
     edges = [0, *sorted(min(cut, len(whole)) for cut in cuts), len(whole)]
-    pieces = [whole[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [whole[a:b] for a, b in pairwise(edges)]
     reader = PreludeReader()
     while (found := reader.feed(pieces.pop(0))) is None:
         pass
@@ -167,16 +168,19 @@ def test_a_prelude_has_a_limit() -> None:
     longest = b" " * MAX_PRELUDE
     assert split(longest + DELIMITER + b"x") == (longest, b"x")
     reader = PreludeReader()
+    for _ in range(MAX_PRELUDE // 1000):
+        assert reader.feed(b" " * 1000) is None
     with pytest.raises(BadPrelude):
-        for _ in range(MAX_PRELUDE // 1000 + 2):
-            assert reader.feed(b" " * 1000) is None
+        reader.feed(b" " * 1000)
     with pytest.raises(BadPrelude, match="no end"):
         split(b"{}\0\0\0\0\0\0\0")
 
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
     max_leaves=10,
 )
 
@@ -185,7 +189,8 @@ ANYTHING = st.recursive(
     st.fixed_dictionaries(
         {"statusCode": st.integers(100, 700) | ANYTHING},
         optional={
-            "headers": st.dictionaries(st.text(max_size=8), st.text(max_size=12) | ANYTHING) | ANYTHING,
+            "headers": st.dictionaries(st.text(max_size=8), st.text(max_size=12) | ANYTHING)
+            | ANYTHING,
             "cookies": st.lists(st.text(max_size=12), max_size=3) | ANYTHING,
             "body": ANYTHING,
             "isBase64Encoded": ANYTHING,

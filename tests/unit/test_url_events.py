@@ -166,7 +166,9 @@ def test_time_is_written_in_english_and_utc() -> None:
 
 
 PATH = st.binary(max_size=30).map(
-    lambda raw: b"/" + b"".join(bytes([c]) if 33 <= c < 127 and c != 63 else b"%%%02X" % c for c in raw)
+    lambda raw: (
+        b"/" + b"".join(bytes([c]) if 33 <= c < 127 and c != 63 else b"%%%02X" % c for c in raw)
+    )
 )
 NAME = st.text("abcdefghijklmnopqrstuvwxyz-", min_size=1, max_size=8).map(lambda name: "x-" + name)
 VALUE = st.text(st.characters(min_codepoint=33, max_codepoint=0x2FFF), max_size=20)

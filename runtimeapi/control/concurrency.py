@@ -1,0 +1,88 @@
+"""Owns reserved concurrency: Put-, Get- and DeleteFunctionConcurrency (SPEC 7, 10.5)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from runtimeapi.arns import FunctionRef
+from runtimeapi.control.account import provisioned_total, unreserved, unreserved_floor
+from runtimeapi.control.control import Control, invalid, not_found
+from runtimeapi.control.parsing import Input
+from runtimeapi.control.rendering import Output
+from sandbox.errors import FunctionNotFound
+from sandbox.function import FunctionVersion
+from sandbox.registry.records import LATEST, FunctionRecord
+
+
+async def put_function_concurrency(control: Control, given: Input) -> Output:
+    ref = _unqualified(control, given)
+    wanted = given["ReservedConcurrentExecutions"]
+    async with control.registry.edit() as edit:
+        try:
+            record = control.record(ref)
+        except FunctionNotFound as exc:
+            raise not_found(replace(ref, qualifier=LATEST)) from exc
+        _check(control, record, wanted)
+        edit.put(replace(record, reserved_concurrency=wanted))
+    return {"ReservedConcurrentExecutions": wanted}
+
+
+def _check(control: Control, record: FunctionRecord, wanted: int) -> None:
+    floor = unreserved_floor(control.account_concurrency)
+    # A reservation that shrinks is never refused: it may have been made when there was more.
+    held = record.reserved_concurrency or 0
+    if wanted > held and unreserved(control, without=record.name) - wanted < floor:
+        raise invalid(
+            "Specified ReservedConcurrentExecutions for function decreases account's "
+            f"UnreservedConcurrentExecution below its minimum value of [{floor}].",
+            typed=False,
+        )
+    provisioned = provisioned_total(record)
+    if provisioned > wanted:
+        # Both spaces are AWS's own.
+        raise invalid(
+            f" ReservedConcurrentExecutions  {wanted} should not be lower than function's total "
+            f"provisioned concurrency [{provisioned}].",
+            typed=False,
+        )
+
+
+async def get_function_concurrency(control: Control, given: Input) -> Output:
+    ref = _unqualified(control, given)
+    record = control.record(ref)
+    return {"ReservedConcurrentExecutions": _reserved(control, record)}
+
+
+def _reserved(control: Control, record: FunctionRecord) -> int | None:
+    """A folder's function may have it in its function.toml."""
+    if record.reserved_concurrency is not None or record.latest is not None:
+        return record.reserved_concurrency
+    found = next((one for one in control.functions.all() if one.name == record.name), None)
+    return found.reserved_concurrency if isinstance(found, FunctionVersion) else None
+
+
+async def delete_function_concurrency(control: Control, given: Input) -> Output:
+    ref = _unqualified(control, given)
+    async with control.registry.edit() as edit:
+        edit.put(replace(control.record(ref), reserved_concurrency=None))
+    return {}
+
+
+def _unqualified(control: Control, given: Input) -> FunctionRef:
+    ref = control.ref(given["FunctionName"])
+    if ref.qualifier is not None:
+        raise invalid(
+            "This operation is permitted on Lambda functions only. Aliases and versions do not support "
+            "this operation. Please specify either a function name or an unqualified function ARN."
+        )
+    return ref
+
+
+OPERATIONS = {
+    "PutFunctionConcurrency": put_function_concurrency,
+    "GetFunctionConcurrency": get_function_concurrency,
+    "DeleteFunctionConcurrency": delete_function_concurrency,
+}
+NOTES: dict[str, str] = {
+    "DeleteFunctionConcurrency": "What a folder's function.toml reserves stays.",
+}

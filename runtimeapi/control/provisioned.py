@@ -1,0 +1,172 @@
+"""Owns provisioned concurrency of versions and aliases (SPEC 7, 10.5). The engine says how far it has come."""
+
+from __future__ import annotations
+
+from runtimeapi.arns import FunctionRef
+from runtimeapi.control.account import provisioned_total, unreserved, unreserved_floor
+from runtimeapi.control.control import Control, conflict, invalid, not_found
+from runtimeapi.control.paging import page
+from runtimeapi.control.parsing import Input
+from runtimeapi.control.qualifiers import attach, nothing_there, resolved
+from runtimeapi.control.rendering import Output
+from sandbox.errors import FunctionNotFound, InvalidRequest
+from sandbox.registry.records import LATEST, FunctionRecord
+
+FEATURE = "provisioned"
+REQUESTED = "RequestedProvisionedConcurrentExecutions"
+NOT_QUALIFIED = "The function resource provided must be an alias or a published version."
+UNPUBLISHED = "Provisioned Concurrency Configs cannot be applied to unpublished function versions."
+
+
+async def put_provisioned_concurrency_config(control: Control, given: Input) -> Output:
+    ref = _ref(control, given, UNPUBLISHED)
+    wanted = given["ProvisionedConcurrentExecutions"]
+    async with control.registry.edit() as edit:
+        record, qualifier = _found(control, ref)
+        _check_limits(control, record, qualifier, wanted)
+        _check_conflicts(record, qualifier)
+        stamp = control.stamp()
+        edit.put(attach(record, FEATURE, qualifier, {REQUESTED: wanted, "LastModified": stamp}))
+    # As AWS does, before the engine has looked at it.
+    return {
+        REQUESTED: wanted,
+        "AllocatedProvisionedConcurrentExecutions": 0,
+        "AvailableProvisionedConcurrentExecutions": 0,
+        "Status": "IN_PROGRESS",
+        "LastModified": stamp,
+    }
+
+
+def _check_limits(control: Control, record: FunctionRecord, qualifier: str, wanted: int) -> None:
+    others = provisioned_total(record, without=qualifier)
+    if record.reserved_concurrency is not None:
+        # It is a part of the reservation: the account's share does not change.
+        if record.reserved_concurrency < others + wanted:
+            raise invalid(
+                "Requested Provisioned Concurrency should not be greater than the "
+                "reservedConcurrentExecution for function"
+            )
+        return
+    left = unreserved(control, without=record.name) - others
+    if wanted > left:
+        raise invalid(
+            "Specified ConcurrentExecutions for function is greater than account's unreserved "
+            f"concurrency [{left}].",
+            typed=False,
+        )
+    floor = unreserved_floor(control.account_concurrency)
+    if left - wanted < floor:
+        raise invalid(
+            "Specified ConcurrentExecutions for function decreases account's "
+            f"UnreservedConcurrentExecution below its minimum value of [{floor}].",
+            typed=False,
+        )
+
+
+def _check_conflicts(record: FunctionRecord, qualifier: str) -> None:
+    """One version has its environments from one request: its own or one alias's."""
+    configured = record.attached.get(FEATURE, {})
+    alias = record.aliases.get(qualifier)
+    if alias is None:
+        if any(
+            other.name in configured and other.version == qualifier
+            for other in record.aliases.values()
+        ):
+            raise conflict("Version is pointed by a Provisioned Concurrency alias")
+        return
+    if alias.weights:
+        raise invalid("Alias with weights can not be used with Provisioned Concurrency")
+    taken = {alias.version} | {
+        other.name
+        for other in record.aliases.values()
+        if other.name != qualifier and other.version == alias.version
+    }
+    if not taken.isdisjoint(configured):
+        raise conflict(
+            "Alias can't be used for Provisioned Concurrency configuration on an already "
+            "Provisioned version"
+        )
+
+
+async def get_provisioned_concurrency_config(control: Control, given: Input) -> Output:
+    record, qualifier = _found(control, _ref(control, given, NOT_QUALIFIED))
+    if qualifier not in record.attached.get(FEATURE, {}):
+        raise InvalidRequest(
+            "No Provisioned Concurrency Config found for this function",
+            code="ProvisionedConcurrencyConfigNotFoundException",
+            status=404,
+        )
+    return _shown(control, record, qualifier)
+
+
+async def list_provisioned_concurrency_configs(control: Control, given: Input) -> Output:
+    ref = control.ref(given["FunctionName"])
+    record = control.record(ref)
+    keys, following = page(
+        [(qualifier, 0) for qualifier in record.attached.get(FEATURE, {})], given
+    )
+    return {
+        "ProvisionedConcurrencyConfigs": [
+            {
+                "FunctionArn": control.function_arn(record.name, qualifier),
+                **_shown(control, record, qualifier),
+            }
+            for qualifier, _ in keys
+        ],
+        "NextMarker": following,
+    }
+
+
+async def delete_provisioned_concurrency_config(control: Control, given: Input) -> Output:
+    async with control.registry.edit() as edit:
+        record, qualifier = _found(control, _ref(control, given, NOT_QUALIFIED))
+        if qualifier in record.attached.get(FEATURE, {}):
+            edit.put(attach(record, FEATURE, qualifier, None))
+    return {}
+
+
+def _shown(control: Control, record: FunctionRecord, qualifier: str) -> Output:
+    document = record.attached[FEATURE][qualifier]
+    alias = record.aliases.get(qualifier)
+    state = control.provisioned(record.name, alias.version if alias is not None else qualifier)
+    wanted = document[REQUESTED]
+    # An engine that has not yet heard of the newest request is in the middle of it.
+    heard = state is not None and state.requested == wanted
+    return {
+        REQUESTED: wanted,
+        "AllocatedProvisionedConcurrentExecutions": state.allocated if state else 0,
+        "AvailableProvisionedConcurrentExecutions": state.available if state else 0,
+        "Status": state.status if state is not None and heard else "IN_PROGRESS",
+        "StatusReason": state.reason if state is not None and heard else None,
+        "LastModified": document["LastModified"],
+    }
+
+
+def _ref(control: Control, given: Input, unpublished: str) -> FunctionRef:
+    ref = control.ref(given["FunctionName"], given["Qualifier"])
+    if ref.qualifier in (None, LATEST):
+        raise invalid(unpublished)
+    return ref
+
+
+def _found(control: Control, ref: FunctionRef) -> tuple[FunctionRecord, str]:
+    try:
+        record = control.record(ref)
+    except FunctionNotFound as exc:
+        raise nothing_there(ref) from exc
+    qualifier = resolved(record, ref)
+    alias = record.aliases.get(qualifier)
+    if alias is not None and alias.version == LATEST:
+        raise invalid(UNPUBLISHED)
+    if qualifier not in record.versions and alias is None:
+        raise not_found(ref)
+    return record, qualifier
+
+
+OPERATIONS = {
+    "PutProvisionedConcurrencyConfig": put_provisioned_concurrency_config,
+    "GetProvisionedConcurrencyConfig": get_provisioned_concurrency_config,
+    "ListProvisionedConcurrencyConfigs": list_provisioned_concurrency_configs,
+    "DeleteProvisionedConcurrencyConfig": delete_provisioned_concurrency_config,
+}
+NOTES: dict[str, str] = {}
