@@ -7,21 +7,29 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import trio
 
+from lambox.awsclient import AwsClients
 from lambox.config import Config
+from lambox.queues import SqsQueue
 from rootfs.codestore import CodeStore
 from rootfs.runtimes import Runtimes
 from rootfs.trees import LayerStore
 from runtimeapi.control.control import Control
+from runtimeapi.intake import read_trace_id
 from runtimeapi.ports import ProvisionedState
 from sandbox.catalog import Catalog
+from sandbox.function import FunctionVersion
 from sandbox.functiontoml import FunctionDefaults
+from sandbox.invocation import Invocation, Outcome
 from sandbox.registry.activation import Activator
 from sandbox.registry.database import open_database
 from sandbox.registry.registry import open_registry
 from sandbox.registry.resolving import AllFunctions
+from sandbox.sources.poller import Poller, Source
+from sandbox.sources.sources import EventSources
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,7 @@ async def open_lambda_api(
     *,
     layers: LayerStore,
     defaults: FunctionDefaults,
+    clients: AwsClients,
     provisioned: Callable[[str, str], ProvisionedState | None] = lambda name, version: None,
 ) -> AsyncIterator[LambdaApi]:
     """All functions there are, and the API that changes them. Its background work ends with it.
@@ -76,9 +85,38 @@ async def open_lambda_api(
                 account_concurrency=config.account_concurrency,
                 provisioned=provisioned,
                 new_id=_new_id,
+                queue_timeout_s=lambda arn: SqsQueue(clients, arn).visibility_timeout_s(),
             ),
         )
         nursery.cancel_scope.cancel()
+
+
+def event_sources(
+    api: LambdaApi,
+    clients: AwsClients,
+    invoke: Callable[[Invocation], Awaitable[Outcome]],
+    find: Callable[[str, str | None], FunctionVersion],
+) -> EventSources:
+    """Polls what the registry's event source mappings say, while its `run` does."""
+
+    def make(name: str, source: Source) -> Poller:
+        return Poller(
+            source,
+            SqsQueue(clients, source.queue_arn),
+            invoke=invoke,
+            find=find,
+            trace_id=lambda: read_trace_id(None),
+            tell=partial(_tell, api.control.mapping_problems, name),
+        )
+
+    return EventSources(api.control.registry, make)
+
+
+def _tell(problems: dict[str, str], name: str, problem: str) -> None:
+    if problem:
+        problems[name] = problem
+    else:
+        problems.pop(name, None)
 
 
 def _new_id() -> str:

@@ -25,7 +25,7 @@ from lambox.awsclient import AwsClients, Endpoints
 from lambox.callers import CallersFace
 from lambox.config import Config
 from lambox.dispatch import Dispatch
-from lambox.lambdaapi import LambdaApi, open_lambda_api
+from lambox.lambdaapi import LambdaApi, event_sources, open_lambda_api
 from lambox.network import WayOut, open_way_out
 from rootfs import environ, host, layout
 from rootfs.layout import Entry
@@ -52,6 +52,7 @@ from sandbox.loggingconfig import DEFAULT_LEVEL
 from sandbox.logs import LogBook
 from sandbox.planner import Limits as NodeLimits
 from sandbox.scheduler import Scheduler, open_scheduler
+from sandbox.sources.sources import EventSources
 from sandbox.ticket import Ticket
 
 log = logging.getLogger("lambox")
@@ -147,6 +148,7 @@ class Node:
         scheduler: Scheduler,
         queue: AsyncQueue,
         keepwarm: KeepWarm,
+        sources: EventSources,
         logbook: LogBook,
         launcher: BwrapLauncher,
         kitchen: Kitchen,
@@ -161,6 +163,7 @@ class Node:
         self._scheduler = scheduler
         self._queue = queue
         self._keepwarm = keepwarm
+        self._sources = sources
         self._logbook = logbook
         self._launcher = launcher
         self._kitchen = kitchen
@@ -240,6 +243,7 @@ class Node:
             await nursery.start(self._serve_callers, served, listening)
             nursery.start_soon(self._watch_functions)
             nursery.start_soon(self._keepwarm.run)
+            nursery.start_soon(self._sources.run)
             nursery.start_soon(face.watch)
             port = listening.getsockname()[1]
             name = f"[{config.host}]" if family == socket.AF_INET6 else config.host
@@ -321,8 +325,16 @@ async def open_node(
                 layers=layers,
             )
         )
+        clients = AwsClients(_endpoints(config))
         api = await stack.enter_async_context(
-            open_lambda_api(config, catalog, runtimes, layers=layers, defaults=way_out.defaults)
+            open_lambda_api(
+                config,
+                catalog,
+                runtimes,
+                layers=layers,
+                defaults=way_out.defaults,
+                clients=clients,
+            )
         )
         rapi = await stack.enter_async_context(
             running_app(
@@ -380,7 +392,7 @@ async def open_node(
                     concurrency=ASYNC_PER_CORE * (os.cpu_count() or 1),
                     retry_s=config.event_retry_s,
                     config=api.functions.event_config,
-                    deliver=Dispatch(AwsClients(_endpoints(config))),
+                    deliver=Dispatch(clients),
                 ),
             )
         )
@@ -390,12 +402,24 @@ async def open_node(
             region=config.region,
             account=config.account,
             now=lambda: datetime.now(UTC),
+            accept=queue.accept,
             renew=scheduler.renew,
             max_age_s=config.max_environment_age_s,
             trace_id=lambda: read_trace_id(None),
         )
+        sources = event_sources(api, clients, scheduler.invoke, find)
         yield Node(
-            config, face, api, scheduler, queue, keepwarm, logbook, launcher, kitchen, way_out
+            config,
+            face,
+            api,
+            scheduler,
+            queue,
+            keepwarm,
+            sources,
+            logbook,
+            launcher,
+            kitchen,
+            way_out,
         )
 
 

@@ -35,6 +35,9 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]*\]|[^:\[\]]*)(?::[0-9]{1,5})?")
 
 
 class Claim(Protocol):
+    def check_head(self) -> None:
+        """What can be proven before the body is here. Raises InvalidRequest."""
+
     def check(self, body_sha256: str) -> None:
         """Raises InvalidRequest."""
 

@@ -23,7 +23,7 @@ from runtimeapi.app import FaceApp, body_of, head_of, on_request_end, path_of, r
 from runtimeapi.bodies import StreamedBody
 from runtimeapi.console import mount_console
 from runtimeapi.control.control import Control
-from runtimeapi.control.face import mount_control
+from runtimeapi.control.face import code_carrier, mount_control, receive_code
 from runtimeapi.eventstream import CONTENT_TYPE
 from runtimeapi.guard import HASHED_INLINE, Claim, Guard
 from runtimeapi.intake import (
@@ -46,6 +46,7 @@ from runtimeapi.replies import (
     with_ids,
 )
 from runtimeapi.sigv4 import SigV4
+from runtimeapi.spool import Spool
 from runtimeapi.streaming import StreamedInvocation
 from runtimeapi.urls.directory import UrlDirectory
 from runtimeapi.urls.face import UrlFace
@@ -89,7 +90,8 @@ def make_invoke_app(
     )
     # Before everything: neither routes nor the guard of this server's own addresses are theirs.
     app.before_request(urls.answer)
-    _mount_guard(app, guard)
+    spool = None if control is None else Spool(control.code.folder)
+    _mount_guard(app, guard, spool)
     face = _InvokeFace(app, functions, invoker, region, account)
     app.post("/2015-03-31/functions/<name>/invocations")(face.invoke)
     app.post("/2014-11-13/functions/<name>/invoke-async/")(face.invoke_async)
@@ -97,17 +99,27 @@ def make_invoke_app(
     app.post("/invoke/<name>")(face.friendly)
     mount_console(app, functions, console, directory, region)
     if control is not None:
-        mount_control(app, control)
+        mount_control(app, control, spool or Spool(control.code.folder))
     _mount_errors(app)
     return app
 
 
-def _mount_guard(app: FaceApp, guard: Guard) -> None:
+def _mount_guard(app: FaceApp, guard: Guard, spool: Spool | None) -> None:
+    """`spool`: where bodies with code wait; None: there are no operations that take one."""
+
     @app.before_request
     async def admit() -> None:
         """Before anything else is looked at: who may not speak learns nothing, not even which paths there are."""
         claim = guard.admit(head_of(request))
         if claim is None:
+            return
+        claim.check_head()
+        operation = None if spool is None else code_carrier(request.method, path_of(request))
+        if spool is not None and operation is not None:
+            arrived = await receive_code(spool, body_of(request), operation)
+            on_request_end(request, arrived.close)
+            claim.check(arrived.sha256)
+            g.arrived = arrived
             return
         body = await read_body(body_of(request), limit=MAX_PAYLOAD, operation="InvokeFunction")
         if len(body) > HASHED_INLINE:

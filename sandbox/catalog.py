@@ -45,7 +45,7 @@ RETRY_S = 1.0
 OUTSIDE = frozenset(
     {
         "idle_timeout", "reserved_concurrency", "provisioned_concurrency", "warm", "waits_for_ping",
-        "description", "maximum_retry_attempts", "maximum_event_age", "on_success", "on_failure",
+        "schedule", "description", "maximum_retry_attempts", "maximum_event_age", "on_success", "on_failure",
         "dead_letter", "recursive_loop", "environment",
         "url",
     }
@@ -499,6 +499,7 @@ def _function(
         reserved_concurrency=description.reserved_concurrency,
         provisioned_concurrency=description.provisioned_concurrency,
         warm=description.warm,
+        schedule=description.schedule,
         waits_for_ping=description.waits_for_ping,
         network=description.network,
         freeze=description.freeze,

@@ -41,6 +41,8 @@ class FunctionVersion:
     """Environments that are initialised ahead of any invocation, and stay."""
     warm: tuple[Schedule, ...] = ()
     """When keep-warm pings are sent."""
+    schedule: tuple[Schedule, ...] = ()
+    """When it is sent an Event, as by EventBridge rules."""
     waits_for_ping: bool = False
     """An idle environment waits for the next ping, and only then for `idle_timeout_s`."""
     network: Network = "none"

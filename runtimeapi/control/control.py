@@ -32,10 +32,14 @@ class Control:
     """Run this after the answer, in the node's nursery."""
     activate: Callable[[str], Awaitable[None]]
     """Make ready what is Pending or InProgress of this function, and have it Active."""
+    queue_timeout_s: Callable[[str], Awaitable[int]]
+    """Visibility timeout of the SQS queue with this ARN. Raises sandbox.sources.poller.QueueProblem."""
     account_concurrency: int = 1000
     """AccountLimit.ConcurrentExecutions."""
     provisioned: Callable[[str, str], ProvisionedState | None] = lambda name, version: None
     """(function, version) -> how far the engine has come; None: it has not heard of it."""
+    mapping_problems: dict[str, str] = field(default_factory=dict)
+    """What keeps event source mappings from their queues or functions just now, by UUID."""
     new_id: Callable[[], str] = field(default=lambda: str(uuid.uuid4()))
 
     def stamp(self) -> str:

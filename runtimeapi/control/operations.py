@@ -12,6 +12,7 @@ from runtimeapi.control import (
     eventinvoke,
     functions,
     management,
+    mappings,
     policy,
     provisioned,
     tags,
@@ -28,6 +29,7 @@ OPERATIONS: dict[str, Operation] = {
     **policy.OPERATIONS,
     **tags.OPERATIONS,
     **management.OPERATIONS,
+    **mappings.OPERATIONS,
     **absent.OPERATIONS,
     **urls.OPERATIONS,
 }

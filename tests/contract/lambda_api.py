@@ -22,8 +22,9 @@ from botocore.config import Config as ClientConfig
 from botocore.exceptions import ClientError
 from botocore.validate import ParamValidator
 
+from lambox.awsclient import AwsClients, Endpoints
 from lambox.config import Config, load
-from lambox.lambdaapi import LambdaApi, open_lambda_api
+from lambox.lambdaapi import LambdaApi, event_sources, open_lambda_api
 from rootfs.runtimes import Runtimes, discover
 from rootfs.trees import LayerStore
 from runtimeapi.guard import Guard
@@ -97,14 +98,14 @@ class Api:
         raise AssertionError(f"{operation} was not refused: {answer}")
 
 
-def client_of(url: str) -> Any:
+def client_of(url: str, *, key: str = "test", secret: str = "test") -> Any:
     """Its own validation is off: bad input is the server's to refuse."""
     client = boto3.client(
         "lambda",
         endpoint_url=url,
         region_name=REGION,
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
+        aws_access_key_id=key,
+        aws_secret_access_key=secret,
         config=ClientConfig(
             retries={"max_attempts": 0}, read_timeout=20, parameter_validation=False
         ),
@@ -184,6 +185,7 @@ async def _serve(
     runtimes = await trio.to_thread.run_sync(_runtimes)
     invoker, sock = FakeInvoker(), listening()
     layers = LayerStore(config.state / "layers")
+    clients = AwsClients(Endpoints(of_all=config.aws_endpoint, environ={}))
     with Catalog(config.functions, runtimes, layers=layers) as catalog:
         async with (
             open_lambda_api(
@@ -192,6 +194,7 @@ async def _serve(
                 runtimes,
                 layers=layers,
                 defaults=config.defaults,
+                clients=clients,
                 provisioned=provisioned,
             ) as behind,
             trio.open_nursery() as nursery,
@@ -214,6 +217,8 @@ async def _serve(
             )
             async with running_app(app, caller_config(), lane) as served:
                 invoker.nursery = nursery
+                sources = event_sources(behind, clients, invoker.invoke, behind.functions.resolve)
+                nursery.start_soon(sources.run)
                 await nursery.start(served.serve, sock, {})
                 url = f"http://127.0.0.1:{sock.getsockname()[1]}"
                 token = trio.lowlevel.current_trio_token()
