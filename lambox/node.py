@@ -206,6 +206,11 @@ class Node:
             for one in self._launcher.prepared()
         ]
 
+    async def wind_up(self) -> None:
+        """The end of environments whose extensions are told of it, within the grace period."""
+        with trio.move_on_after(self.config.grace_s):
+            await self._scheduler.wind_up()
+
     def stop(self) -> None:
         """Let `serve` return: turn new callers away, give running invocations the grace period."""
         self._stop.set()
@@ -256,6 +261,7 @@ class Node:
         # Callers have their answers or have lost their patience; accepted events may still run.
         with trio.move_on_at(grace_ends):
             await self._scheduler.settle()
+            await self._scheduler.wind_up()
 
     async def _serve_callers(
         self,
@@ -369,6 +375,8 @@ async def open_node(
                     init_timeout_s=config.init_timeout_s,
                     freeze_delay_s=config.freeze_delay_ms / 1000,
                     max_age_s=config.max_environment_age_s,
+                    account=config.account,
+                    zone_id=environ.zone_id(config.region),
                     idle_limit=lambda function: idle_limit_s(
                         function, datetime.now(UTC), config.max_environment_age_s
                     ),

@@ -24,6 +24,7 @@ from types import MappingProxyType
 import trio
 
 from rootfs.answering import Answering
+from rootfs.extensions import ExtensionProblem, external
 from rootfs.fingerprint import fingerprint
 from rootfs.handlers import NoProgram, detect
 from rootfs.runtimes import Runtimes, RuntimeUnavailable
@@ -333,6 +334,7 @@ class Catalog:
             _check_readable(code, *sources)
             runtime, handler = self._program(code, description)
             opt = self._opt(code, sources)
+            extensions = _extensions(code, opt)
         except _Broken as broken:
             missing = tuple(source for source in sources if not source.exists())
             function = BrokenFunction(name, code, broken.problem)
@@ -345,6 +347,7 @@ class Catalog:
         version = _function(
             name, code.resolve(), description, runtime, handler, opt, code_seen + layers_seen
         )
+        version = replace(version, extensions=extensions)
         return _Entry(version, sources, code_seen + toml_seen + layers_seen)
 
     def _program(self, code: Path, description: Description) -> tuple[str, str]:
@@ -376,6 +379,13 @@ class Catalog:
         if len(sources) == 1 and sources[0].is_dir():
             return sources[0]
         raise _Broken(f"{code / TOML}: layers: there is no state folder to merge them in")
+
+
+def _extensions(code: Path, opt: Path | None) -> tuple[str, ...]:
+    try:
+        return external(opt)
+    except ExtensionProblem as exc:
+        raise _Broken(f"{code / TOML}: layers: {exc}") from exc
 
 
 def _may_be_function(name: str) -> bool:

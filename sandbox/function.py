@@ -32,6 +32,8 @@ class FunctionVersion:
     version: str = LATEST
     layers: tuple[Path, ...] = ()
     """Folders, in AWS's order (a later one overwrites an earlier one in /opt)."""
+    extensions: tuple[str, ...] = ()
+    """Names of the external extensions in the layers (`rootfs.extensions`), in the order of their launch."""
     timeout_s: int = 15
     memory_mb: int = 128
     ephemeral_storage_mb: int = 512

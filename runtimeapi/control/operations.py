@@ -8,6 +8,7 @@ from __future__ import annotations
 from runtimeapi.control import (
     absent,
     account,
+    aliases,
     concurrency,
     eventinvoke,
     functions,
@@ -16,12 +17,17 @@ from runtimeapi.control import (
     policy,
     provisioned,
     tags,
+    updates,
     urls,
+    versions,
 )
 from runtimeapi.control.control import Operation
 
 OPERATIONS: dict[str, Operation] = {
     **functions.OPERATIONS,
+    **updates.OPERATIONS,
+    **versions.OPERATIONS,
+    **aliases.OPERATIONS,
     **concurrency.OPERATIONS,
     **eventinvoke.OPERATIONS,
     **provisioned.OPERATIONS,
