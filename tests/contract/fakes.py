@@ -266,7 +266,13 @@ Behaviour = Callable[[Invocation], Awaitable[Outcome]]
 
 
 async def echo(invocation: Invocation) -> Outcome:
-    return Outcome("success", invocation.payload, log_tail=b"START\nEND\n", duration_ms=1.5)
+    return Outcome(
+        "success",
+        invocation.payload,
+        log_tail=b"START\nEND\n",
+        duration_ms=1.5,
+        executed_version=invocation.function.version,
+    )
 
 
 class FakeInvoker:
