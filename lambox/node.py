@@ -235,6 +235,7 @@ class Node:
             account=config.account,
             guard=face.guard,
             control=self._control,
+            url_keys=face.url_keys,
         )
         family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
         listening = socket.create_server((config.host, config.port), family=family, backlog=1024)

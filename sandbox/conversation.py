@@ -218,7 +218,7 @@ class Conversation:
         turn = self._begin_response(request_id, invocation_id, response_mode)
         try:
             if response_mode == "streaming" and turn.ticket.invocation.sink is not None:
-                await self._forward(turn, body)
+                await self._forward(turn, content_type, body)
             else:
                 await self._collect(turn, content_type, body)
         except BodyTruncated:
@@ -302,9 +302,10 @@ class Conversation:
         else:
             self._finish(Ending("error", midstream[1], error_type=midstream[0]))
 
-    async def _forward(self, turn: Turn, body: ResponseBody) -> None:
+    async def _forward(self, turn: Turn, content_type: str | None, body: ResponseBody) -> None:
         sink = turn.ticket.invocation.sink
         assert sink is not None
+        sink.opened(content_type)
         try:
             size = await responses.forward(body, sink)
         except TooLarge as exc:

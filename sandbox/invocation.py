@@ -35,6 +35,9 @@ class ChunkSink(Protocol):
     Never raises because of the caller: bytes for a caller that is gone are dropped (SPEC 2.2).
     """
 
+    def opened(self, content_type: str | None) -> None:
+        """The response has begun. Called once, before the first `send`."""
+
     async def send(self, chunk: bytes) -> None: ...
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,6 +25,7 @@ from runtimeapi.lanes import caller_lane, runtime_lane
 from runtimeapi.ports import BodyTruncated, Console, ResponseBody
 from runtimeapi.rapi import make_rapi_app
 from runtimeapi.server import CallerLimits, caller_config, environment_config, running_app
+from runtimeapi.sigv4 import SigV4
 from sandbox.errors import CallerError, FunctionFailed, FunctionNotFound
 from sandbox.extensionhost import ExtensionHost
 from sandbox.extensions import Extension
@@ -380,12 +381,20 @@ async def callers(
     guard: Guard | None = None,
     limits: CallerLimits | None = None,
     secure: Callable[[], ssl.SSLContext] | None = None,
+    more: Sequence[FunctionVersion] = (),
+    url_keys: SigV4 | None = None,
 ) -> AsyncIterator[Callers]:
     broken = BrokenFunction("broken", Path("/nowhere"), "broken/function.toml:1: memory: mend it")
-    functions = FakeFunctions(function(), function("dotted.name"), broken)
+    functions = FakeFunctions(function(), function("dotted.name"), broken, *more)
     invoker, logs, sock = FakeInvoker(), FakeLogs(), listening()
     app = make_invoke_app(
-        functions, invoker, logs.console(), region=REGION, account=ACCOUNT, guard=guard
+        functions,
+        invoker,
+        logs.console(),
+        region=REGION,
+        account=ACCOUNT,
+        guard=guard,
+        url_keys=url_keys,
     )
     served_at = Callers(sock.getsockname(), functions, invoker, logs)
     lane = caller_lane(functions, invoker, region=REGION, account=ACCOUNT, guard=guard)
