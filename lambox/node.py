@@ -31,6 +31,7 @@ from rootfs import environ, host, layout
 from rootfs.layout import Entry
 from rootfs.runtimes import Runtime, Runtimes, discover
 from rootfs.trees import LayerStore
+from runtimeapi.delivery import courier
 from runtimeapi.intake import read_trace_id
 from runtimeapi.invoke import make_invoke_app
 from runtimeapi.lanes import caller_lane, runtime_lane
@@ -44,6 +45,7 @@ from sandbox.confine.pool import PoolLimits
 from sandbox.confine.spec import MIB, Limits, Preparation, Program, SandboxSpec
 from sandbox.confine.storage import open_storage
 from sandbox.environment import Environment, ServeRuntimeApi, Surroundings
+from sandbox.errors import CallerError
 from sandbox.eventstore import EventStore
 from sandbox.function import FunctionVersion, Network
 from sandbox.invocation import Invocation, Outcome
@@ -51,6 +53,7 @@ from sandbox.keepwarm import KeepWarm, idle_limit_s
 from sandbox.loggingconfig import DEFAULT_LEVEL
 from sandbox.logs import LogBook
 from sandbox.planner import Limits as NodeLimits
+from sandbox.provisioning import Provisioned
 from sandbox.scheduler import Scheduler, open_scheduler
 from sandbox.sources.sources import EventSources
 from sandbox.ticket import Ticket
@@ -206,6 +209,11 @@ class Node:
             for one in self._launcher.prepared()
         ]
 
+    async def wind_up(self) -> None:
+        """The end of environments whose extensions are told of it, within the grace period."""
+        with trio.move_on_after(self.config.grace_s):
+            await self._scheduler.wind_up()
+
     def stop(self) -> None:
         """Let `serve` return: turn new callers away, give running invocations the grace period."""
         self._stop.set()
@@ -227,6 +235,7 @@ class Node:
             account=config.account,
             guard=face.guard,
             control=self._control,
+            url_keys=face.url_keys,
         )
         family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
         listening = socket.create_server((config.host, config.port), family=family, backlog=1024)
@@ -255,6 +264,7 @@ class Node:
         # Callers have their answers or have lost their patience; accepted events may still run.
         with trio.move_on_at(grace_ends):
             await self._scheduler.settle()
+            await self._scheduler.wind_up()
 
     async def _serve_callers(
         self,
@@ -333,6 +343,10 @@ async def open_node(
                 layers=layers,
                 defaults=way_out.defaults,
                 clients=clients,
+                # The scheduler, below, needs the functions; nobody asks for this before there are callers.
+                provisioned=lambda name, version: _provisioned(
+                    scheduler, api.functions, name, version
+                ),
             )
         )
         rapi = await stack.enter_async_context(
@@ -364,10 +378,13 @@ async def open_node(
                     launcher=launcher,
                     prepare=kitchen.prepare,
                     serve=_runtime_api(rapi),
+                    courier=courier,
                     logbook=logbook,
                     init_timeout_s=config.init_timeout_s,
                     freeze_delay_s=config.freeze_delay_ms / 1000,
                     max_age_s=config.max_environment_age_s,
+                    account=config.account,
+                    zone_id=environ.zone_id(config.region),
                     idle_limit=lambda function: idle_limit_s(
                         function, datetime.now(UTC), config.max_environment_age_s
                     ),
@@ -438,6 +455,16 @@ def _runtime_api(rapi: ServedApp) -> ServeRuntimeApi:
         )
 
     return serve
+
+
+def _provisioned(
+    scheduler: Scheduler, functions: Functions, name: str, version: str
+) -> Provisioned | None:
+    """None: the version cannot run now."""
+    try:
+        return scheduler.provisioned(functions.resolve(name, version))
+    except CallerError:
+        return None
 
 
 def _finder(functions: Functions) -> Callable[[str, str | None], FunctionVersion]:

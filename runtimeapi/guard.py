@@ -27,6 +27,8 @@ from sandbox.errors import InvalidRequest
 
 OPEN_PATH = b"/healthz"
 """Tells that a lambox is here and its version, to whoever asks."""
+DOWNLOADS = b"/_lambox/code/"
+"""Addresses below it have a token of their own (`control/downloads.py`): who has one need show nothing else."""
 HASHED_INLINE = 64 * 1024
 """Bytes hashed in the event loop (40 us); more are left to a thread (6 MB: 3 ms)."""
 _FOREIGN = frozenset({b"cross-site", b"same-site"})
@@ -113,15 +115,16 @@ class Guard:
         if head.path == OPEN_PATH:
             return None
         self.check_source(head)
+        if head.path.startswith(DOWNLOADS):
+            return None
         return self.claim(head)
 
     def claim(self, head: RequestHead) -> Claim | None:
         return None if self._auth is None else self._auth.claim(head)
 
-    def check_source(self, head: RequestHead) -> None:
+    def check_name(self, head: RequestHead) -> None:
         """Raises InvalidRequest."""
-        hosts = head.all(b"host")
-        for host in hosts:
+        for host in head.all(b"host"):
             text = host.decode("latin-1")
             if not self.knows(text):
                 name = _without_port(text)
@@ -129,11 +132,23 @@ class Guard:
                     f"{text!r} is not a name of this server. Hint: if it should be, "
                     f'allowed_hosts = ["{name}"]'
                 )
-        # Either scheme: TLS may end in front of lambox, and no port speaks both.
-        own = {scheme + host.lower() for host in hosts for scheme in (b"http://", b"https://")}
+
+    def check_source(self, head: RequestHead) -> None:
+        """Raises InvalidRequest."""
+        self.check_name(head)
+        own = own_origins(head)
         foreign = any(origin.lower() not in own for origin in head.all(b"origin"))
         if foreign or not _FOREIGN.isdisjoint(head.all(b"sec-fetch-site")):
             raise _denied("Requests that a page of another origin makes in a browser are refused.")
+
+
+def own_origins(head: RequestHead) -> set[bytes]:
+    """Of pages that came from where this request goes.
+
+    Either scheme: TLS may end in front of lambox, and no port speaks both.
+    """
+    hosts = head.all(b"host")
+    return {scheme + host.lower() for host in hosts for scheme in (b"http://", b"https://")}
 
 
 def _without_port(host: str) -> str:

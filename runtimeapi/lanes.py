@@ -11,6 +11,7 @@ import trio
 
 from runtimeapi.connection import PACE_KEY, FaceConfig
 from runtimeapi.gate import Head, caller_head, runtime_head, signed_head
+from runtimeapi.gojson import ACCEPTED, refusal
 from runtimeapi.guard import Claim, Guard, is_loopback_name
 from runtimeapi.intake import (
     CHECKED_INLINE,
@@ -22,7 +23,7 @@ from runtimeapi.intake import (
 )
 from runtimeapi.pace import REFUSAL, Pace
 from runtimeapi.ports import Functions, Invoker, RuntimeFace
-from runtimeapi.rapi import ACCEPTED, ON_HOST_NETWORK, fault, for_the_caller, next_reply, refusal
+from runtimeapi.rapi import ON_HOST_NETWORK, fault, for_the_caller, next_reply
 from runtimeapi.replies import (
     Reply,
     aws_error,
@@ -32,6 +33,7 @@ from runtimeapi.replies import (
     friendly_success,
     with_ids,
 )
+from runtimeapi.urls.names import is_url_host
 from runtimeapi.wire import FastConnection, Lane, OddHeader, write_head
 from sandbox.errors import InvalidRequest, PlatformFault
 from sandbox.function import FunctionVersion
@@ -115,7 +117,8 @@ class CallerConnection(FastConnection):
     def _accepts(self, head: Head) -> bool:
         """As the app does, before the body is here. What is refused here the app refuses again."""
         guard = self._guard
-        if not guard.knows(head.fields["host"]):
+        host = head.fields["host"]
+        if not guard.knows(host) or is_url_host(host):
             return False
         try:
             if not guard.takes_anyone:

@@ -25,7 +25,17 @@ from sandbox.eventstore import StoreProblem
 from sandbox.function import FunctionVersion
 from sandbox.ids import token
 from sandbox.invocation import Invocation, Outcome
-from sandbox.queued import Accepted, Condition, Drop, Ended, Response, from_text, to_text
+from sandbox.queued import (
+    Accepted,
+    Condition,
+    Drop,
+    Ended,
+    Response,
+    drops_of,
+    from_text,
+    to_text,
+    without,
+)
 from sandbox.telling import Deliver, Teller, Undelivered, shown
 
 log = logging.getLogger(__name__)
@@ -122,6 +132,9 @@ class AsyncQueue:
         backoff = BACKOFF_FIRST_S
         while True:
             try:
+                # What does not run need not wait for room to run in.
+                if self._to_run(key) is None:
+                    return
                 async with self._slots:
                     delay = await self._attempt(key)
             except FunctionNotFound as exc:
@@ -145,20 +158,24 @@ class AsyncQueue:
 
     async def _attempt(self, key: str) -> float | None:
         """Seconds until the next one, or None when the event has ended. Raises what `invoke` raises."""
+        invocation = self._to_run(key)
+        return None if invocation is None else self._after(key, await self._invoke(invocation))
+
+    def _to_run(self, key: str) -> Invocation | None:
+        """As it would run now. None: it has ended instead. Raises what `find` raises."""
         accepted = self._open[key]
         invocation = self._refreshed(accepted.invocation)
         config = self._config(accepted)
+        age_s = trio.current_time() - accepted.since
         if invocation.function.reserved_concurrency == 0:
             self._end(key, replace(accepted, response=THROTTLED), "ZeroReservedConcurrency", config)
-            return None
-        if accepted.hops > MOST_HOPS and not config.allows_recursion:
+        elif accepted.hops > MOST_HOPS and not config.allows_recursion:
             self._end(key, accepted, "RecursiveInvocation", config)
-            return None
-        age_s = trio.current_time() - accepted.since
-        if config.max_age_s is not None and age_s > config.max_age_s:
+        elif config.max_age_s is not None and age_s > config.max_age_s:
             self._end(key, accepted, "EventAgeExceeded", config)
-            return None
-        return self._after(key, await self._invoke(invocation))
+        else:
+            return invocation
+        return None
 
     def _after(self, key: str, outcome: Outcome) -> float | None:
         before = self._open[key]
@@ -172,7 +189,7 @@ class AsyncQueue:
         if before.attempts >= config.most_retries:
             self._end(key, accepted, "RetriesExhausted", config, outcome.error_type)
             return None
-        if not _drops("EventAgeExceeded", config):
+        if not drops_of("EventAgeExceeded", config):
             accepted = replace(accepted, response=None)  # nobody will ask for it
         self._change(key, accepted)
         return self._rules.retry_s * RETRY_TIMES[before.attempts]
@@ -198,14 +215,14 @@ class AsyncQueue:
         config: EventConfig,
         error: str = "",
     ) -> None:
-        drops = _drops(condition, config)
+        drops = drops_of(condition, config)
         if not drops:
             if condition != "Success":
                 self._give_up(accepted, _why(condition, config, error))
             return
         if condition != "Success":
             log.info(
-                "event %s of %s has failed, %s; told to %s",
+                "event %s of %s has failed, %s; this goes to %s",
                 accepted.invocation.request_id,
                 accepted.name,
                 _why(condition, config, error),
@@ -240,13 +257,13 @@ class AsyncQueue:
         return self._open[key]
 
     def told(self, key: str, drop: Drop) -> None:
-        accepted = _without(self._open[key], drop)
+        accepted = without(self._open[key], drop)
         self._open[key] = accepted
         if accepted.ended is not None and accepted.ended.left:
             self._journal.change(key, to_text(accepted))
 
     async def hand_over(self, key: str, drop: Drop, event: Accepted) -> None:
-        rest = _without(self._open[key], drop)
+        rest = without(self._open[key], drop)
         last = rest.ended is None or not rest.ended.left
         await self._add(event, {key: None if last else to_text(rest)})
 
@@ -276,27 +293,6 @@ class AsyncQueue:
 def _refused(exc: CallerError | PlatformFault) -> Response:
     status = exc.status if isinstance(exc, CallerError) else 500
     return Response(status, str(exc).encode())
-
-
-def _drops(condition: Condition, config: EventConfig) -> tuple[Drop, ...]:
-    if condition == "Success":
-        return (Drop("destination", config.on_success),) if config.on_success else ()
-    drops = []
-    # What went round too often must not go on to one more function.
-    if config.on_failure and not (
-        condition == "RecursiveInvocation" and config.on_failure.kind == "function"
-    ):
-        drops.append(Drop("destination", config.on_failure))
-    if config.dead_letter:
-        drops.append(Drop("dead letter", config.dead_letter))
-    return tuple(drops)
-
-
-def _without(accepted: Accepted, drop: Drop) -> Accepted:
-    ended = accepted.ended
-    assert ended is not None
-    left = tuple(one for one in ended.left if one != drop)
-    return replace(accepted, ended=replace(ended, left=left))
 
 
 def _why(condition: Condition, config: EventConfig, error: str) -> str:

@@ -19,6 +19,8 @@ from collections.abc import Callable
 import trio
 
 from sandbox import events, failures, responses
+from sandbox.extensionhost import ExtensionHost
+from sandbox.extensions import Extension, InvokeEvent
 from sandbox.failures import Failure
 from sandbox.function import FunctionVersion
 from sandbox.invocation import MAX_PAYLOAD, BodyTruncated, ResponseBody, new_request_id
@@ -38,7 +40,11 @@ class Conversation:
     """The half of an `Environment` that speaks with the runtime."""
 
     def __init__(
-        self, function: FunctionVersion, logbook: LogBook, wall: Callable[[], float]
+        self,
+        function: FunctionVersion,
+        logbook: LogBook,
+        wall: Callable[[], float],
+        account: str = "",
     ) -> None:
         self.function = function
         self.provisioned = False
@@ -53,22 +59,34 @@ class Conversation:
         self._unwritten: Turn | None = None
         """Answered; END and REPORT are still to be written."""
         self._undone: Turn | None = None
-        """Answered; the runtime has not asked for the next event yet."""
+        """Answered; the runtime has not asked for the next event yet, and somebody wants to know when."""
         self._parked: list[Deliver] = []
+        self.extensions = ExtensionHost(function, self, account=account)
         self._init_ms: float | None = None
         self._first_deadline = math.inf
         self._deadline = math.inf
 
     # --- what the other half does
 
+    def _runtime_initialised(self, status: str = "success", error_type: str = "") -> None:
+        """The runtime waits for an event, for the first time; or (`status`) it never will."""
+        raise NotImplementedError
+
     def _init_ended(self) -> None:
+        """The runtime waits for an event, and so does every extension, for the first time."""
+        raise NotImplementedError
+
+    def extension_failed_init(self) -> None:
+        raise NotImplementedError
+
+    def extension_exited(self, extension: Extension, failure: Failure) -> None:
         raise NotImplementedError
 
     def _init_failed(self, failure: Failure, *, at_once: bool = True) -> None:
         raise NotImplementedError
 
     def _owner_decides(self) -> None:
-        """The runtime waits for an event."""
+        """The runtime waits for an event, and no extension is at work."""
         raise NotImplementedError
 
     def _answered(self) -> None:
@@ -109,14 +127,27 @@ class Conversation:
         before = self._life.state
         self._life.step(Event.NEXT)
         if before is State.STARTED:
-            self._init_ended()
+            self._runtime_initialised()
+            self.extensions.all.close_registration()
+            self.extensions_ready()
         elif before is State.RESPONSE_SENT:
             if self._undone is not None:
                 self._runtime_done()
-            self._owner_decides()
+            self.extensions_ready()
         if self._life.event is None:
             self._parked.append(deliver)
         return self._life.event
+
+    def extensions_ready(self) -> None:
+        """The runtime or an extension has called `next`: was it the last that init, or a turn, waited for?"""
+        extensions = self.extensions.all
+        if self.lost or self._life.state is not State.READY or extensions.busy:
+            return
+        if extensions.init_ended:
+            self._owner_decides()
+        elif extensions.all_ready:
+            extensions.end_init()
+            self._init_ended()
 
     def forget_next(self, deliver: Deliver) -> None:
         """Who asked has gone away."""
@@ -156,6 +187,10 @@ class Conversation:
         parked, self._parked = self._parked, []
         for deliver in parked:
             deliver(event)
+        if len(self.extensions.all):
+            self.extensions.invoke(
+                InvokeEvent(event.deadline_ms, event.request_id, event.invoked_arn, event.trace_id)
+            )
         self._stream.platform(
             events.Start(
                 invocation.request_id,
@@ -183,7 +218,7 @@ class Conversation:
         turn = self._begin_response(request_id, invocation_id, response_mode)
         try:
             if response_mode == "streaming" and turn.ticket.invocation.sink is not None:
-                await self._forward(turn, body)
+                await self._forward(turn, content_type, body)
             else:
                 await self._collect(turn, content_type, body)
         except BodyTruncated:
@@ -212,10 +247,16 @@ class Conversation:
         turn = self._begin_response(request_id, invocation_id, None)
         self._collected(turn, content_type, body, None)
 
+    def _check_id(self, request_id: str, invocation_id: str | None) -> None:
+        self._life.check_id(request_id, invocation_id)
+        if self.lost and self._turn is None:
+            # It timed out, or the environment failed; the runtime lives on to the end of its shutdown.
+            raise Refused(410, "InvokeTimeout", "Invoke timeout")
+
     def _begin_response(
         self, request_id: str, invocation_id: str | None, response_mode: str | None
     ) -> Turn:
-        self._life.check_id(request_id, invocation_id)
+        self._check_id(request_id, invocation_id)
         if response_mode and response_mode != "streaming":
             self._life.step(Event.ERROR)
             self._fail_invocation(
@@ -226,7 +267,8 @@ class Conversation:
             raise Refused(400, "InvalidFunctionResponseMode", "Invalid function response mode")
         self._life.step(Event.RESPONSE)
         assert self._turn is not None
-        self._turn.responding(trio.current_time())
+        if self._stream.detailed:
+            self._turn.responding(trio.current_time())
         return self._turn
 
     async def _collect(self, turn: Turn, content_type: str | None, body: ResponseBody) -> None:
@@ -260,9 +302,10 @@ class Conversation:
         else:
             self._finish(Ending("error", midstream[1], error_type=midstream[0]))
 
-    async def _forward(self, turn: Turn, body: ResponseBody) -> None:
+    async def _forward(self, turn: Turn, content_type: str | None, body: ResponseBody) -> None:
         sink = turn.ticket.invocation.sink
         assert sink is not None
+        sink.opened(content_type)
         try:
             size = await responses.forward(body, sink)
         except TooLarge as exc:
@@ -325,10 +368,11 @@ class Conversation:
         body: bytes,
     ) -> None:
         """`error` for a caller that calls `finish_turn` once the runtime has been told. Raises Refused."""
-        self._life.check_id(request_id, invocation_id)
+        self._check_id(request_id, invocation_id)
         self._life.step(Event.ERROR)
         assert self._turn is not None
-        self._turn.responding(trio.current_time())
+        if self._stream.detailed:
+            self._turn.responding(trio.current_time())
         self._finish(
             Ending(
                 "error",
@@ -367,7 +411,7 @@ class Conversation:
         if invocation.wants_tail:
             self._drain()
         self._turn = None
-        self._undone = turn
+        self._undone = turn if self._stream.detailed else None
         turn.end(ending, now=trio.current_time())
         if invocation.wants_memory or invocation.wants_tail:
             turn.measured(self._peak_memory())
@@ -400,7 +444,7 @@ class Conversation:
         Subscribers are told of END and REPORT now: for them an invocation's report is its last event.
         """
         turn, self._undone = self._undone, None
-        if turn is None or not self._stream.detailed:
+        if turn is None:
             return
         self.finish_turn()
         now = trio.current_time()
@@ -411,6 +455,13 @@ class Conversation:
                 self._stream.hear(event)
 
     # --- logs
+
+    def extension_name(self, identifier: str | None) -> str:
+        """Whose this is. Raises Refused."""
+        return self.extensions.all.find(identifier).name
+
+    def extension_printed(self, extension: Extension, line: str) -> None:
+        self._stream.extension(line)
 
     def _drain(self) -> None:
         if self._log is not None:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from sandbox.eventconfig import NOTHING, EventConfig
+from sandbox.functionurl import UrlConfig
 from sandbox.schedules import Schedule
 
 LATEST = "$LATEST"
@@ -31,6 +32,8 @@ class FunctionVersion:
     version: str = LATEST
     layers: tuple[Path, ...] = ()
     """Folders, in AWS's order (a later one overwrites an earlier one in /opt)."""
+    extensions: tuple[str, ...] = ()
+    """Names of the external extensions in the layers (`rootfs.extensions`), in the order of their launch."""
     timeout_s: int = 15
     memory_mb: int = 128
     ephemeral_storage_mb: int = 512
@@ -57,6 +60,8 @@ class FunctionVersion:
     """With JSON: DEBUG, INFO or WARN (None: INFO)."""
     log_group: str | None = None
     """None: AWS's own, `/aws/lambda/NAME`."""
+    url: UrlConfig | None = None
+    """What its function.toml says of a function URL."""
 
     def arn(self, region: str, account: str) -> str:
         """The unqualified ARN."""

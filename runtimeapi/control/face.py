@@ -14,6 +14,7 @@ from runtimeapi.app import FaceApp, body_of, on_request_end, path_of
 from runtimeapi.bodies import StreamedBody
 from runtimeapi.control import model
 from runtimeapi.control.control import Control, Operation
+from runtimeapi.control.downloads import mount_downloads
 from runtimeapi.control.operations import OPERATIONS
 from runtimeapi.control.parsing import Input, parse
 from runtimeapi.control.rendering import Output, render
@@ -61,6 +62,7 @@ async def receive_code(spool: Spool, body: StreamedBody, operation: str) -> Spoo
 
 
 def mount_control(app: FaceApp, control: Control, spool: Spool) -> None:
+    mount_downloads(app, control)
     app.url_map.converters["apidate"] = DateConverter
     large = trio.CapacityLimiter(LARGE_AT_ONCE)
 

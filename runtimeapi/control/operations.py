@@ -8,6 +8,7 @@ from __future__ import annotations
 from runtimeapi.control import (
     absent,
     account,
+    aliases,
     concurrency,
     eventinvoke,
     functions,
@@ -16,11 +17,17 @@ from runtimeapi.control import (
     policy,
     provisioned,
     tags,
+    updates,
+    urls,
+    versions,
 )
 from runtimeapi.control.control import Operation
 
 OPERATIONS: dict[str, Operation] = {
     **functions.OPERATIONS,
+    **updates.OPERATIONS,
+    **versions.OPERATIONS,
+    **aliases.OPERATIONS,
     **concurrency.OPERATIONS,
     **eventinvoke.OPERATIONS,
     **provisioned.OPERATIONS,
@@ -30,4 +37,5 @@ OPERATIONS: dict[str, Operation] = {
     **management.OPERATIONS,
     **mappings.OPERATIONS,
     **absent.OPERATIONS,
+    **urls.OPERATIONS,
 }

@@ -11,10 +11,13 @@ import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from rootfs.layout import Entry, Late
 from sandbox.confine.calls import Family
+
+if TYPE_CHECKING:
+    import trio  # `lambox --help` comes by here, and does not wait for it
 
 MIB = 1024 * 1024
 MOST_ERRNO = 4095
@@ -166,6 +169,20 @@ class RefusedCall(Protocol):
         """For a log, when the sandbox is gone: how often it was met."""
 
 
+class Companion(Protocol):
+    """A process beside the program of a sandbox: in the same namespaces and groups, as the same user."""
+
+    @property
+    def output(self) -> int:
+        """Read end (non-blocking) of its standard output and error. Owned by the sandbox."""
+
+    async def wait(self) -> Exit:
+        """Until it has ended by itself, or with the sandbox."""
+
+    async def signal(self, number: int) -> None:
+        """To its process group, if it lives. Raises ConfineError."""
+
+
 class Sandbox(Protocol):
     """One live sandbox, made and not yet running its program.
 
@@ -207,6 +224,22 @@ class Sandbox(Protocol):
 
     async def start(self, program: Program) -> None:
         """Execute `program` inside; returns when execve succeeded. Raises ProgramNotStarted."""
+
+    async def dial(self, port: int) -> trio.SocketStream:
+        """A TCP connection to 127.0.0.1:`port` as a process inside makes one, and as it alone could.
+
+        Waits while the sandbox is frozen. Raises OSError (nobody listens), ConfineError (it has ended).
+        """
+
+    async def start_companion(self, program: Program) -> Companion:
+        """Execute a further program, before or after `start`; returns when execve succeeded.
+
+        From then on the end of the program is not the end of the sandbox: `kill` is. Raises
+        ProgramNotStarted or ConfineError.
+        """
+
+    async def signal(self, number: int) -> None:
+        """To the process group of the program, if it lives. Raises ConfineError."""
 
     def settle(self) -> None:
         """Init is over: the CPU share holds from now on (until then there is none, as on AWS)."""

@@ -6,6 +6,7 @@ botocore's model of it.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import threading
 import zipfile
@@ -44,7 +45,7 @@ def zipped(files: Mapping[str, str | bytes] | None = None) -> bytes:
     written = io.BytesIO()
     with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in (files or {"index.py": HANDLER}).items():
-            archive.writestr(zipfile.ZipInfo(name), content)
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
     return written.getvalue()
 
 
@@ -96,6 +97,22 @@ class Api:
                 found["Error"]["Message"],
             )
         raise AssertionError(f"{operation} was not refused: {answer}")
+
+    def kept(self) -> dict[str, str]:
+        """All that the server has on disk: path -> hash. A refused call changes nothing of it."""
+        return {
+            str(path.relative_to(self.state)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(self.state.rglob("*"))
+            if path.is_file()
+        }
+
+    def folder(self, name: str, files: Mapping[str, str] | None = None) -> Path:
+        """Write a folder's function."""
+        place = self.functions / name
+        for file, text in (files or {"index.py": HANDLER}).items():
+            (place / file).parent.mkdir(parents=True, exist_ok=True)
+            (place / file).write_text(text)
+        return place
 
 
 def client_of(url: str, *, key: str = "test", secret: str = "test") -> Any:
