@@ -321,7 +321,12 @@ async def open_node(
             )
         )
         api = await stack.enter_async_context(
-            open_lambda_api(config, catalog, runtimes, layers=layers, defaults=way_out.defaults)
+            open_lambda_api(
+                *(config, catalog, runtimes),
+                layers=layers,
+                defaults=way_out.defaults,
+                provisioned=lambda name, version: scheduler.provisioned(name, version),
+            )
         )
         rapi = await stack.enter_async_context(
             running_app(

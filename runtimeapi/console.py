@@ -17,7 +17,7 @@ from runtimeapi.app import FaceApp, respond
 from runtimeapi.ports import Console, Functions
 from runtimeapi.replies import to_json
 from sandbox.errors import FunctionNotFound
-from sandbox.function import BrokenFunction, FunctionVersion
+from sandbox.function import LATEST, BrokenFunction, FunctionVersion
 
 JSON = {"Content-Type": "application/json"}
 TEXT = "text/plain; charset=utf-8"
@@ -31,7 +31,11 @@ def mount_console(app: FaceApp, functions: Functions, console: Console) -> None:
     @app.get("/_lambox/functions")
     async def list_functions() -> Response:
         functions.refresh()
-        return respond(200, JSON, to_json([describe(one) for one in functions.all()]))
+        rows = [describe(one) for one in functions.all()]
+        published = _published(functions)
+        for row in rows:
+            row["versions"] = published.get(row["name"], [])
+        return respond(200, JSON, to_json(rows))
 
     @app.get("/_lambox/environments")
     async def list_environments() -> Response:
@@ -93,6 +97,15 @@ def describe(function: FunctionVersion | BrokenFunction) -> dict[str, Any]:
         "description": function.description,
         "code": str(function.code),
     }
+
+
+def _published(functions: Functions) -> dict[str, list[str]]:
+    """By function: the numbers of the versions that can be invoked, oldest first."""
+    found: dict[str, list[str]] = {}
+    for one in functions.live():
+        if one.version != LATEST:
+            found.setdefault(one.name, []).append(one.version)
+    return {name: sorted(numbers, key=int) for name, numbers in found.items()}
 
 
 def _must_exist(functions: Functions, name: str) -> None:
