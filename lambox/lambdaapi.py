@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import trio
 
+from lambox.awsclient import AwsClients
 from lambox.config import Config
+from lambox.queues import SqsQueue
 from rootfs.codestore import CodeStore
 from rootfs.runtimes import Runtimes
 from rootfs.trees import LayerStore
-from runtimeapi.control.control import Control
+from runtimeapi.control.control import Control, host_architecture
+from runtimeapi.control.folders import Folders
+from runtimeapi.intake import read_trace_id
 from runtimeapi.ports import ProvisionedState
 from sandbox.catalog import Catalog
+from sandbox.errors import PlatformFault
+from sandbox.function import FunctionVersion
 from sandbox.functiontoml import FunctionDefaults
+from sandbox.invocation import Invocation, Outcome
 from sandbox.registry.activation import Activator
 from sandbox.registry.database import open_database
 from sandbox.registry.registry import open_registry
 from sandbox.registry.resolving import AllFunctions
+from sandbox.sources.poller import Poller, Source
+from sandbox.sources.sources import EventSources
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +53,7 @@ async def open_lambda_api(
     *,
     layers: LayerStore,
     defaults: FunctionDefaults,
+    clients: AwsClients,
     provisioned: Callable[[str, str], ProvisionedState | None] = lambda name, version: None,
 ) -> AsyncIterator[LambdaApi]:
     """All functions there are, and the API that changes them. Its background work ends with it.
@@ -57,28 +71,68 @@ async def open_lambda_api(
         )
         activator = Activator(registry, functions, _new_id)
         await trio.to_thread.run_sync(functions.prepare_all)
-        nursery.start_soon(activator.finish)
+        nursery.start_soon(_spared, activator.finish)
 
         def in_background(work: Callable[[], Awaitable[None]]) -> None:
-            nursery.start_soon(work)
+            nursery.start_soon(_spared, work)
 
         yield LambdaApi(
             functions,
             Control(
                 registry=registry,
                 functions=functions,
+                folder=functions.folder,
+                folders=Folders(config.account, host_architecture()),
                 code=code,
                 region=config.region,
                 account=config.account,
                 now=lambda: datetime.now(UTC),
                 in_background=in_background,
                 activate=activator.activate,
+                make_ready=activator.make_ready,
                 account_concurrency=config.account_concurrency,
                 provisioned=provisioned,
                 new_id=_new_id,
+                queue_timeout_s=lambda arn: SqsQueue(clients, arn).visibility_timeout_s(),
             ),
         )
         nursery.cancel_scope.cancel()
+
+
+async def _spared(work: Callable[[], Awaitable[None]]) -> None:
+    """A disk that takes no more ends one piece of work, not the server: the next start takes it up."""
+    try:
+        await work()
+    except PlatformFault as exc:
+        log.error("work that the Lambda API had begun is left for the next start: %s", exc)
+
+
+def event_sources(
+    api: LambdaApi,
+    clients: AwsClients,
+    invoke: Callable[[Invocation], Awaitable[Outcome]],
+    find: Callable[[str, str | None], FunctionVersion],
+) -> EventSources:
+    """Polls what the registry's event source mappings say, while its `run` does."""
+
+    def make(name: str, source: Source) -> Poller:
+        return Poller(
+            source,
+            SqsQueue(clients, source.queue_arn),
+            invoke=invoke,
+            find=find,
+            trace_id=lambda: read_trace_id(None),
+            tell=partial(_tell, api.control.mapping_problems, name),
+        )
+
+    return EventSources(api.control.registry, make)
+
+
+def _tell(problems: dict[str, str], name: str, problem: str) -> None:
+    if problem:
+        problems[name] = problem
+    else:
+        problems.pop(name, None)
 
 
 def _new_id() -> str:

@@ -25,7 +25,7 @@ from lambox.awsclient import AwsClients, Endpoints
 from lambox.callers import CallersFace
 from lambox.config import Config
 from lambox.dispatch import Dispatch
-from lambox.lambdaapi import LambdaApi, open_lambda_api
+from lambox.lambdaapi import LambdaApi, event_sources, open_lambda_api
 from lambox.network import WayOut, open_way_out
 from rootfs import environ, host, layout
 from rootfs.layout import Entry
@@ -52,6 +52,7 @@ from sandbox.loggingconfig import DEFAULT_LEVEL
 from sandbox.logs import LogBook
 from sandbox.planner import Limits as NodeLimits
 from sandbox.scheduler import Scheduler, open_scheduler
+from sandbox.sources.sources import EventSources
 from sandbox.ticket import Ticket
 
 log = logging.getLogger("lambox")
@@ -147,6 +148,7 @@ class Node:
         scheduler: Scheduler,
         queue: AsyncQueue,
         keepwarm: KeepWarm,
+        sources: EventSources,
         logbook: LogBook,
         launcher: BwrapLauncher,
         kitchen: Kitchen,
@@ -161,6 +163,7 @@ class Node:
         self._scheduler = scheduler
         self._queue = queue
         self._keepwarm = keepwarm
+        self._sources = sources
         self._logbook = logbook
         self._launcher = launcher
         self._kitchen = kitchen
@@ -203,6 +206,11 @@ class Node:
             for one in self._launcher.prepared()
         ]
 
+    async def wind_up(self) -> None:
+        """The end of environments whose extensions are told of it, within the grace period."""
+        with trio.move_on_after(self.config.grace_s):
+            await self._scheduler.wind_up()
+
     def stop(self) -> None:
         """Let `serve` return: turn new callers away, give running invocations the grace period."""
         self._stop.set()
@@ -239,6 +247,7 @@ class Node:
             await nursery.start(self._serve_callers, served, listening)
             nursery.start_soon(self._watch_functions)
             nursery.start_soon(self._keepwarm.run)
+            nursery.start_soon(self._sources.run)
             nursery.start_soon(face.watch)
             port = listening.getsockname()[1]
             name = f"[{config.host}]" if family == socket.AF_INET6 else config.host
@@ -251,6 +260,7 @@ class Node:
         # Callers have their answers or have lost their patience; accepted events may still run.
         with trio.move_on_at(grace_ends):
             await self._scheduler.settle()
+            await self._scheduler.wind_up()
 
     async def _serve_callers(
         self,
@@ -320,11 +330,13 @@ async def open_node(
                 layers=layers,
             )
         )
+        clients = AwsClients(_endpoints(config))
         api = await stack.enter_async_context(
             open_lambda_api(
                 *(config, catalog, runtimes),
                 layers=layers,
                 defaults=way_out.defaults,
+                clients=clients,
                 provisioned=lambda name, version: scheduler.provisioned(name, version),
             )
         )
@@ -361,6 +373,8 @@ async def open_node(
                     init_timeout_s=config.init_timeout_s,
                     freeze_delay_s=config.freeze_delay_ms / 1000,
                     max_age_s=config.max_environment_age_s,
+                    account=config.account,
+                    zone_id=environ.zone_id(config.region),
                     idle_limit=lambda function: idle_limit_s(
                         function, datetime.now(UTC), config.max_environment_age_s
                     ),
@@ -384,7 +398,7 @@ async def open_node(
                     concurrency=ASYNC_PER_CORE * (os.cpu_count() or 1),
                     retry_s=config.event_retry_s,
                     config=api.functions.event_config,
-                    deliver=Dispatch(AwsClients(_endpoints(config))),
+                    deliver=Dispatch(clients),
                 ),
             )
         )
@@ -394,12 +408,24 @@ async def open_node(
             region=config.region,
             account=config.account,
             now=lambda: datetime.now(UTC),
+            accept=queue.accept,
             renew=scheduler.renew,
             max_age_s=config.max_environment_age_s,
             trace_id=lambda: read_trace_id(None),
         )
+        sources = event_sources(api, clients, scheduler.invoke, find)
         yield Node(
-            config, face, api, scheduler, queue, keepwarm, logbook, launcher, kitchen, way_out
+            config,
+            face,
+            api,
+            scheduler,
+            queue,
+            keepwarm,
+            sources,
+            logbook,
+            launcher,
+            kitchen,
+            way_out,
         )
 
 

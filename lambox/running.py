@@ -102,7 +102,7 @@ def invoke_once(config: Config, name: str, payload: bytes, on_line: OnLine) -> O
         own = dataclasses.replace(config, state=Path(state), zygote=False)
         async with open_node(own, on_line=on_line) as node:
             function = node.functions.get(name)
-            return await node.invoke(
+            outcome = await node.invoke(
                 Invocation(
                     function=function,
                     payload=payload,
@@ -111,6 +111,8 @@ def invoke_once(config: Config, name: str, payload: bytes, on_line: OnLine) -> O
                     trace_id=read_trace_id(None),
                 )
             )
+            await node.wind_up()
+            return outcome
 
     with tempfile.TemporaryDirectory(prefix="lambox-invoke-") as state:
         return trio.run(main, state)

@@ -58,6 +58,21 @@ RESERVED = frozenset({
 })  # fmt: skip
 """Keys a function's own environment may not set (SPEC 5.1, column R)."""
 
+NOT_FOR_EXTENSIONS = frozenset({
+    "_AWS_XRAY_DAEMON_ADDRESS",
+    "_AWS_XRAY_DAEMON_PORT",
+    "_HANDLER",
+    "_LAMBDA_TELEMETRY_LOG_FD",
+    "AWS_EXECUTION_ENV",
+    "AWS_LAMBDA_LOG_GROUP_NAME",
+    "AWS_LAMBDA_LOG_STREAM_NAME",
+    "AWS_XRAY_CONTEXT_MISSING",
+    "AWS_XRAY_DAEMON_ADDRESS",
+    "LAMBDA_RUNTIME_DIR",
+    "LAMBDA_TASK_ROOT",
+})  # fmt: skip
+"""What a runtime is told and extensions are not (SPEC 5.1)."""
+
 RESERVED_MESSAGE = (
     "Lambda was unable to configure your environment variables because the environment variables "
     "you have provided contains reserved keys that are currently not supported for modification. "
@@ -149,6 +164,19 @@ def runtime_environment(runtime: Runtime) -> dict[str, str]:
             f"{RUNTIME_DIR}/node_modules:{RUNTIME_DIR}:{TASK_ROOT}"
         )
     return environment
+
+
+def zone_id(region: str) -> str:
+    """Of an availability zone of this region, as AWS names them: us-east-1 -> use1-az1."""
+    area, *parts, number = region.split("-")
+    for whole in ("north", "south", "east", "west", "central"):
+        parts = [part.replace(whole, whole[0]) for part in parts]
+    return f"{area}{''.join('g' if part == 'gov' else part for part in parts)}{number}-az1"
+
+
+def extension_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of an external extension, from that of its runtime."""
+    return {key: value for key, value in environment.items() if key not in NOT_FOR_EXTENSIONS}
 
 
 def command(

@@ -69,6 +69,11 @@ def folders(path: Path) -> list[str]:
     return found
 
 
+def walk(path: Path) -> list[tuple[str, os.stat_result]]:
+    """All that counts: (name relative to `path`, lstat), sorted by name; the first is `path` itself as ''."""
+    return _walk(path)
+
+
 def _readable(mode: int) -> bool:
     if stat.S_ISLNK(mode):
         return True

@@ -48,8 +48,9 @@ from runtimeapi.pace import REFUSAL, Pace
 
 log = logging.getLogger("lambox.http")
 
-LINGER_BYTES = 64 * 1024 * 1024
-"""Bytes of a refused request's body that are read and dropped before the connection is cut."""
+LINGER_BYTES = 96 * 1024 * 1024
+"""Bytes of a refused request's body that are read and dropped before the connection is cut: more than a request
+with code may have (70 MB), so that one a little larger still hears why."""
 SEND_SLICE = 256 * 1024
 """Bytes written under one `send_timeout_s`: the limit is on a peer that stands still, not on a slow
 one."""

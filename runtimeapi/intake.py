@@ -203,15 +203,27 @@ async def read_body(body: StreamedBody, *, limit: int, operation: str) -> bytes:
         try:
             return await read_all(body, limit)
         except BodyTooLarge as exc:
-            raise InvalidRequest(
-                f"Request must be smaller than {limit} bytes for the {operation} operation",
-                code="RequestTooLargeException",
-                status=413,
-            ) from exc
+            raise too_large(limit, operation) from exc
         except BodyTruncated as exc:
-            raise _bad_content("The request body ended before it was complete.") from exc
-    raise InvalidRequest(
-        f"The request body did not arrive within {BODY_TOTAL_S:.0f} seconds.",
+            raise cut_short() from exc
+    raise too_slow(BODY_TOTAL_S)
+
+
+def too_large(limit: int, operation: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"Request must be smaller than {limit} bytes for the {operation} operation",
+        code="RequestTooLargeException",
+        status=413,
+    )
+
+
+def cut_short() -> InvalidRequest:
+    return _bad_content("The request body ended before it was complete.")
+
+
+def too_slow(seconds: float) -> InvalidRequest:
+    return InvalidRequest(
+        f"The request body did not arrive within {seconds:.0f} seconds.",
         code="RequestTimeoutException",
         status=408,
     )

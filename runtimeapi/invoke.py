@@ -22,7 +22,7 @@ from runtimeapi.app import FaceApp, body_of, head_of, on_request_end, path_of, r
 from runtimeapi.bodies import StreamedBody
 from runtimeapi.console import mount_console
 from runtimeapi.control.control import Control
-from runtimeapi.control.face import mount_control
+from runtimeapi.control.face import code_carrier, mount_control, receive_code
 from runtimeapi.eventstream import CONTENT_TYPE
 from runtimeapi.guard import HASHED_INLINE, Claim, Guard
 from runtimeapi.intake import (
@@ -44,6 +44,7 @@ from runtimeapi.replies import (
     friendly_success,
     with_ids,
 )
+from runtimeapi.spool import Spool
 from runtimeapi.streaming import StreamedInvocation
 from sandbox.errors import CallerError, InvalidRequest, PlatformFault
 from sandbox.function import LATEST, FunctionVersion
@@ -68,7 +69,8 @@ def make_invoke_app(
     """Serve it with `caller_config()`; `state` is not used. Without a `guard` one that knows loopback's names
     and takes every caller; without a `control` there is no Lambda API but Invoke."""
     app = FaceApp(__name__)
-    _mount_guard(app, guard or Guard())
+    spool = None if control is None else Spool(control.code.folder)
+    _mount_guard(app, guard or Guard(), spool)
     face = _InvokeFace(app, functions, invoker, region, account)
     app.post("/2015-03-31/functions/<name>/invocations")(face.invoke)
     app.post("/2014-11-13/functions/<name>/invoke-async/")(face.invoke_async)
@@ -76,17 +78,27 @@ def make_invoke_app(
     app.post("/invoke/<name>")(face.friendly)
     mount_console(app, functions, console)
     if control is not None:
-        mount_control(app, control)
+        mount_control(app, control, spool or Spool(control.code.folder))
     _mount_errors(app)
     return app
 
 
-def _mount_guard(app: FaceApp, guard: Guard) -> None:
+def _mount_guard(app: FaceApp, guard: Guard, spool: Spool | None) -> None:
+    """`spool`: where bodies with code wait; None: there are no operations that take one."""
+
     @app.before_request
     async def admit() -> None:
         """Before anything else is looked at: who may not speak learns nothing, not even which paths there are."""
         claim = guard.admit(head_of(request))
         if claim is None:
+            return
+        claim.check_head()
+        operation = None if spool is None else code_carrier(request.method, path_of(request))
+        if spool is not None and operation is not None:
+            arrived = await receive_code(spool, body_of(request), operation)
+            on_request_end(request, arrived.close)
+            claim.check(arrived.sha256)
+            g.arrived = arrived
             return
         body = await read_body(body_of(request), limit=MAX_PAYLOAD, operation="InvokeFunction")
         if len(body) > HASHED_INLINE:

@@ -11,6 +11,7 @@ import trio
 
 from runtimeapi.connection import PACE_KEY, FaceConfig
 from runtimeapi.gate import Head, caller_head, runtime_head, signed_head
+from runtimeapi.gojson import ACCEPTED, refusal
 from runtimeapi.guard import Claim, Guard, is_loopback_name
 from runtimeapi.intake import (
     CHECKED_INLINE,
@@ -22,7 +23,7 @@ from runtimeapi.intake import (
 )
 from runtimeapi.pace import REFUSAL, Pace
 from runtimeapi.ports import Functions, Invoker, RuntimeFace
-from runtimeapi.rapi import ACCEPTED, ON_HOST_NETWORK, fault, for_the_caller, next_reply, refusal
+from runtimeapi.rapi import ON_HOST_NETWORK, fault, for_the_caller, next_reply
 from runtimeapi.replies import (
     Reply,
     aws_error,

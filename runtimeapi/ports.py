@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from sandbox.extensionhost import Registration
+from sandbox.extensions import ExtensionEvent
 from sandbox.function import BrokenFunction, FunctionVersion
 from sandbox.invocation import BodyTruncated, Invocation, Outcome, ResponseBody
 from sandbox.lifecycle import NextEvent
@@ -14,12 +16,24 @@ from sandbox.ticket import Ticket
 __all__ = [
     "BodyTruncated",
     "Console",
+    "ExtensionsFace",
     "Functions",
     "Invoker",
     "ProvisionedState",
     "ResponseBody",
     "RuntimeFace",
 ]
+
+
+class ExtensionsFace(Protocol):
+    """The extensions of one environment as they speak to it. Every method may raise Refused."""
+
+    def register(self, name: str | None, events: Sequence[str]) -> Registration: ...
+    async def next(self, identifier: str | None) -> ExtensionEvent:
+        """Blocks until there is an event. Cancelled when the extension's connection goes away."""
+
+    def init_error(self, identifier: str | None, error_type: str | None) -> None: ...
+    def exit_error(self, identifier: str | None, error_type: str | None) -> None: ...
 
 
 class RuntimeFace(Protocol):
@@ -58,6 +72,21 @@ class RuntimeFace(Protocol):
     ) -> None: ...
 
     async def init_error(self, *, error_type: str | None, body: bytes) -> None: ...
+
+    # Of its extensions, and what any of its programs may ask.
+
+    @property
+    def extensions(self) -> ExtensionsFace: ...
+    def extension_name(self, identifier: str | None) -> str:
+        """Whose `Lambda-Extension-Identifier` this is."""
+
+    @property
+    def metadata_token(self) -> str:
+        """Whoever has it may ask the metadata endpoint."""
+
+    @property
+    def zone_id(self) -> str:
+        """Of the availability zone; empty: not known yet."""
 
     # The same without waiting, for the fast lane.
 

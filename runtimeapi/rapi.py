@@ -1,8 +1,9 @@
 """Owns the Runtime API of SPEC 1: routes towards the runtime inside an environment.
 
 Which environment is speaking is known by the socket (`server.py`). Bodies are written as Go's
-encoder does, since that is what AWS's are (SPEC 1.5). The routes for SnapStart, extensions and
-metadata are not mounted, which AWS's own core also answers with 404 when a feature is off.
+encoder does, since that is what AWS's are (SPEC 1.5). The routes for SnapStart are not mounted, which
+AWS's own core also answers with 404 when a feature is off. Those of extensions and of metadata are
+`extensions.py`'s and `metadata.py`'s.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from werkzeug.exceptions import HTTPException
 from runtimeapi.app import FaceApp, body_of, head_of, path_of, respond
 from runtimeapi.bodies import BodyTooLarge, read_all
 from runtimeapi.connection import PACE_KEY
+from runtimeapi.extensions import mount_extensions
+from runtimeapi.gojson import ACCEPTED, go_json, header, refusal, render
 from runtimeapi.guard import Guard
+from runtimeapi.metadata import mount_metadata
 from runtimeapi.pace import CAUSE_BYTE, Pace
 from runtimeapi.ports import BodyTruncated, RuntimeFace
 from runtimeapi.replies import Reply
@@ -33,28 +37,6 @@ ON_HOST_NETWORK = "lambox.on_host_network"
 ERROR_CAUSE_TYPE = "application/vnd.aws.lambda.error.cause+json"
 MOST_VALUES = 200_000
 """JSON values of an error with its cause, by its commas and brackets: 50 ms of the event loop at most."""
-JSON = {"Content-Type": "application/json"}
-GO_ESCAPES = str.maketrans(
-    {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
-)
-"""What Go's encoding/json escapes beyond JSON's need; all of it can only occur inside strings."""
-
-
-def go_json(value: object) -> bytes:
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False).translate(GO_ESCAPES)
-    return text.encode("utf-8", "replace")
-
-
-ACCEPTED = Reply(202, JSON, go_json({"status": "OK"}) + b"\n")
-
-
-def refusal(status: int, error_type: str, message: str) -> Reply:
-    body = go_json({"errorMessage": message, "errorType": error_type}) + b"\n"
-    return Reply(status, JSON, body)
-
-
-def render(reply: Reply) -> Response:
-    return respond(reply.status, reply.headers, reply.body)
 
 
 def make_rapi_app() -> FaceApp:
@@ -63,6 +45,8 @@ def make_rapi_app() -> FaceApp:
     app = FaceApp(__name__)
     guard = Guard()
     _mount_invocation(app)
+    mount_extensions(app, environment)
+    mount_metadata(app, environment)
     _mount_stubs(app)
     _mount_errors(app)
 
@@ -178,11 +162,6 @@ def environment() -> RuntimeFace:
     """The environment whose socket this request arrived on."""
     scope = cast(dict[str, Any], request.scope)
     return cast(RuntimeFace, scope["state"]["environment"])
-
-
-def header(name: str) -> str | None:
-    """None when absent or empty: the C++ clients send empty headers (SPEC 1.4)."""
-    return request.headers.get(name) or None
 
 
 def next_reply(event: NextEvent) -> Reply:

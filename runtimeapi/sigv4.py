@@ -124,13 +124,21 @@ class Claim:
     _key: bytes
     _signature: bytes
 
+    def check_head(self) -> None:
+        """The signature, as far as it can be known before the body is here: where the head tells the body's hash
+        (`x-amz-content-sha256`; boto3 sends none). Raises InvalidRequest."""
+        if self._told is not None:
+            self._check_signature(self._told)
+
     def check(self, body_sha256: str) -> None:
         """`body_sha256`: in hexadecimal, of the body as it was sent. Raises InvalidRequest."""
         found = body_sha256.encode()
         told = found if self._told is None or self._told == UNSIGNED else self._told
         if not hmac.compare_digest(told, found):
             raise invalid(MISMATCH)
-        payload = found if self._told is None else self._told
+        self._check_signature(found if self._told is None else self._told)
+
+    def _check_signature(self, payload: bytes) -> None:
         canonical = hashlib.sha256(self._before_payload + payload).hexdigest()
         ours = hmac.new(self._key, self._prefix + canonical.encode(), hashlib.sha256).hexdigest()
         if not hmac.compare_digest(ours.encode(), self._signature):

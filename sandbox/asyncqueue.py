@@ -122,6 +122,9 @@ class AsyncQueue:
         backoff = BACKOFF_FIRST_S
         while True:
             try:
+                # What does not run need not wait for room to run in.
+                if self._to_run(key) is None:
+                    return
                 async with self._slots:
                     delay = await self._attempt(key)
             except FunctionNotFound as exc:
@@ -145,20 +148,24 @@ class AsyncQueue:
 
     async def _attempt(self, key: str) -> float | None:
         """Seconds until the next one, or None when the event has ended. Raises what `invoke` raises."""
+        invocation = self._to_run(key)
+        return None if invocation is None else self._after(key, await self._invoke(invocation))
+
+    def _to_run(self, key: str) -> Invocation | None:
+        """As it would run now. None: it has ended instead. Raises what `find` raises."""
         accepted = self._open[key]
         invocation = self._refreshed(accepted.invocation)
         config = self._config(accepted)
+        age_s = trio.current_time() - accepted.since
         if invocation.function.reserved_concurrency == 0:
             self._end(key, replace(accepted, response=THROTTLED), "ZeroReservedConcurrency", config)
-            return None
-        if accepted.hops > MOST_HOPS and not config.allows_recursion:
+        elif accepted.hops > MOST_HOPS and not config.allows_recursion:
             self._end(key, accepted, "RecursiveInvocation", config)
-            return None
-        age_s = trio.current_time() - accepted.since
-        if config.max_age_s is not None and age_s > config.max_age_s:
+        elif config.max_age_s is not None and age_s > config.max_age_s:
             self._end(key, accepted, "EventAgeExceeded", config)
-            return None
-        return self._after(key, await self._invoke(invocation))
+        else:
+            return invocation
+        return None
 
     def _after(self, key: str, outcome: Outcome) -> float | None:
         before = self._open[key]
@@ -205,7 +212,7 @@ class AsyncQueue:
             return
         if condition != "Success":
             log.info(
-                "event %s of %s has failed, %s; told to %s",
+                "event %s of %s has failed, %s; this goes to %s",
                 accepted.invocation.request_id,
                 accepted.name,
                 _why(condition, config, error),

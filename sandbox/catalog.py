@@ -24,6 +24,7 @@ from types import MappingProxyType
 import trio
 
 from rootfs.answering import Answering
+from rootfs.extensions import ExtensionProblem, external
 from rootfs.fingerprint import fingerprint
 from rootfs.handlers import NoProgram, detect
 from rootfs.runtimes import Runtimes, RuntimeUnavailable
@@ -45,7 +46,7 @@ RETRY_S = 1.0
 OUTSIDE = frozenset(
     {
         "idle_timeout", "reserved_concurrency", "provisioned_concurrency", "warm", "waits_for_ping",
-        "description", "maximum_retry_attempts", "maximum_event_age", "on_success", "on_failure",
+        "schedule", "description", "maximum_retry_attempts", "maximum_event_age", "on_success", "on_failure",
         "dead_letter", "recursive_loop", "environment",
     }
 )  # fmt: skip
@@ -336,6 +337,7 @@ class Catalog:
             _check_readable(code, *sources)
             runtime, handler = self._program(code, description)
             opt = self._opt(code, sources)
+            extensions = _extensions(code, opt)
         except _Broken as broken:
             missing = tuple(source for source in sources if not source.exists())
             function = BrokenFunction(name, code, broken.problem)
@@ -348,6 +350,7 @@ class Catalog:
         version = _function(
             name, code.resolve(), description, runtime, handler, opt, code_seen + layers_seen
         )
+        version = replace(version, extensions=extensions)
         return _Entry(version, sources, code_seen + toml_seen + layers_seen)
 
     def _program(self, code: Path, description: Description) -> tuple[str, str]:
@@ -379,6 +382,13 @@ class Catalog:
         if len(sources) == 1 and sources[0].is_dir():
             return sources[0]
         raise _Broken(f"{code / TOML}: layers: there is no state folder to merge them in")
+
+
+def _extensions(code: Path, opt: Path | None) -> tuple[str, ...]:
+    try:
+        return external(opt)
+    except ExtensionProblem as exc:
+        raise _Broken(f"{code / TOML}: layers: {exc}") from exc
 
 
 def _may_be_function(name: str) -> bool:
@@ -502,6 +512,7 @@ def _function(
         reserved_concurrency=description.reserved_concurrency,
         provisioned_concurrency=description.provisioned_concurrency,
         warm=description.warm,
+        schedule=description.schedule,
         waits_for_ping=description.waits_for_ping,
         network=description.network,
         freeze=description.freeze,

@@ -19,6 +19,8 @@ from collections.abc import Callable
 import trio
 
 from sandbox import events, failures, responses
+from sandbox.extensionhost import ExtensionHost
+from sandbox.extensions import Extension, InvokeEvent
 from sandbox.failures import Failure
 from sandbox.function import FunctionVersion
 from sandbox.invocation import MAX_PAYLOAD, BodyTruncated, ResponseBody, new_request_id
@@ -38,7 +40,11 @@ class Conversation:
     """The half of an `Environment` that speaks with the runtime."""
 
     def __init__(
-        self, function: FunctionVersion, logbook: LogBook, wall: Callable[[], float]
+        self,
+        function: FunctionVersion,
+        logbook: LogBook,
+        wall: Callable[[], float],
+        account: str = "",
     ) -> None:
         self.function = function
         self.provisioned = False
@@ -55,6 +61,7 @@ class Conversation:
         self._undone: Turn | None = None
         """Answered; the runtime has not asked for the next event yet."""
         self._parked: list[Deliver] = []
+        self.extensions = ExtensionHost(function, self, account=account)
         self._init_ms: float | None = None
         self._first_deadline = math.inf
         self._deadline = math.inf
@@ -62,13 +69,20 @@ class Conversation:
     # --- what the other half does
 
     def _init_ended(self) -> None:
+        """The runtime waits for an event, and so does every extension, for the first time."""
+        raise NotImplementedError
+
+    def extension_failed_init(self) -> None:
+        raise NotImplementedError
+
+    def extension_exited(self, extension: Extension, failure: Failure) -> None:
         raise NotImplementedError
 
     def _init_failed(self, failure: Failure, *, at_once: bool = True) -> None:
         raise NotImplementedError
 
     def _owner_decides(self) -> None:
-        """The runtime waits for an event."""
+        """The runtime waits for an event, and no extension is at work."""
         raise NotImplementedError
 
     def _answered(self) -> None:
@@ -109,14 +123,26 @@ class Conversation:
         before = self._life.state
         self._life.step(Event.NEXT)
         if before is State.STARTED:
-            self._init_ended()
+            self.extensions.all.close_registration()
+            self.extensions_ready()
         elif before is State.RESPONSE_SENT:
             if self._undone is not None:
                 self._runtime_done()
-            self._owner_decides()
+            self.extensions_ready()
         if self._life.event is None:
             self._parked.append(deliver)
         return self._life.event
+
+    def extensions_ready(self) -> None:
+        """The runtime or an extension has called `next`: was it the last that init, or a turn, waited for?"""
+        extensions = self.extensions.all
+        if self.lost or self._life.state is not State.READY or extensions.busy:
+            return
+        if extensions.init_ended:
+            self._owner_decides()
+        elif extensions.all_ready:
+            extensions.end_init()
+            self._init_ended()
 
     def forget_next(self, deliver: Deliver) -> None:
         """Who asked has gone away."""
@@ -156,6 +182,10 @@ class Conversation:
         parked, self._parked = self._parked, []
         for deliver in parked:
             deliver(event)
+        if len(self.extensions.all):
+            self.extensions.invoke(
+                InvokeEvent(event.deadline_ms, event.request_id, event.invoked_arn, event.trace_id)
+            )
         self._stream.platform(
             events.Start(
                 invocation.request_id,
@@ -212,10 +242,16 @@ class Conversation:
         turn = self._begin_response(request_id, invocation_id, None)
         self._collected(turn, content_type, body, None)
 
+    def _check_id(self, request_id: str, invocation_id: str | None) -> None:
+        self._life.check_id(request_id, invocation_id)
+        if self.lost and self._turn is None:
+            # It timed out, or the environment failed; the runtime lives on to the end of its shutdown.
+            raise Refused(410, "InvokeTimeout", "Invoke timeout")
+
     def _begin_response(
         self, request_id: str, invocation_id: str | None, response_mode: str | None
     ) -> Turn:
-        self._life.check_id(request_id, invocation_id)
+        self._check_id(request_id, invocation_id)
         if response_mode and response_mode != "streaming":
             self._life.step(Event.ERROR)
             self._fail_invocation(
@@ -325,7 +361,7 @@ class Conversation:
         body: bytes,
     ) -> None:
         """`error` for a caller that calls `finish_turn` once the runtime has been told. Raises Refused."""
-        self._life.check_id(request_id, invocation_id)
+        self._check_id(request_id, invocation_id)
         self._life.step(Event.ERROR)
         assert self._turn is not None
         self._turn.responding(trio.current_time())
@@ -411,6 +447,13 @@ class Conversation:
                 self._stream.hear(event)
 
     # --- logs
+
+    def extension_name(self, identifier: str | None) -> str:
+        """Whose this is. Raises Refused."""
+        return self.extensions.all.find(identifier).name
+
+    def extension_printed(self, extension: Extension, line: str) -> None:
+        self._stream.extension(line)
 
     def _drain(self) -> None:
         if self._log is not None:

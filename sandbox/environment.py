@@ -1,18 +1,20 @@
 """Owns one execution environment from launch to reaping, and its deadlines.
 
-An environment is a sandbox, the Runtime API on its listener, its log pipes and one timer. The timer
-means something else in each phase: the init limit, the function's timeout, the wait before an idle
+An environment is a sandbox, the Runtime API on its listener, its log pipes, its extensions and one timer.
+The timer means something else in each phase: the init limit, the function's timeout, the wait before an idle
 environment is frozen, its idle time-out. When it fires the *host* kills; nothing asks user code to
-leave. The caller is answered first, the tree is reaped after.
+leave, but where there are extensions: they have the time of a Shutdown phase first (SPEC 6.3), and the host
+has the last word. The caller is answered first, the tree is reaped after.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import secrets
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import trio
@@ -29,6 +31,7 @@ from sandbox.confine.spec import (
     SandboxSpec,
 )
 from sandbox.conversation import Conversation
+from sandbox.extensions import Extension, Reason
 from sandbox.failures import Failure
 from sandbox.function import FunctionVersion
 from sandbox.lifecycle import Event, State
@@ -39,6 +42,8 @@ from sandbox.ticket import Ticket
 log = logging.getLogger(__name__)
 LAST_WORDS_S = 0.1
 """How long a dead runtime's last request may still be on its way through our sockets."""
+LAST_WORDS_OF_INIT_S = 1.0
+"""How long who reported that its init failed may take to exit by itself."""
 LINGER_S = 0.1
 """How long after its answer a runtime is counted on to ask again: one period of the CPU quota."""
 PROVISIONED_INIT_S = 130.0
@@ -83,6 +88,10 @@ class Surroundings:
     """Unix time in seconds, for the deadline a runtime is told."""
     idle_limit: Callable[[FunctionVersion], float] = lambda function: function.idle_timeout_s
     """For how many seconds from now an environment may be idle."""
+    account: str = ""
+    """AWS account id, for extensions that ask for it."""
+    zone_id: str = ""
+    """Of the availability zone, as the metadata endpoint tells it (SPEC 1.9)."""
     told_calls: set[tuple[str, str]] = field(default_factory=set)
     """(function, system call) of log mode: what has been told is not told by each environment."""
 
@@ -100,7 +109,7 @@ class Environment(Conversation):
         suppressed_init: bool = False,
         provisioned: bool = False,
     ) -> None:
-        super().__init__(function, surroundings.logbook, surroundings.wall)
+        super().__init__(function, surroundings.logbook, surroundings.wall, surroundings.account)
         self.id = id_
         self.provisioned = provisioned
         self.suppressed_init = suppressed_init
@@ -113,8 +122,16 @@ class Environment(Conversation):
         self._around = surroundings
         self._sandbox: Sandbox | None = None
         self._init_began_at = self.born_at
+        self.metadata_token = secrets.token_urlsafe(32)
+        self.gone = trio.Event()
+        """Nothing of it is left on the host."""
         self._quiet = trio.Event()
         self._ending = trio.Event()
+        self._reason: Reason = "spindown"
+        """Why it ends, once it does."""
+        self._starting = trio.CancelScope()
+        self._started = False
+        """The runtime has been told its function."""
         self._due = math.inf
         self._due_scope = trio.CancelScope()
 
@@ -126,14 +143,39 @@ class Environment(Conversation):
         """starting, idle, busy or dead, as `lambox ps` prints it."""
         if self.lost:
             return "dead"
-        if self._life.state is State.STARTED:
+        if self._initialising:
             return "starting"
-        return "idle" if self._life.state is State.READY else "busy"
+        if self._life.state is State.READY and not self.extensions.all.busy:
+            return "idle"
+        return "busy"
+
+    @property
+    def _initialising(self) -> bool:
+        """The init phase has neither ended nor failed."""
+        waiting = self._life.state in (State.STARTED, State.READY)
+        return waiting and not self.extensions.all.init_ended
+
+    @property
+    def _finishing(self) -> bool:
+        """Its caller is answered; the runtime or an extension has not called `next` since."""
+        if self._life.state is State.READY:
+            return self.extensions.all.busy
+        return self._life.state is State.RESPONSE_SENT
+
+    @property
+    def zone_id(self) -> str:
+        return self._around.zone_id
 
     # --- its life
 
     async def run(self) -> None:
         """Launch, run and reap. Returns when nothing of the environment is left on the host."""
+        try:
+            await self._run()
+        finally:
+            self.gone.set()
+
+    async def _run(self) -> None:
         try:
             spec, program = self._around.prepare(self.function, self.id, self.provisioned)
             sandbox = await self._around.launcher.launch(spec)
@@ -172,9 +214,11 @@ class Environment(Conversation):
                     await nursery.start(self._around.serve, listener, self)
                     nursery.start_soon(self._log.read)
                     nursery.start_soon(self._watch_deadline)
-                    await self._start(sandbox, program)
+                    with self._starting:
+                        await self._start(sandbox, program, nursery)
                     nursery.start_soon(self._watch_exit, sandbox)
                     await self._ending.wait()
+                    await self._shut_down(sandbox)
                 finally:
                     # Before the nursery unwinds: its tasks may be writing to a process that will
                     # never read, and only its death wakes them.
@@ -197,19 +241,42 @@ class Environment(Conversation):
         """The same revision, for which other things are set outside: how long one may be idle."""
         assert function.revision == self.function.revision
         self.function = function
-        if (
-            self._life.state is State.READY
-            and not self.lost
-            and (self.frozen or not function.freeze)
-        ):
+        if self.phase == "idle" and (self.frozen or not function.freeze):
             self._arm(self._idle_until)
 
-    def retire(self) -> None:
-        """No further invocation: the tree is killed and reaped in the background."""
-        self._lose(None)
-        self._ending.set()
+    def retire(self, reason: Reason = "spindown") -> None:
+        """No further invocation: the tree is killed and reaped in the background.
 
-    async def _start(self, sandbox: Sandbox, program: Program) -> None:
+        If it has extensions they are told `reason` first.
+        """
+        self._lose(None)
+        self._end(reason)
+
+    def _end(self, reason: Reason) -> None:
+        if not self._ending.is_set():
+            self._reason = reason
+            self._ending.set()
+            self._starting.cancel()
+
+    async def _shut_down(self, sandbox: Sandbox) -> None:
+        """What extensions and the runtime beside them are given before the host kills (SPEC 6.3)."""
+        if not self.extensions.all.shutdown_budget_s:
+            return
+        if self.frozen:
+            sandbox.thaw()
+            self.frozen = False
+            self._stream.telemetry.thaw()
+        try:
+            await self.extensions.shut_down(
+                sandbox,
+                self._reason,
+                self._around.wall,
+                runtime=self._started and self._life.state is not State.EXITED,
+            )
+        except ConfineError as exc:
+            log.info("environment %s had no orderly end: %s", self.id, exc)
+
+    async def _start(self, sandbox: Sandbox, program: Program, nursery: trio.Nursery) -> None:
         self._init_began_at = trio.current_time()
         limit = self.function.timeout_s if self.suppressed_init else self._around.init_timeout_s
         if self.provisioned:
@@ -221,13 +288,24 @@ class Environment(Conversation):
         self._stream.platform(
             events.InitStart(*self._init, function.runtime, function.name, function.version)
         )
+        metadata = {
+            "AWS_LAMBDA_METADATA_API": sandbox.address,
+            "AWS_LAMBDA_METADATA_TOKEN": self.metadata_token,
+        }
+        program = replace(program, env={**program.env, **metadata})
         try:
+            if self.function.extensions:
+                failure = await self.extensions.launch(sandbox, program, nursery)
+                if failure is not None:
+                    self._init_failed(failure)
+                    return
+            self._started = True
             await sandbox.start(program)
         except ProgramNotStarted as exc:
             self._init_failed(failures.not_executable(exc.program, str(exc)))
         except ConfineError as exc:
             self._lose(exc)
-            self._ending.set()
+            self._end("failure")
 
     async def _watch_exit(self, sandbox: Sandbox) -> None:
         exit_ = await sandbox.wait()
@@ -240,18 +318,20 @@ class Environment(Conversation):
 
     def _exited(self, exit_: Exit) -> None:
         if self.lost:
-            self._ending.set()
+            self._end("failure")
             return
-        state = self._life.state
+        initialising = self._initialising
         self._life.step(Event.EXIT)
-        failure = failures.exited(exit_)
-        if state is State.STARTED:
+        self._failed(failures.exited(exit_), initialising=initialising)
+
+    def _failed(self, failure: Failure, *, initialising: bool) -> None:
+        if initialising:
             self._init_failed(failure)
         elif self._turn is not None:
             self._fail_invocation(failure)
         else:
             self._runtime_done(failure.status, failure.report_type)
-        self.retire()
+        self.retire("timeout" if failure.status == "timeout" else "failure")
 
     async def _watch_deadline(self) -> None:
         while True:
@@ -271,26 +351,35 @@ class Environment(Conversation):
             self._due_scope.deadline = deadline
 
     def _on_due(self) -> None:
-        state = self._life.state
-        if state is State.STARTED:
-            limit = failures.timed_out(self.function.timeout_s)
-            self._init_failed(limit)
-        elif state is State.READY and self.function.freeze and not self.frozen:
+        if self.lost:
+            self._end("failure")
+        elif self._initialising:
+            if self.extensions.all.first_fatal:
+                self._init_failed(failures.extension_reported(self.extensions.all))
+            else:
+                self._init_failed(failures.timed_out(self.function.timeout_s))
+        elif self._finishing:
+            if trio.current_time() < self._deadline:
+                self._arm(self._deadline)
+                self._owner.environment_lingers(self)
+            else:
+                # SPEC 1.6: answered, but a `next` never came. The caller has its response.
+                self._stream.log(events.Fault(self._finishing_id, "timeout", unanswered=False))
+                self._runtime_done("timeout", failures.TIMED_OUT)
+                self.retire("timeout")
+        elif self._turn is not None:
+            self._failed(failures.timed_out(self.function.timeout_s), initialising=False)
+        elif self._life.state is State.READY and self.function.freeze and not self.frozen:
             assert self._sandbox is not None
             self._sandbox.freeze()
             self.frozen = True
             self._arm(self._idle_until)
-        elif state is State.RESPONSE_SENT and trio.current_time() < self._deadline:
-            self._arm(self._deadline)
-            self._owner.environment_lingers(self)
         else:
-            if self._turn is not None:
-                self._fail_invocation(failures.timed_out(self.function.timeout_s))
-            elif state is State.RESPONSE_SENT:
-                # SPEC 1.6: answered, but `next` never came. The caller has its response.
-                self._stream.log(events.Fault(self._request_id, "timeout", unanswered=False))
-                self._runtime_done("timeout", failures.TIMED_OUT)
             self.retire()
+
+    @property
+    def _finishing_id(self) -> str:
+        return self._request_id or self.extensions.request_id
 
     def _lose(self, failure: Failure | Exception | None) -> None:
         if not self.lost:
@@ -318,6 +407,7 @@ class Environment(Conversation):
     # --- init
 
     def _init_ended(self) -> None:
+        self._write_extensions()
         init_ms = (trio.current_time() - self._init_began_at) * 1000
         self._init_done(init_ms, "success")
         if not (self.provisioned or self.suppressed_init):
@@ -328,14 +418,41 @@ class Environment(Conversation):
 
     def _init_failed(self, failure: Failure, *, at_once: bool = True) -> None:
         """`at_once` False: the runtime is still being told 202 and will exit by itself."""
+        if self.lost:
+            return
         self._drain()
+        self._write_extensions()
         init_ms = (trio.current_time() - self._init_began_at) * 1000
         self._init_done(init_ms, failure.status, failure.report_type)
         self._lose(failure)
         if at_once:
-            self._ending.set()
+            self._end("timeout" if failure.status == "timeout" else "failure")
         else:
-            self._arm(trio.current_time() + 1.0)
+            self._arm(trio.current_time() + LAST_WORDS_OF_INIT_S)
+
+    def _write_extensions(self) -> None:
+        for one in self.extensions.all:
+            self._stream.platform(
+                events.Extension(one.name, one.state.value, one.events, one.error_type)
+            )
+
+    # --- what its extensions say (extensionhost.Hooks)
+
+    def extension_failed_init(self) -> None:
+        """It has a moment to exit, which says more than its word."""
+        if self._initialising and not self.lost:
+            self._arm(min(self._due, trio.current_time() + LAST_WORDS_OF_INIT_S))
+
+    def extension_exited(self, extension: Extension, failure: Failure) -> None:
+        if self.lost or self._ending.is_set():
+            return
+        log.warning(
+            "function %s: its extension %s ended by itself: %s",
+            self.function.name,
+            extension.name,
+            failure.reason,
+        )
+        self._failed(failure, initialising=self._initialising)
 
     def _init_done(self, init_ms: float, status: str, error_type: str = "") -> None:
         self._stream.platform(events.InitRuntimeDone(*self._init, status, error_type))
@@ -399,6 +516,7 @@ class Environment(Conversation):
             "state": "frozen" if self.frozen and not self.lost else self.phase,
             "age_s": round(trio.current_time() - self.born_at, 3),
             "invocations": self.invocations,
+            "extensions": self.extensions.all.describe(),
             "memory_mb": None
             if not usage or usage.memory_bytes is None
             else round(usage.memory_bytes / MIB, 1),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sandbox.confine.spec import Exit
+from sandbox.extensions import CRASH, Extensions
 
 _KNOWN_TYPE = re.compile(r"(Runtime|Function)\.[A-Z][a-zA-Z]+")
 RESPONSE_TOO_LARGE = "Function.ResponseSizeTooLarge"
@@ -70,6 +71,19 @@ def exited(exit_: Exit) -> Failure:
     return Failure(
         "error", "Runtime.ExitError", reason, logged_type="Runtime.OutOfMemory" if oom else ""
     )
+
+
+def extension_exited(exit_: Exit, reported: str) -> Failure:
+    """An external extension ended unasked. `reported`: the type of the error that it told before, if it did."""
+    reason = "exit code 0" if exit_.code == 0 else exit_.describe()
+    return Failure("error", reported or CRASH, reason)
+
+
+def extension_reported(extensions: Extensions) -> Failure:
+    """One of them said that its init failed, and has not exited."""
+    found = next((one for one in extensions if one.error_type), None)
+    reason = f"extension {found.name} reported {found.error_type}" if found else "no reason given"
+    return Failure("error", extensions.first_fatal, reason)
 
 
 def timed_out(timeout_s: float) -> Failure:

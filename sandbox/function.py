@@ -31,6 +31,8 @@ class FunctionVersion:
     version: str = LATEST
     layers: tuple[Path, ...] = ()
     """Folders, in AWS's order (a later one overwrites an earlier one in /opt)."""
+    extensions: tuple[str, ...] = ()
+    """Names of the external extensions in the layers (`rootfs.extensions`), in the order of their launch."""
     timeout_s: int = 15
     memory_mb: int = 128
     ephemeral_storage_mb: int = 512
@@ -40,6 +42,8 @@ class FunctionVersion:
     """Environments that are initialised ahead of any invocation, and stay."""
     warm: tuple[Schedule, ...] = ()
     """When keep-warm pings are sent."""
+    schedule: tuple[Schedule, ...] = ()
+    """When it is sent an Event, as by EventBridge rules."""
     waits_for_ping: bool = False
     """An idle environment waits for the next ping, and only then for `idle_timeout_s`."""
     network: Network = "none"

@@ -93,6 +93,7 @@ class Description:
     reserved_concurrency: int | None = None
     provisioned_concurrency: int = 0
     warm: tuple[Schedule, ...] = ()
+    schedule: tuple[Schedule, ...] = ()
     waits_for_ping: bool = False
     """`warm` is set and the file says nothing of idle_timeout."""
     layers: tuple[str, ...] = ()
@@ -179,7 +180,7 @@ def _layers(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _warm(value: Any) -> tuple[Schedule, ...]:
+def _times(value: Any) -> tuple[Schedule, ...]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise Wrong('must be text or a list of text, such as "rate(5 minutes)"')
@@ -229,7 +230,8 @@ KEYS: tuple[Key, ...] = (
     Key("idle_timeout", seconds(0, 86400), "0 to 86400 s", "how long an environment is kept idle"),
     Key("reserved_concurrency", whole("", 0), "0 or more", "most invocations at a time"),
     Key("provisioned_concurrency", whole("", 0), "0 or more", "environments always initialised"),
-    Key("warm", _warm, "rate(...), cron(...), list", "when a ping keeps an environment warm"),
+    Key("warm", _times, "rate(...), cron(...), list", "when a ping keeps an environment warm"),
+    Key("schedule", _times, "rate(...), cron(...), list", "when it is sent an Event"),
     Key("layers", _layers, "up to 5 folders or zips", "merged into /opt in this order"),
     Key(
         "network", _choice("none", "nat", "host"), "none, nat, host", "what the function can reach"

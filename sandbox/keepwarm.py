@@ -1,7 +1,8 @@
-"""Owns keep-warm pings: which function is due when, and the scheduled event that it is sent.
+"""Owns what comes by the clock: which function is due when, and the scheduled event that it is sent (SPEC 8.5).
 
-A ping is what an EventBridge rule sends to a function (SPEC 8.5), run by the scheduler like any other Event,
-but never queued or tried again: one that finds the ping before it still running, or no room, is left out.
+`schedule`: an EventBridge rule. An Event like any other: accepted by the queue, tried again, told of.
+`warm`: a keep-warm ping, the same event, but never queued or tried again: one that finds the ping before it
+still running, or no room, is left out.
 Due times are wall-clock times; a clock that is set forward makes one ping, one that is set back none.
 """
 
@@ -9,8 +10,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from datetime import UTC, datetime
+from typing import Literal
 
 import trio
 
@@ -23,6 +25,7 @@ log = logging.getLogger(__name__)
 LOOK_S = 30.0
 """Longest sleep: by then a clock that was set is noticed."""
 MAX_RULE_NAME = 64
+Kind = Literal["warm", "schedule"]
 
 
 def idle_limit_s(function: FunctionVersion, now: datetime, max_age_s: float) -> float:
@@ -38,22 +41,36 @@ def idle_limit_s(function: FunctionVersion, now: datetime, max_age_s: float) -> 
     return min((min(pings) - now).total_seconds(), max_age_s) + function.idle_timeout_s
 
 
+Key = tuple[str, str, Kind, str]
+"""(function, version, kind, expression)"""
+
+
+def _schedules(function: FunctionVersion) -> Iterator[tuple[Kind, int, Schedule]]:
+    for number, schedule in enumerate(function.warm, 1):
+        yield "warm", number, schedule
+    for number, schedule in enumerate(function.schedule, 1):
+        yield "schedule", number, schedule
+
+
 class _Rule:
     """One schedule of one function."""
 
     def __init__(
-        self, function: FunctionVersion, number: int, schedule: Schedule, now: datetime
+        self, function: FunctionVersion, kind: Kind, number: int, schedule: Schedule, now: datetime
     ) -> None:
         self.function = function.name
         self.version = function.version
-        suffix = "-warm" if number == 1 else f"-warm-{number}"
+        self.kind = kind
+        suffix = f"-{kind}" if number == 1 else f"-{kind}-{number}"
         self.name = function.name[: MAX_RULE_NAME - len(suffix)] + suffix
         self.schedule = schedule
         self.fired: datetime | None = None
         self.running = False
-        # A rate begins now: what is to be warm is warm from the start. Where environments are provisioned it
-        # is so anyway, and a ping would start one more, as these are not ready yet.
-        at_once = isinstance(schedule, Rate) and not function.provisioned_concurrency
+        # A ping's rate begins now: what is to be warm is warm from the start. Where environments are provisioned
+        # it is so anyway, and a ping would start one more, as these are not ready yet.
+        at_once = (
+            kind == "warm" and isinstance(schedule, Rate) and not function.provisioned_concurrency
+        )
         self.due = now if at_once else schedule.next_after(now)
 
     def look(self, now: datetime) -> datetime | None:
@@ -71,7 +88,7 @@ class _Rule:
 
 
 class KeepWarm:
-    """Sends the pings of all functions. `keep` says which, `run` does it."""
+    """Sends pings and scheduled events of all functions. `keep` says which, `run` does it."""
 
     def __init__(
         self,
@@ -81,11 +98,13 @@ class KeepWarm:
         region: str,
         account: str,
         now: Callable[[], datetime],
+        accept: Callable[[Invocation], Awaitable[None]] | None = None,
         renew: Callable[[FunctionVersion, float], None] = lambda function, within_s: None,
         max_age_s: float = 7200.0,
         trace_id: Callable[[], str] = lambda: "",
     ) -> None:
         self._invoke = invoke
+        self._accept = accept
         self._find = find
         self._region = region
         self._account = account
@@ -93,17 +112,17 @@ class KeepWarm:
         self._renew = renew
         self._max_age_s = max_age_s
         self._trace_id = trace_id
-        self._rules: dict[tuple[str, str, str], _Rule] = {}
+        self._rules: dict[Key, _Rule] = {}
         self._changed = trio.Event()
 
     def keep(self, functions: Iterable[FunctionVersion]) -> None:
         """These are the versions now. Schedules that were there before go on undisturbed."""
         now = self._now()
-        rules: dict[tuple[str, str, str], _Rule] = {}
+        rules: dict[Key, _Rule] = {}
         for function in functions:
-            for number, schedule in enumerate(function.warm, 1):
-                key = function.name, function.version, schedule.expression
-                rule = self._rules.get(key) or _Rule(function, number, schedule, now)
+            for kind, number, schedule in _schedules(function):
+                key = function.name, function.version, kind, schedule.expression
+                rule = self._rules.get(key) or _Rule(function, kind, number, schedule, now)
                 rules[key] = rule
                 if rule.due is None and key not in self._rules:
                     log.warning("%s of %s never comes again", schedule.expression, function.name)
@@ -127,6 +146,9 @@ class KeepWarm:
                     await self._changed.wait()
 
     def _begin(self, rule: _Rule, due: datetime, nursery: trio.Nursery) -> None:
+        if rule.kind == "schedule":
+            nursery.start_soon(self._send, rule, due)
+            return
         if rule.running:
             log.warning(
                 "keep-warm ping of %s left out: the one before is still running", rule.function
@@ -134,6 +156,14 @@ class KeepWarm:
             return
         rule.running = True
         nursery.start_soon(self._ping, rule, due)
+
+    async def _send(self, rule: _Rule, due: datetime) -> None:
+        try:
+            function = self._find(rule.function, rule.version)
+            if self._accept is not None:
+                await self._accept(self._invocation(function, rule, due))
+        except (CallerError, PlatformFault) as exc:
+            log.error("scheduled event of %s is lost: %s", rule.name, exc)
 
     async def _ping(self, rule: _Rule, due: datetime) -> None:
         try:

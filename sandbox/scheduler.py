@@ -482,6 +482,17 @@ class Scheduler:
         while self._in_flight:
             await self._settled.wait()
 
+    async def wind_up(self) -> None:
+        """`close`, and wait for environments whose extensions are told of their end (SPEC 6.3).
+
+        Cancelled, it leaves them to be killed. Where there are none it does nothing.
+        """
+        slow = [one for one in self._live if one.extensions.all.shutdown_budget_s]
+        if slow:
+            self.close()
+        for environment in slow:
+            await environment.gone.wait()
+
     def close(self) -> None:
         """Start nothing more; end what waits with a fault and what runs with a Sandbox.Failure."""
         self._closing = True

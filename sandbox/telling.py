@@ -15,7 +15,7 @@ from typing import Protocol
 import trio
 
 from sandbox.destinations import Message, large, render
-from sandbox.eventconfig import BadTarget
+from sandbox.eventconfig import BadTarget, Target
 from sandbox.eventjournal import Aside
 from sandbox.eventstore import StoreProblem
 from sandbox.invocation import MAX_PAYLOAD
@@ -24,6 +24,8 @@ from sandbox.queued import Accepted, Drop, handed_over
 log = logging.getLogger(__name__)
 FIRST_S, MOST_S = 1.0, 300.0
 """Delays between tries: the first, and the longest of those that double."""
+AT_ONCE = 32
+"""Messages on their way to one target; what sends them may allow fewer."""
 MOST_SHOWN = 64 * 1024
 """Bytes of a payload that the log is given."""
 
@@ -66,6 +68,8 @@ class Teller:
         self._book = book
         self._deliver = deliver
         self._aside = aside
+        self._lanes: dict[Target, trio.CapacityLimiter] = {}
+        """As many as there are targets in configurations."""
 
     async def tell(self, key: str) -> None:
         """Returns when all have been told, or given up."""
@@ -108,14 +112,12 @@ class Teller:
         self._book.told(key, drop)
 
     async def _try(self, key: str, drop: Drop) -> Undelivered | None:
+        if drop.target not in self._lanes:
+            self._lanes[drop.target] = trio.CapacityLimiter(AT_ONCE)
         try:
-            accepted = self._book.ended(key)
-            message = partial(render, key, accepted, drop)
-            rendered: Message = await self._aside(message) if large(accepted) else message()
-            if drop.target.kind == "function":
-                await self._hand_over(key, drop, rendered.body)
-            else:
-                await self._deliver(rendered)
+            # Nothing is made before it can be sent: thousands of messages would lie in memory.
+            async with self._lanes[drop.target]:
+                await self._send(key, drop)
         except Undelivered as problem:
             return problem
         except StoreProblem as exc:
@@ -125,6 +127,15 @@ class Teller:
             log.exception("telling of an event to %s", drop.target.text)
             return Undelivered(repr(exc))
         return None
+
+    async def _send(self, key: str, drop: Drop) -> None:
+        accepted = self._book.ended(key)
+        message = partial(render, key, accepted, drop)
+        rendered: Message = await self._aside(message) if large(accepted) else message()
+        if drop.target.kind == "function":
+            await self._hand_over(key, drop, rendered.body)
+        else:
+            await self._deliver(rendered)
 
     async def _hand_over(self, key: str, drop: Drop, record: bytes) -> None:
         if len(record) > MAX_PAYLOAD:

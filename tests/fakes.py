@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,15 @@ from typing import Any, Literal
 
 import trio
 
-from sandbox.confine.spec import ConfineError, Exit, Program, RefusedCall, SandboxSpec, Usage
+from sandbox.confine.spec import (
+    ConfineError,
+    Exit,
+    Program,
+    ProgramNotStarted,
+    RefusedCall,
+    SandboxSpec,
+    Usage,
+)
 from sandbox.environment import Environment, Surroundings
 from sandbox.function import LATEST, FunctionVersion
 from sandbox.invocation import Invocation, new_request_id
@@ -77,6 +86,37 @@ class Body:
         raise StopAsyncIteration
 
 
+class FakeCompanion:
+    """A Companion whose process does what `end` says."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.output, self.write_output = _pipe()
+        self.signals: list[int] = []
+        self._exit: Exit | None = None
+        self._ended = trio.Event()
+
+    def end(self, exit_: Exit) -> None:
+        if self._exit is None:
+            self._exit = exit_
+            self._ended.set()
+
+    async def wait(self) -> Exit:
+        await self._ended.wait()
+        assert self._exit is not None
+        return self._exit
+
+    async def signal(self, number: int) -> None:
+        await trio.lowlevel.checkpoint()
+        self.signals.append(number)
+        if number == signal.SIGKILL:
+            self.end(Exit(signal=number))
+
+    def close(self) -> None:
+        os.close(self.output)
+        os.close(self.write_output)
+
+
 class FakeSandbox:
     """A Sandbox whose program is whatever `end` says; remembers what was done to it."""
 
@@ -95,6 +135,10 @@ class FakeSandbox:
         self.history: list[str] = []
         self.calls: list[RefusedCall] = []
         """What log mode of system calls has met."""
+        self.companions: dict[str, FakeCompanion] = {}
+        self.not_executable: dict[str, int] = {}
+        """Companion -> errno."""
+        self.ignores_sigterm = False
         self.memory_peak = 10 * 1024 * 1024
         self._exit: Exit | None = None
         self._ended = trio.Event()
@@ -103,6 +147,20 @@ class FakeSandbox:
     async def start(self, program: Program) -> None:
         await trio.lowlevel.checkpoint()
         self.started.set()
+
+    async def start_companion(self, program: Program) -> FakeCompanion:
+        await trio.lowlevel.checkpoint()
+        name = program.argv[0].rpartition("/")[2]
+        if name in self.not_executable:
+            raise ProgramNotStarted(program.argv[0], self.not_executable[name], "")
+        companion = self.companions[name] = FakeCompanion(program)
+        return companion
+
+    async def signal(self, number: int) -> None:
+        await trio.lowlevel.checkpoint()
+        self.history.append(signal.Signals(number).name)
+        if number == signal.SIGKILL or not self.ignores_sigterm:
+            self.end(Exit(signal=number))
 
     def end(self, exit_: Exit) -> None:
         """The program ends by itself."""
@@ -120,6 +178,9 @@ class FakeSandbox:
             self.killed = True
             self.history.append("kill")
             self.listener.close()
+            for companion in self.companions.values():
+                companion.end(Exit(killed=True))
+                companion.close()
             for fd in (
                 self.stdout,
                 self.stderr,
@@ -209,6 +270,8 @@ class World:
     def __init__(self, runtime: Runtime = echo, **settings: Any) -> None:
         self.launcher = FakeLauncher()
         self.runtime = runtime
+        self.extensions: Runtime | None = None
+        """What external and internal extensions do, from before the runtime starts."""
         self.lines: list[str] = []
         self.logbook = LogBook(lambda _, line: self.lines.append(line))
         self.surroundings = Surroundings(
@@ -232,8 +295,11 @@ class World:
     ) -> None:
         sandbox = next(s for s in self.launcher.sandboxes if s.name == environment.id)
         task_status.started()
-        await sandbox.started.wait()
-        try:
-            await self.runtime(environment, sandbox)
-        except Refused:
-            await trio.sleep_forever()
+        async with trio.open_nursery() as nursery:
+            if self.extensions is not None:
+                nursery.start_soon(self.extensions, environment, sandbox)
+            await sandbox.started.wait()
+            try:
+                await self.runtime(environment, sandbox)
+            except Refused:
+                await trio.sleep_forever()

@@ -7,8 +7,8 @@
  *
  *   init run CONTROL ADDRESS PORT [PARKED [FILTER]]
  *       Pid 1 of the sandbox (bwrap --as-pid-1). Opens the Runtime API's listener inside the network
- *       namespace and sends it over CONTROL (a unix stream socket); waits for one message with the
- *       program; forks and executes it; reaps orphans; reports the program's raw wait status. The
+ *       namespace and sends it over CONTROL (a unix stream socket); starts the program and its companions
+ *       as it is told to, each in a session of its own; reaps orphans; reports raw wait statuses. The
  *       descriptor PARKED (-1: none) is the program's 61: where a prepared runtime waits for its function.
  *       FILTER: a file with the system call filter of log mode, which is loaded here, not by bwrap, since
  *       it has a listener (seccomp_unotify(2)): the supervisor's, sent along with 'L'.
@@ -20,9 +20,14 @@
  *
  * Over CONTROL, host byte order:
  *   to the supervisor    'L' + SCM_RIGHTS(listener[, the filter's]) + u16 port
- *   from the supervisor  u32 length, u32 nofile, u32 argc, u32 envc, then NUL-terminated strings: cwd, argv, env
+ *   from the supervisor  u32 length of what follows | what << 24, where `what` is 0 for the program, 1 to COMPANIONS
+ *                        for that companion, with SCM_RIGHTS(its standard output and error); then
+ *                        u32 nofile, u32 argc, u32 envc, NUL-terminated strings: cwd, argv, env
  *   to the supervisor    'S' u32 0  started, or  'S' u32 errno  the exec failed
- *   to the supervisor    'X' u32 wait status
+ *   to the supervisor    'X' u32 wait status  of the program; without companions, pid 1 then ends
+ *                        'Y' u32 number << 16 | wait status  of a companion
+ *   from the supervisor  u32 8 | SIGNAL << 24, u32 what, u32 signal: to the process group of the program or of
+ *                        that companion, if it lives
  *
  * CONTROL belongs to pid 1 alone, and pid 1 is not dumpable: code of the same uid can neither trace it
  * nor open its descriptors. End of file on CONTROL means that the supervisor is gone: pid 1 exits, and
@@ -55,6 +60,8 @@
 #define PARKED_FD 61
 #define TELEMETRY_FD 62
 #define MAX_MESSAGE (4u << 20)
+#define COMPANIONS 10 /* Lambda's limit on extensions */
+#define SIGNAL 0x53
 #define LANDLOCK_CREATE_RULESET 444 /* the same on every architecture; older headers have none of it */
 #define LANDLOCK_RESTRICT_SELF 446
 #define LANDLOCK_VERSION 1 /* LANDLOCK_CREATE_RULESET_VERSION */
@@ -98,6 +105,20 @@ static int launch(int argc, char **argv) {
 }
 
 /* ---- run ---- */
+
+/* `passed`: where to put a descriptor that came along; closed if there is one too many. */
+static void take_head(int fd, void *to, size_t size, int *passed) {
+    union { char room[CMSG_SPACE(sizeof(int))]; struct cmsghdr align; } u;
+    struct iovec data = {to, size};
+    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = u.room, .msg_controllen = sizeof u.room};
+    ssize_t got;
+    do got = recvmsg(fd, &message, MSG_CMSG_CLOEXEC | MSG_WAITALL);
+    while (got < 0 && errno == EINTR);
+    if (got != (ssize_t)size) _exit(0); /* the supervisor is gone */
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS)
+        memcpy(passed, CMSG_DATA(header), sizeof *passed);
+}
 
 static void read_all(int fd, void *to, size_t size) {
     char *p = to;
@@ -242,7 +263,8 @@ static void mortal(void) {
     close(fd);
 }
 
-static void become(char *cwd, char **args, char **env, uint32_t nofile, int report, int parked) {
+/* `parked` is to be descriptor 61, -1: there is none. `output` is to be 1 and 2, -1: they are what pid 1's are. */
+static void become(char *cwd, char **args, char **env, uint32_t nofile, int report, int parked, int output) {
     sigset_t none;
     sigemptyset(&none);
     /* By system call: glibc keeps signals 32 and 33 to itself, and a caller may have ignored them. */
@@ -250,9 +272,11 @@ static void become(char *cwd, char **args, char **env, uint32_t nofile, int repo
     for (int sig = 1; sig <= 64; sig++) syscall(SYS_rt_sigaction, sig, action, NULL, 8);
     sigprocmask(SIG_SETMASK, &none, NULL);
     if (report == PARKED_FD) report = dup(report); /* CLOEXEC again below */
+    if (output >= 0) { dup2(output, 1); dup2(output, 2); }
     if (parked >= 0) dup2(parked, PARKED_FD);
     fcntl(report, F_SETFD, FD_CLOEXEC);
     close_others(report, parked);
+    if (output >= 0) close(TELEMETRY_FD); /* the program's */
     setsid();
     umask(022);
     mortal();
@@ -270,16 +294,33 @@ static void become(char *cwd, char **args, char **env, uint32_t nofile, int repo
     _exit(126);
 }
 
-static pid_t start(int control, const char *address, uint16_t port, int parked) {
+/* What runs in here: the program is the first. 0: never started, or dead and reaped. */
+static pid_t running[1 + COMPANIONS];
+static int companions; /* there has been one: the supervisor says when pid 1 ends */
+
+/* One message of the supervisor's: what is to be started, or signalled. */
+static void obey(int control, const char *address, uint16_t port, int *parked) {
     uint32_t length, head[3];
-    read_all(control, &length, 4);
+    int output = -1;
+    take_head(control, &length, sizeof length, &output);
+    uint32_t number = length >> 24;
+    length &= 0xffffff;
+    if (number == SIGNAL) {
+        uint32_t what[2];
+        if (length != sizeof what) { errno = EPROTO; die("signal message"); }
+        read_all(control, what, sizeof what);
+        if (what[0] <= COMPANIONS && running[what[0]] > 0) kill(-running[what[0]], (int)what[1]);
+        return;
+    }
     if (length < 12 || length > MAX_MESSAGE) { errno = EMSGSIZE; die("start message"); }
-    char *message = malloc(length - 12 + 1);
+    if (number > COMPANIONS || running[number] || (number > 0) != (output >= 0)) { errno = EPROTO; die("start message"); }
+    length -= 12;
+    char *message = malloc(length + 1);
     if (!message) die("malloc");
     read_all(control, head, 12);
-    read_all(control, message, length - 12);
-    message[length - 12] = 0;
-    char *at = message, *end = message + length - 12;
+    read_all(control, message, length);
+    message[length] = 0;
+    char *at = message, *end = message + length;
     char *cwd = at;
     at += strlen(at) + 1;
     if (head[1] == 0 || head[1] > length || head[2] > length) { errno = EPROTO; die("start message"); }
@@ -296,16 +337,46 @@ static pid_t start(int control, const char *address, uint16_t port, int parked) 
         tell(control, 'S', errno);
         _exit(0);
     }
-    if (child == 0) become(cwd, args, env, head[0], report[1], parked);
+    if (child == 0) become(cwd, args, env, head[0], report[1], number ? -1 : *parked, output);
+    running[number] = child;
     close(report[1]);
+    if (output >= 0) close(output);
     int reason = 0;
     ssize_t got;
     do got = read(report[0], &reason, sizeof reason);
     while (got < 0 && errno == EINTR);
     close(report[0]);
-    memset(message, 0, length - 12); /* the function's secrets are its own from here on */
+    memset(message, 0, length); /* the function's secrets are its own from here on */
+    free(args);
+    free(env);
+    free(message);
     tell(control, 'S', got == sizeof reason ? (uint32_t)reason : 0);
-    return child;
+    if (number) {
+        companions = 1;
+        return;
+    }
+    if (*parked >= 0) close(*parked);
+    *parked = -1;
+    /* The pipes are the runtime's: while pid 1 held them they would never come to their end. */
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (null >= 0) { dup2(null, 1); dup2(null, 2); }
+    close(TELEMETRY_FD);
+}
+
+static void reap(int control) {
+    int status;
+    pid_t pid;
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+        for (uint32_t number = 0; number <= COMPANIONS; number++)
+            if (pid == running[number]) {
+                running[number] = 0;
+                if (number) {
+                    tell(control, 'Y', number << 16 | (uint32_t)status);
+                } else {
+                    tell(control, 'X', (uint32_t)status);
+                    if (!companions) _exit(0);
+                }
+            }
 }
 
 /* Abstract unix sockets are a network namespace's: with the host's network come those of its desktop, its
@@ -339,27 +410,21 @@ static int run(int argc, char **argv) {
     sigprocmask(SIG_BLOCK, &chld, NULL);
     int children = signalfd(-1, &chld, SFD_CLOEXEC | SFD_NONBLOCK);
     if (children < 0) die("signalfd");
-    pid_t child = start(control, argv[3], port, parked);
-    if (parked >= 0) close(parked);
-    /* The pipes are the runtime's: while pid 1 held them they would never come to their end. */
-    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    if (null >= 0) { dup2(null, 1); dup2(null, 2); }
-    close(TELEMETRY_FD);
 
     struct pollfd wait_for[2] = {{.fd = control, .events = POLLIN}, {.fd = children, .events = POLLIN}};
     for (;;) {
-        int status;
-        pid_t pid;
-        while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
-            if (pid == child) {
-                tell(control, 'X', (uint32_t)status);
-                _exit(0);
-            }
-        if (poll(wait_for, 2, -1) < 0 && errno != EINTR) die("poll");
-        if (wait_for[0].revents) _exit(0); /* it says nothing more; this is its end */
-        struct signalfd_siginfo drained;
-        while (read(children, &drained, sizeof drained) > 0) {}
+        if (poll(wait_for, 2, -1) < 0) {
+            if (errno != EINTR) die("poll");
+            continue;
+        }
+        if (wait_for[1].revents) {
+            struct signalfd_siginfo drained;
+            while (read(children, &drained, sizeof drained) > 0) {}
+            reap(control);
+        }
+        if (wait_for[0].revents) obey(control, argv[3], port, &parked);
     }
+    return 0;
 }
 
 /* ---- keep ---- */

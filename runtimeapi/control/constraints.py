@@ -21,6 +21,8 @@ UNCHECKED = {
     ("UpdateFunctionConfiguration", "Runtime"),
 }
 """Members whose own refusal AWS words in another way: left to the operation."""
+CLASSIC = {"MemorySize": 10_240, "Timeout": 900, "EphemeralStorageSize": 10_240}
+"""Largest values by shape, where the model has those of Lambda Managed Instances (SPEC 5.4)."""
 OURS = dict.fromkeys(("DestinationArn", "ResourceArn"), re.compile(r"https?://\S+"))
 """By shape, what goes beside the model's pattern: lambox takes HTTP addresses as destinations and for dead letters."""
 MAX_SHOWN = 8 * 1024
@@ -160,8 +162,9 @@ def _broken(shape: Shape, value: Any, where: str) -> list[str]:
     ours = shape.name in OURS and OURS[shape.name].fullmatch(value)
     if "pattern" in rules and not ours and not compiled(rules["pattern"]).fullmatch(value):
         found.append(_pattern(shape))
-    if "max" in rules and size > rules["max"]:
-        found.append(f"Member must have {what} less than or equal to {rules['max']}")
+    most = CLASSIC.get(shape.name, rules.get("max"))
+    if most is not None and size > most:
+        found.append(f"Member must have {what} less than or equal to {most}")
     if "min" in rules and size < rules["min"]:
         found.append(f"Member must have {what} greater than or equal to {rules['min']}")
     return found

@@ -8,18 +8,25 @@ from __future__ import annotations
 from runtimeapi.control import (
     absent,
     account,
+    aliases,
     concurrency,
     eventinvoke,
     functions,
     management,
+    mappings,
     policy,
     provisioned,
     tags,
+    updates,
+    versions,
 )
 from runtimeapi.control.control import Operation
 
 OPERATIONS: dict[str, Operation] = {
     **functions.OPERATIONS,
+    **updates.OPERATIONS,
+    **versions.OPERATIONS,
+    **aliases.OPERATIONS,
     **concurrency.OPERATIONS,
     **eventinvoke.OPERATIONS,
     **provisioned.OPERATIONS,
@@ -27,5 +34,6 @@ OPERATIONS: dict[str, Operation] = {
     **policy.OPERATIONS,
     **tags.OPERATIONS,
     **management.OPERATIONS,
+    **mappings.OPERATIONS,
     **absent.OPERATIONS,
 }

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Callable
 
 import trio
 
@@ -15,6 +16,10 @@ FRAME = struct.Struct("=cI")
 PID = struct.Struct("=iII")
 """struct ucred of unix(7)."""
 MAX_MESSAGE = 4 << 20
+MOST_COMPANIONS = 10
+SIGNAL = 0x53
+WHAT = 24
+"""Bits of a message's length; above them stands what it is about."""
 
 
 class Control:
@@ -27,6 +32,16 @@ class Control:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._socket = trio.socket.from_stdlib_socket(ours)
         self._rest = b""
+        self._reading = trio.Lock()
+        self._writing = trio.Lock()
+        self._torn = False
+        """A message was begun and not finished: pid 1 waits for the rest of it."""
+        self._answers: list[int] = []
+        self._statuses: dict[int, int] = {}
+        """Raw wait status of what has ended: 0 is the program, 1 and up are its companions."""
+        self._ended = False
+        self.companions = 0
+        """How many have been started, or tried to."""
         self.watched = -1
         """The listener of log mode's filter, once `listener` has returned; the caller's to close."""
 
@@ -63,6 +78,21 @@ class Control:
 
     async def start(self, program: Program, nofile: int) -> None:
         """Raises ProgramNotStarted, or ConfineError when pid 1 is gone."""
+        await self._start(0, program, nofile, -1)
+
+    async def start_companion(self, program: Program, nofile: int, output: int) -> int:
+        """Its number. `output` is its standard output and error, of which pid 1 keeps nothing.
+
+        Raises ProgramNotStarted, or ConfineError when pid 1 is gone or has as many as it takes.
+        """
+        if self.companions == MOST_COMPANIONS:
+            raise ConfineError(f"a sandbox has {MOST_COMPANIONS} companions at most")
+        self.companions += 1
+        number = self.companions
+        await self._start(number, program, nofile, output)
+        return number
+
+    async def _start(self, number: int, program: Program, nofile: int, output: int) -> None:
         strings = [program.cwd, *program.argv, *(f"{k}={v}" for k, v in program.env.items())]
         if any("\0" in text for text in strings):
             raise ProgramNotStarted(program.argv[0], errno.EINVAL, "NUL in argv or environment")
@@ -71,21 +101,63 @@ class Control:
         if len(body) > MAX_MESSAGE:
             raise ProgramNotStarted(program.argv[0], errno.E2BIG, os.strerror(errno.E2BIG))
         try:
-            await trio.SocketStream(self._socket).send_all(struct.pack("=I", len(body)) + body)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            await self._send(number, body, output)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise ConfineError("the sandbox ended before its program was started") from exc
-        frame = await self._frame()
-        if frame is None or frame[0] != b"S" or frame[1] > MOST_ERRNO:
+        await self._read_until(lambda: bool(self._answers))
+        if not self._answers or self._answers[0] > MOST_ERRNO:
             raise ConfineError("the sandbox ended before its program was started")
-        if frame[1]:
-            raise ProgramNotStarted(program.argv[0], frame[1], os.strerror(frame[1]))
+        if reason := self._answers.pop(0):
+            raise ProgramNotStarted(program.argv[0], reason, os.strerror(reason))
 
-    async def exit_status(self) -> int | None:
-        """The program's raw wait status; None when pid 1 went without a word (it was killed) that makes sense."""
-        while (frame := await self._frame()) is not None:
-            if frame[0] == b"X" and frame[1] <= MOST_STATUS:
-                return frame[1]
-        return None
+    async def signal(self, number: int, signal: int) -> None:
+        """To the process group of the program (0) or of a companion, if it lives. Raises ConfineError."""
+        try:
+            await self._send(SIGNAL, struct.pack("=II", number, signal), -1)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise ConfineError("the sandbox has ended") from exc
+
+    async def _send(self, what: int, body: bytes, descriptor: int) -> None:
+        head = struct.pack("=I", len(body) | what << WHAT)
+        async with self._writing:
+            if self._torn:
+                raise ConfineError("a message to the sandbox was broken off")
+            self._torn = True
+            if descriptor >= 0:
+                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("=i", descriptor))
+                await self._socket.sendmsg([head], [rights])
+                head = b""
+            await trio.SocketStream(self._socket).send_all(head + body)
+            self._torn = False
+
+    async def exit_status(self, number: int = 0) -> int | None:
+        """The raw wait status of the program (0) or of a companion.
+
+        None when pid 1 went without a word (it was killed) that makes sense.
+        """
+        await self._read_until(lambda: number in self._statuses)
+        return self._statuses.get(number)
+
+    async def _read_until(self, done: Callable[[], bool]) -> None:
+        """Whoever waits for something reads for all: what is another's is put down for him."""
+        while not done() and not self._ended:
+            async with self._reading:
+                if not done() and not self._ended:
+                    self._take(await self._frame())
+
+    def _take(self, frame: tuple[bytes, int] | None) -> None:
+        if frame is None:
+            self._ended = True
+            return
+        kind, value = frame
+        number, status = divmod(value, MOST_STATUS + 1)
+        if kind == b"S":
+            self._answers.append(value)
+            self._ended = value > MOST_ERRNO  # it talks nonsense: no more is believed of it
+        elif kind == b"X" and not number:
+            self._statuses[0] = status
+        elif kind == b"Y" and 0 < number <= self.companions:
+            self._statuses[number] = status
 
     async def _frame(self) -> tuple[bytes, int] | None:
         while len(self._rest) < FRAME.size:

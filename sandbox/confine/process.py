@@ -7,6 +7,7 @@ kill of the whole group leaves over (pid 1 orphaned, because bwrap died first) c
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 KILL_LIMIT_S = 5.0
 REMOVE_WAIT_S = 0.005
 REMOVE_TRIES = 200
+PIDFD_SIGNAL_PROCESS_GROUP = 1 << 2
+"""linux/pidfd.h, Linux 6.9"""
 
 
 class Pipes:
@@ -75,6 +78,28 @@ async def discard(group: Cgroup) -> None:
         group.kill()
         await trio.sleep(REMOVE_WAIT_S)
     raise ConfineError(f"{group.describe()} cannot be removed, in it are {group.pids()}")
+
+
+class BwrapCompanion:
+    """Implements `spec.Companion`. Made by `BwrapSandbox.start_companion`."""
+
+    def __init__(
+        self,
+        control: Control,
+        number: int,
+        output: int,
+        describe: Callable[[int | None], Exit],
+    ) -> None:
+        self.output = output
+        self._control = control
+        self._number = number
+        self._describe = describe
+
+    async def wait(self) -> Exit:
+        return self._describe(await self._control.exit_status(self._number))
+
+    async def signal(self, number: int) -> None:
+        await self._control.signal(self._number, number)
 
 
 class BwrapSandbox:
@@ -124,6 +149,8 @@ class BwrapSandbox:
         self._listener: socket.socket | None = None
         self._port = 0
         self._stdout, self._stderr, self._telemetry = pipes.reads
+        self._outputs: list[int] = []
+        """Read ends of the companions' pipes."""
         self._lease: Lease | None = None
         self._router: Router | None = None
         self._exit: Exit | None = None
@@ -167,9 +194,8 @@ class BwrapSandbox:
         if zygote is not None:
             self._zygote = zygote
             fds = [self._parked.theirs.fileno(), *self._pipes.writes]
-            # Pid 1 goes when it hears no more of us: the program's end is the sandbox's.
             self._child = await zygote.fork(
-                self._pid1, fds, self._cgroup.procs, on_end=self._control.close
+                self._pid1, fds, self._cgroup.procs, on_end=self._program_ended
             )
         else:
             preparation = self.spec.preparation
@@ -185,6 +211,11 @@ class BwrapSandbox:
             self._cgroup.joined(self._child.pid)
         if self._child is not None and self._child.pid not in self._cgroup.pids():
             raise ConfineError("the runtime died while it was prepared")
+
+    def _program_ended(self) -> None:
+        """Pid 1 goes when it hears no more of us: the program's end is the sandbox's, if it was alone."""
+        if not self._control.companions:
+            self._control.close()
 
     async def adopt(
         self,
@@ -281,6 +312,37 @@ class BwrapSandbox:
         env = {**program.env, "AWS_LAMBDA_RUNTIME_API": self.address}
         await self._parked.start(replace(program, env=env), self.spec.limits.nofile)
         self._parked.close()
+
+    async def start_companion(self, program: Program) -> BwrapCompanion:
+        try:
+            read, write = os.pipe2(os.O_CLOEXEC)
+        except OSError as exc:
+            raise ConfineError(f"cannot start {program.argv[0]}: {exc}") from exc
+        try:
+            self._outputs.append(read)
+            os.set_blocking(read, False)
+            if self._uid is not None:
+                os.fchown(write, self._uid, self._uid)
+            nofile = self.spec.limits.nofile
+            number = await self._control.start_companion(program, nofile, write)
+        finally:
+            os.close(write)
+        return BwrapCompanion(self._control, number, read, self._describe_exit)
+
+    async def signal(self, number: int) -> None:
+        if self._child is None:
+            await self._control.signal(0, number)
+            return
+        for flags in (PIDFD_SIGNAL_PROCESS_GROUP, 0):
+            try:
+                signal.pidfd_send_signal(self._child.fd, number, None, flags)
+            except ProcessLookupError:
+                return
+            except OSError as exc:
+                if exc.errno != errno.EINVAL or not flags:
+                    raise ConfineError(f"cannot signal the program: {exc}") from exc
+            else:
+                return
 
     def settle(self) -> None:
         if not self._killing:
@@ -398,6 +460,8 @@ class BwrapSandbox:
         self._gone = True
         self._control.close()
         self._pipes.close()
+        while self._outputs:
+            os.close(self._outputs.pop())
         if self._parked is not None:
             self._parked.close()
         if self._child is not None:

@@ -156,8 +156,15 @@ class Spawner:
 
 
 def _start(argv: Sequence[str], fds: Sequence[int], stdout: int, stderr: int) -> Started:
+    # A group of its own: who presses Ctrl-C means the supervisor, which has a grace period to keep.
     process = subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, pass_fds=fds, env={}
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        pass_fds=fds,
+        env={},
+        process_group=0,
     )
     try:
         return Started(process, os.pidfd_open(process.pid))

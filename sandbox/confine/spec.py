@@ -166,6 +166,20 @@ class RefusedCall(Protocol):
         """For a log, when the sandbox is gone: how often it was met."""
 
 
+class Companion(Protocol):
+    """A process beside the program of a sandbox: in the same namespaces and groups, as the same user."""
+
+    @property
+    def output(self) -> int:
+        """Read end (non-blocking) of its standard output and error. Owned by the sandbox."""
+
+    async def wait(self) -> Exit:
+        """Until it has ended by itself, or with the sandbox."""
+
+    async def signal(self, number: int) -> None:
+        """To its process group, if it lives. Raises ConfineError."""
+
+
 class Sandbox(Protocol):
     """One live sandbox, made and not yet running its program.
 
@@ -207,6 +221,16 @@ class Sandbox(Protocol):
 
     async def start(self, program: Program) -> None:
         """Execute `program` inside; returns when execve succeeded. Raises ProgramNotStarted."""
+
+    async def start_companion(self, program: Program) -> Companion:
+        """Execute a further program, before or after `start`; returns when execve succeeded.
+
+        From then on the end of the program is not the end of the sandbox: `kill` is. Raises
+        ProgramNotStarted or ConfineError.
+        """
+
+    async def signal(self, number: int) -> None:
+        """To the process group of the program, if it lives. Raises ConfineError."""
 
     def settle(self) -> None:
         """Init is over: the CPU share holds from now on (until then there is none, as on AWS)."""

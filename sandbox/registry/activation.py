@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import trio
 
 from sandbox.registry.records import FunctionRecord, VersionRecord
 from sandbox.registry.registry import Registry
-from sandbox.registry.resolving import AllFunctions, NotReady
+from sandbox.registry.resolving import AllFunctions, NotReady, Ready
 
 
 class Activator:
@@ -23,34 +23,64 @@ class Activator:
         self._new_id = new_id
 
     async def activate(self, name: str) -> None:
-        """Nothing happens if the function went or changed meanwhile: that change has its own activation."""
+        """What went or changed meanwhile is left alone: that change has its own activation."""
         record = self._registry.function(name)
-        if record is None or record.latest is None:
+        if record is None:
             return
-        latest = record.latest
-        problem = await trio.to_thread.run_sync(self._functions.prepare, record, latest)
-        async with self._registry.edit() as edit:
-            now = edit.function(name)
-            if not _same(record, now):
-                return
-            assert now is not None
-            assert now.latest is not None
-            edit.put(replace(now, latest=self._settled(now.latest, problem)))
+        found = {
+            version.version: await self._make(record, version)
+            for version in _versions(record)
+            if version.unsettled
+        }
+        await self._settle(record, found)
+
+    async def make_ready(self, record: FunctionRecord, version: VersionRecord) -> None:
+        """A version that is about to be published: it runs as soon as it is in the registry."""
+        ready = await self._make(record, version)
+        self._functions.keep_ready(record, version, ready)
+
+    async def _make(self, record: FunctionRecord, version: VersionRecord) -> Ready:
+        return await trio.to_thread.run_sync(self._functions.make, record, version)
 
     async def finish(self) -> None:
-        """At the start: what a killed server left in the middle of a change."""
+        """At the start: what a killed server left in the middle of a change; and what failed is tried once more,
+        since this host may have by now what was missing."""
         for record in self._registry.functions():
-            latest = record.latest
-            if latest is not None and "InProgress" in (latest.last_update_status, _pending(latest)):
-                await self.activate(record.name)
+            failed = {
+                version.version: self._functions.ready(record, version)
+                for version in _versions(record)
+                if "Failed" in (version.state, version.last_update_status)
+            }
+            mended = {
+                number: ready
+                for number, ready in failed.items()
+                if ready is not None and not isinstance(ready, NotReady)
+            }
+            await self._settle(record, mended)
+            await self.activate(record.name)
 
-    def _settled(self, latest: VersionRecord, problem: NotReady | None) -> VersionRecord:
+    async def _settle(self, before: FunctionRecord, found: Mapping[str, Ready]) -> None:
+        if not found:
+            return
+        async with self._registry.edit() as edit:
+            now = edit.function(before.name)
+            if now is None or now.birth != before.birth:
+                return
+            was = {version.version: version.identity for version in _versions(before)}
+            for version in list(_versions(now)):
+                ready = found.get(version.version)
+                if ready is not None and was[version.version] == version.identity:
+                    self._functions.keep_ready(now, version, ready)
+                    now = now.with_version(self._settled(version, ready))
+            edit.put(now)
+
+    def _settled(self, version: VersionRecord, ready: Ready) -> VersionRecord:
         """A failed update leaves an Active function Active, as AWS does: only its LastUpdateStatus tells."""
-        created = latest.state == "Pending"
-        if problem is None:
+        revision_id = self._new_id()
+        if not isinstance(ready, NotReady):
             return replace(
-                latest,
-                revision_id=self._new_id(),
+                version,
+                revision_id=revision_id,
                 state="Active",
                 state_reason=None,
                 state_reason_code=None,
@@ -58,28 +88,20 @@ class Activator:
                 last_update_status_reason=None,
                 last_update_status_reason_code=None,
             )
-        message = problem.error.message
+        message = ready.error.message
         failed = replace(
-            latest,
-            revision_id=self._new_id(),
+            version,
+            revision_id=revision_id,
             last_update_status="Failed",
             last_update_status_reason=message,
-            last_update_status_reason_code=problem.code,
+            last_update_status_reason_code=ready.code,
         )
-        if not created:
+        if version.state == "Active":
             return failed
-        return replace(failed, state="Failed", state_reason=message, state_reason_code=problem.code)
+        return replace(failed, state="Failed", state_reason=message, state_reason_code=ready.code)
 
 
-def _pending(latest: VersionRecord) -> str:
-    return "InProgress" if latest.state == "Pending" else ""
-
-
-def _same(before: FunctionRecord, now: FunctionRecord | None) -> bool:
-    return (
-        now is not None
-        and now.latest is not None
-        and before.latest is not None
-        and now.birth == before.birth
-        and now.latest.identity == before.latest.identity
-    )
+def _versions(record: FunctionRecord) -> Iterator[VersionRecord]:
+    if record.latest is not None:
+        yield record.latest
+    yield from record.versions.values()

@@ -6,7 +6,7 @@ for plus what lambox knows. Dicts in here are never changed, only replaced: `dat
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 LATEST = "$LATEST"
@@ -38,6 +38,11 @@ class VersionRecord:
     code: Code
     identity: str
     """New whenever code or configuration change: what the engine calls `revision`."""
+    content: str = ""
+    """Of a published version: what $LATEST was then, in a word. Publishing the same again makes no new version."""
+    here: Document = field(default_factory=dict)
+    """Of a version published from a folder, what AWS has no word for: network, idle_timeout_s, freeze; as
+    `opt` the package in the store that is its merged layers, as `layers` the revision they were read at."""
     last_modified: str
     """2025-11-25T02:26:54.000+0000 (SPEC 10.1)."""
     revision_id: str
@@ -49,6 +54,16 @@ class VersionRecord:
     last_update_status_reason: str | None = None
     last_update_status_reason_code: str | None = None
 
+    @property
+    def unsettled(self) -> bool:
+        """Being created or updated: not ready yet."""
+        return self.state == "Pending" or self.last_update_status == "InProgress"
+
+    def packages(self) -> set[str]:
+        """Names of everything in the code store that it needs."""
+        layers = {layer["tree"] for layer in self.config.get("Layers", ())}
+        return {self.code.tree, *layers, *filter(None, [self.here.get("opt")])}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AliasRecord:
@@ -58,6 +73,9 @@ class AliasRecord:
     weights: dict[str, float]
     """AdditionalVersionWeights; the rest goes to `version`."""
     revision_id: str
+
+    def leads_to(self, version: str) -> bool:
+        return version == self.version or version in self.weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +97,24 @@ class FunctionRecord:
     attached: dict[str, dict[str, Document]] = field(default_factory=dict)
     """feature -> qualifier ($LATEST, a version or an alias) -> what is configured of it: "policy", "url",
     "event_invoke", "provisioned"... Each feature's module in `runtimeapi/control` owns its documents."""
+
+    def with_version(self, version: VersionRecord) -> FunctionRecord:
+        """With this one in the place of the one of its number, or as a new one."""
+        if version.version == LATEST:
+            return replace(self, latest=version)
+        return replace(self, versions={**self.versions, version.version: version})
+
+    def without(self, qualifier: str) -> FunctionRecord:
+        """Without the version or alias of this name, and without what was configured of it."""
+        return replace(
+            self,
+            versions={key: one for key, one in self.versions.items() if key != qualifier},
+            aliases={key: one for key, one in self.aliases.items() if key != qualifier},
+            attached={
+                feature: {key: one for key, one in documents.items() if key != qualifier}
+                for feature, documents in self.attached.items()
+            },
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +18,7 @@ from typing import Any
 import trio
 
 from rootfs.codestore import CodeStore
+from rootfs.extensions import external
 from rootfs.runtimes import Runtimes, RuntimeUnavailable
 from rootfs.trees import LayerProblem, LayerStore
 from sandbox.catalog import Catalog
@@ -47,6 +48,9 @@ class NotReady:
     code: str
 
 
+Ready = FunctionVersion | NotReady
+
+
 class AllFunctions:
     """Implements `runtimeapi.ports.Functions`."""
 
@@ -69,7 +73,9 @@ class AllFunctions:
         self._runtimes = runtimes
         self._defaults = defaults
         self._draw = draw
-        self._ready: dict[Key, FunctionVersion | NotReady] = {}
+        self._ready: dict[Key, Ready] = {}
+        self._shadowed: set[str] = set()
+        """Folders that were told to be hidden by a function of the registry."""
         self._news = trio.Event()
         registry.on_change(self._changed)
         self._settled: dict[
@@ -127,12 +133,16 @@ class AllFunctions:
         record = self._registry.function(name)
         if record is None:
             return self._catalog.resolve(name, qualifier).events
-        folder = self._catalog.get(name).events if record.latest is None else None
+        folder = None
+        if record.latest is None:
+            one = self.folder(name)  # gone or broken: what was published of it still runs
+            folder = one.events if isinstance(one, FunctionVersion) else None
         return event_config(record, folder, qualifier)
 
     def all(self) -> Sequence[FunctionVersion | BrokenFunction]:
         """Every $LATEST, by name."""
         found = {one.name: one for one in self._catalog.all()}
+        self._tell_shadowed(found)
         for record in self._registry.functions():
             if record.latest is not None:
                 found[record.name] = self._shown(record, record.latest)
@@ -167,24 +177,34 @@ class AllFunctions:
 
     # --- making ready
 
-    def prepare(self, record: FunctionRecord, version: VersionRecord) -> NotReady | None:
-        """Blocks: unpacks and merges what is not there yet. What was ready before stays until this is."""
-        key = record.name, version.version
+    def make(self, record: FunctionRecord, version: VersionRecord) -> Ready:
+        """Blocks: unpacks and merges what is not there yet. What was ready before stays until `keep_ready`."""
         try:
-            found: FunctionVersion | NotReady = self._made(record, version)
+            return self._made(record, version)
         except RuntimeUnavailable as exc:
-            found = NotReady(InvalidRuntime(str(exc)), "InvalidRuntime")
+            return NotReady(InvalidRuntime(str(exc)), "InvalidRuntime")
         except (LayerProblem, OSError) as exc:
-            found = NotReady(FunctionFailed(f"{record.name}: {exc}"), "InternalError")
-        self._ready[key] = found
-        return found if isinstance(found, NotReady) else None
+            return NotReady(FunctionFailed(f"{record.name}: {exc}"), "InternalError")
+
+    def keep_ready(self, record: FunctionRecord, version: VersionRecord, ready: Ready) -> None:
+        """From now on this is what runs."""
+        self._ready[record.name, version.version] = ready
+
+    def ready(self, record: FunctionRecord, version: VersionRecord) -> Ready | None:
+        """What `keep_ready` was given last."""
+        return self._ready.get((record.name, version.version))
+
+    def folder(self, name: str) -> FunctionVersion | BrokenFunction | None:
+        """The folder of this name, whether the registry has a function of that name or not."""
+        self._catalog.refresh()
+        return next((one for one in self._catalog.all() if one.name == name), None)
 
     def prepare_all(self) -> None:
         """At the start: everything the registry has."""
         for record in self._registry.functions():
             for version in (record.latest, *record.versions.values()):
                 if version is not None:
-                    self.prepare(record, version)
+                    self.keep_ready(record, version, self.make(record, version))
 
     def _made(self, record: FunctionRecord, version: VersionRecord) -> FunctionVersion:
         config = version.config
@@ -193,7 +213,9 @@ class AllFunctions:
             raise OSError(f"its code {version.code.tree} is not in {self._code.folder}")
         runtime = config["Runtime"]
         self._runtimes.resolve(runtime)
-        opt = self._layers.opt(self._layer_zips(config))
+        opt = self._layers.opt(self._layer_zips(version))
+        logged = config.get("LoggingConfig", {})
+        here = version.here
         return FunctionVersion(
             name=record.name,
             version=version.version,
@@ -202,19 +224,27 @@ class AllFunctions:
             code=code,
             revision=version.identity,
             layers=(opt,) if opt else (),
+            extensions=external(opt),
             timeout_s=config["Timeout"],
             memory_mb=config["MemorySize"],
             ephemeral_storage_mb=config["EphemeralStorage"]["Size"],
-            idle_timeout_s=self._defaults.idle_timeout,
-            network=self._defaults.network or "none",
-            freeze=self._defaults.freeze,
+            idle_timeout_s=here.get("idle_timeout_s", self._defaults.idle_timeout),
+            network=here.get("network", self._defaults.network or "none"),
+            freeze=here.get("freeze", self._defaults.freeze),
             description=config.get("Description", ""),
             environment=MappingProxyType(dict(_variables(config))),
+            log_format=logged.get("LogFormat", "Text"),
+            application_log_level=logged.get("ApplicationLogLevel"),
+            system_log_level=logged.get("SystemLogLevel"),
+            log_group=logged.get("LogGroup"),
         )
 
-    def _layer_zips(self, config: dict[str, Any]) -> list[Path]:
+    def _layer_zips(self, version: VersionRecord) -> list[Path]:
         """Layers as their packages were when the function was configured: a deleted one keeps working."""
-        return [self._code.zip(one["tree"]) for one in config.get("Layers", ())]
+        packages = [one["tree"] for one in version.config.get("Layers", ())]
+        if "opt" in version.here:
+            packages.append(version.here["opt"])
+        return [self._code.zip(package) for package in packages]
 
     # --- resolving
 
@@ -265,6 +295,21 @@ class AllFunctions:
         )
         self._settled[record.name, version] = function, reserved, provisioned, found
         return found
+
+    def _tell_shadowed(self, folders: Container[str]) -> None:
+        hidden = {
+            record.name
+            for record in self._registry.functions()
+            if record.latest is not None and record.name in folders
+        }
+        for name in sorted(hidden - self._shadowed):
+            log.warning(
+                "function %s was made by the Lambda API and goes before the folder of that name. "
+                "Hint: rename the folder, or `aws lambda delete-function --function-name %s`",
+                name,
+                name,
+            )
+        self._shadowed = hidden
 
     def _pick(self, alias: AliasRecord) -> str:
         """SPEC 7: a version per request at random, by AdditionalVersionWeights."""

@@ -26,6 +26,9 @@ from runtimeapi.ports import BodyTruncated, Console, ResponseBody
 from runtimeapi.rapi import make_rapi_app
 from runtimeapi.server import CallerLimits, caller_config, environment_config, running_app
 from sandbox.errors import CallerError, FunctionFailed, FunctionNotFound
+from sandbox.extensionhost import ExtensionHost
+from sandbox.extensions import Extension
+from sandbox.failures import Failure
 from sandbox.function import BrokenFunction, FunctionVersion
 from sandbox.invocation import Invocation, Outcome
 from sandbox.lifecycle import NextEvent, Refused
@@ -91,10 +94,39 @@ class Events:
             self.kept.append(event)
 
 
-class FakeEnvironment:
-    """A RuntimeFace: hands out the events put in, keeps what is posted, refuses on demand."""
+class FakeHooks:
+    """What extensions tell their environment, kept."""
 
     def __init__(self) -> None:
+        self.told: list[str] = []
+        self.asked = trio.Event()
+
+    def extensions_ready(self) -> None:
+        self.told.append("ready")
+        self.asked.set()
+
+    def extension_failed_init(self) -> None:
+        self.told.append("failed init")
+
+    def extension_exited(self, extension: Extension, failure: Failure) -> None:
+        self.told.append(f"{extension.name} exited")
+
+    def extension_printed(self, extension: Extension, line: str) -> None:
+        self.told.append(f"{extension.name}: {line}")
+
+
+class FakeEnvironment:
+    """A RuntimeFace: hands out the events put in, keeps what is posted, refuses on demand.
+
+    Its extensions are real, but for their processes.
+    """
+
+    metadata_token = "the token"
+    zone_id = "use1-az1"
+
+    def __init__(self) -> None:
+        self.hooks = FakeHooks()
+        self.extensions = ExtensionHost(function(extensions=("file",)), self.hooks, account=ACCOUNT)
         self.put = Events()
         self.posted: list[Posted] = []
         self.refusal: Exception | None = None
@@ -105,6 +137,9 @@ class FakeEnvironment:
         self._done, self.done = trio.open_memory_channel[Posted](math.inf)
         self.may_read = trio.Event()
         self.may_read.set()
+
+    def extension_name(self, identifier: str | None) -> str:
+        return self.extensions.all.find(identifier).name
 
     async def next(self) -> NextEvent:
         send, receive = trio.open_memory_channel[NextEvent](1)

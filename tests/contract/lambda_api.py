@@ -6,6 +6,7 @@ botocore's model of it.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import threading
 import zipfile
@@ -22,8 +23,9 @@ from botocore.config import Config as ClientConfig
 from botocore.exceptions import ClientError
 from botocore.validate import ParamValidator
 
+from lambox.awsclient import AwsClients, Endpoints
 from lambox.config import Config, load
-from lambox.lambdaapi import LambdaApi, open_lambda_api
+from lambox.lambdaapi import LambdaApi, event_sources, open_lambda_api
 from rootfs.runtimes import Runtimes, discover
 from rootfs.trees import LayerStore
 from runtimeapi.guard import Guard
@@ -43,7 +45,7 @@ def zipped(files: Mapping[str, str | bytes] | None = None) -> bytes:
     written = io.BytesIO()
     with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in (files or {"index.py": HANDLER}).items():
-            archive.writestr(zipfile.ZipInfo(name), content)
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
     return written.getvalue()
 
 
@@ -96,15 +98,31 @@ class Api:
             )
         raise AssertionError(f"{operation} was not refused: {answer}")
 
+    def kept(self) -> dict[str, str]:
+        """All that the server has on disk: path -> hash. A refused call changes nothing of it."""
+        return {
+            str(path.relative_to(self.state)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(self.state.rglob("*"))
+            if path.is_file()
+        }
 
-def client_of(url: str) -> Any:
+    def folder(self, name: str, files: Mapping[str, str] | None = None) -> Path:
+        """Write a folder's function."""
+        place = self.functions / name
+        for file, text in (files or {"index.py": HANDLER}).items():
+            (place / file).parent.mkdir(parents=True, exist_ok=True)
+            (place / file).write_text(text)
+        return place
+
+
+def client_of(url: str, *, key: str = "test", secret: str = "test") -> Any:
     """Its own validation is off: bad input is the server's to refuse."""
     client = boto3.client(
         "lambda",
         endpoint_url=url,
         region_name=REGION,
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
+        aws_access_key_id=key,
+        aws_secret_access_key=secret,
         config=ClientConfig(
             retries={"max_attempts": 0}, read_timeout=20, parameter_validation=False
         ),
@@ -184,6 +202,7 @@ async def _serve(
     runtimes = await trio.to_thread.run_sync(_runtimes)
     invoker, sock = FakeInvoker(), listening()
     layers = LayerStore(config.state / "layers")
+    clients = AwsClients(Endpoints(of_all=config.aws_endpoint, environ={}))
     with Catalog(config.functions, runtimes, layers=layers) as catalog:
         async with (
             open_lambda_api(
@@ -192,6 +211,7 @@ async def _serve(
                 runtimes,
                 layers=layers,
                 defaults=config.defaults,
+                clients=clients,
                 provisioned=provisioned,
             ) as behind,
             trio.open_nursery() as nursery,
@@ -214,6 +234,8 @@ async def _serve(
             )
             async with running_app(app, caller_config(), lane) as served:
                 invoker.nursery = nursery
+                sources = event_sources(behind, clients, invoker.invoke, behind.functions.resolve)
+                nursery.start_soon(sources.run)
                 await nursery.start(served.serve, sock, {})
                 url = f"http://127.0.0.1:{sock.getsockname()[1]}"
                 token = trio.lowlevel.current_trio_token()

@@ -182,6 +182,8 @@ def test_what_is_configured_counts(api: Api, fn: str) -> None:
     code, message = api.refusal(
         "create_function",
         FunctionName="bad",
+        Runtime="python3.11",
+        Handler="index.handler",
         Role="arn:aws:iam::123456789012:role/r",
         Code={"ZipFile": b"x"},
         DeadLetterConfig={"TargetArn": "arn:aws:s3:::b"},

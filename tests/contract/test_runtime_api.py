@@ -366,7 +366,7 @@ async def test_a_bug_behind_the_face_is_a_500_and_one_traceback(
         ("GET", "/", 404),
         ("GET", "/2018-06-01/nothing", 404),
         ("GET", "/2018-06-01/runtime/restore/next", 404),
-        ("POST", "/2020-01-01/extension/register", 404),
+        ("GET", "/2020-01-01/extension/register", 405),
         ("POST", f"{PREFIX}/invocation/next", 405),
         ("GET", RESPONSE, 405),
         ("OPTIONS", f"{PREFIX}/invocation/next", 405),

@@ -123,7 +123,8 @@ INSIDE = (
 )  # fmt: skip
 OUTSIDE = (
     "idle_timeout = 9", "reserved_concurrency = 9", "provisioned_concurrency = 1",
-    'warm = "rate(5 minutes)"', 'description = "x"', "# nothing",
+    'warm = "rate(5 minutes)"',
+    'schedule = "rate(5 minutes)"', 'description = "x"', "# nothing",
     "maximum_retry_attempts = 1", "maximum_event_age = 60", 'on_success = "other"',
     'on_failure = "other"', 'dead_letter = "arn:aws:sqs:us-east-1:000000000000:q"',
     'recursive_loop = "Allow"',

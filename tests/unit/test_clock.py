@@ -15,7 +15,7 @@ import trio.testing
 
 from sandbox.environment import Environment
 from tests.fakes import Body, FakeSandbox, Runtime, World, respond
-from tests.unit.test_environment import held
+from tests.held import held
 
 HOUR_S = 3600.0
 

@@ -13,7 +13,7 @@ from sandbox.environment import Environment
 from sandbox.lifecycle import Refused
 from sandbox.ticket import Ticket
 from tests.fakes import FakeSandbox, World, make_invocation
-from tests.unit.test_environment import Clock, Held, held
+from tests.held import Clock, Held, held
 
 
 async def parked(it: Held) -> list[Any]:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import trio
@@ -19,7 +16,8 @@ from sandbox.failures import Failure
 from sandbox.invocation import MAX_PAYLOAD, BodyTruncated, Outcome
 from sandbox.lifecycle import Refused
 from sandbox.ticket import Ticket
-from tests.fakes import Body, FakeSandbox, World, echo, make_function, make_invocation, respond
+from tests.fakes import Body, FakeSandbox, World, echo, make_invocation, respond
+from tests.held import Clock, held
 
 
 class Endless(Body):
@@ -29,66 +27,6 @@ class Endless(Body):
         if not self._left:
             await trio.sleep_forever()
         return await super().__anext__()
-
-
-class OneOwner:
-    """Holds one environment: remembers what it says."""
-
-    def __init__(self) -> None:
-        self.ready = trio.Event()
-        self.lost = trio.Event()
-        self.failure: Failure | Exception | None = None
-        self.answered = self.lingers = False
-
-    def environment_answered(self, environment: Environment) -> None:
-        self.answered = True
-
-    def environment_lingers(self, environment: Environment) -> None:
-        self.lingers = True
-
-    def environment_ready(self, environment: Environment) -> None:
-        self.ready.set()
-
-    def environment_lost(
-        self, environment: Environment, failure: Failure | Exception | None
-    ) -> None:
-        self.failure = failure
-        self.lost.set()
-
-
-class Held:
-    def __init__(self, world: World, environment: Environment, owner: OneOwner) -> None:
-        self.world = world
-        self.environment = environment
-        self.owner = owner
-
-    @property
-    def sandbox(self) -> FakeSandbox:
-        return self.world.launcher.sandboxes[0]
-
-    async def invoke(self, payload: bytes = b"{}", **how: Any) -> Outcome:
-        await self.owner.ready.wait()
-        ticket = Ticket(make_invocation(self.environment.function, payload, **how))
-        self.environment.dispatch(ticket)
-        return await ticket.wait()
-
-
-@asynccontextmanager
-async def held(
-    world: World, *, suppressed_init: bool = False, **function: Any
-) -> AsyncIterator[Held]:
-    owner = OneOwner()
-    environment = Environment(
-        "f-1", make_function(**function), owner, world.surroundings, suppressed_init=suppressed_init
-    )
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(environment.run)
-        yield Held(world, environment, owner)
-        nursery.cancel_scope.cancel()
-    assert world.launcher.alive == []
-
-
-Clock = trio.testing.MockClock
 
 
 async def test_it_answers_and_can_be_used_again(autojump_clock: Clock) -> None:

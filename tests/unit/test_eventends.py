@@ -17,7 +17,7 @@ from sandbox.eventconfig import MOST_HOPS, EventConfig, parse_target
 from sandbox.eventstore import EventStore, StoreProblem
 from sandbox.function import FunctionVersion
 from sandbox.invocation import Invocation, Outcome
-from sandbox.telling import Undelivered
+from sandbox.telling import AT_ONCE, Undelivered
 from tests.fakes import make_function, make_invocation
 from tests.queues import BAD, DEAD, GOOD, QUEUE, Backend, Receiver, kept, queueing
 
@@ -137,6 +137,21 @@ async def test_reserved_concurrency_zero_ends_it_at_once(
     assert dead.attributes["ErrorCode"] == ("Number", "429")
 
 
+async def test_what_does_not_run_waits_for_no_room_to_run_in(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    def find(name: str, qualifier: str | None) -> FunctionVersion:
+        return make_function(name, reserved_concurrency=0 if name == "off" else None)
+
+    receiver, config = Receiver(), EventConfig(on_failure=QUEUE)
+    async with queueing(Backend(None), tmp_path, find, config=config, receiver=receiver) as queue:
+        for _ in range(5):
+            await queue.accept(make_invocation(make_function("slow")))
+        await queue.accept(make_invocation(make_function("off")))
+        await trio.testing.wait_all_tasks_blocked()
+        assert receiver.contexts == [("ZeroReservedConcurrency", 0)]
+
+
 async def test_a_destination_and_a_dead_letter_queue_get_both(
     autojump_clock: Clock, tmp_path: Path
 ) -> None:
@@ -207,6 +222,21 @@ async def test_one_target_that_is_down_keeps_no_other_waiting(
     config = EventConfig(retries=0, on_failure=QUEUE, dead_letter=DEAD)
     await one(tmp_path, Backend(BAD), config, receiver=receiver)
     assert [(time, message.target) for time, message in receiver.tries] == [(0, DEAD), (127, QUEUE)]
+
+
+async def test_messages_are_made_when_they_can_be_sent(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """A target that hangs is not waited for by thousands of messages in memory."""
+    receiver = Receiver(*[None] * 1000)
+    async with queueing(
+        Backend(GOOD), tmp_path, config=EventConfig(on_success=QUEUE), receiver=receiver
+    ) as queue:
+        for _ in range(AT_ONCE + 5):
+            await queue.accept(make_invocation(make_function()))
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(receiver.tries) == AT_ONCE
+        assert len(queue) == AT_ONCE + 5
 
 
 async def test_what_is_left_to_tell_is_told_after_a_restart(

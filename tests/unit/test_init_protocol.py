@@ -11,9 +11,10 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -41,6 +42,8 @@ class Pid1:
     def __init__(self, init: str, *, address: str = "127.0.0.1", port: int = 0) -> None:
         self.control, theirs = socket.socketpair()
         self.control.settimeout(LIMIT_S)
+        self.companions = 0
+        self.outputs: list[BinaryIO] = []
         with theirs:
             argv = [init, "run", str(theirs.fileno()), address, str(port)]
             self.process = subprocess.Popen(
@@ -57,11 +60,29 @@ class Pid1:
 
     def start(self, *argv: str, cwd: str = "/", nofile: int = 256, **env: str) -> int:
         """What pid 1 says of it: 0, or the errno."""
-        strings = [cwd, *argv, *(f"{key}={value}" for key, value in env.items())]
-        body = struct.pack("=III", nofile, len(argv), len(env))
-        body += b"".join(text.encode() + b"\0" for text in strings)
+        body = self._body(argv, cwd, nofile, env)
         self.control.sendall(struct.pack("=I", len(body)) + body)
         return self.frame("S")
+
+    def start_companion(self, *argv: str, cwd: str = "/") -> tuple[int, BinaryIO]:
+        """The next one: what pid 1 says of it, and what it prints."""
+        self.companions += 1
+        read, write = os.pipe()
+        body = self._body(argv, cwd, 256, {})
+        head = struct.pack("=I", len(body) | self.companions << 24)
+        socket.send_fds(self.control, [head], [write])
+        os.close(write)
+        self.control.sendall(body)
+        self.outputs.append(os.fdopen(read, "rb"))
+        return self.frame("S"), self.outputs[-1]
+
+    def _body(self, argv: Sequence[str], cwd: str, nofile: int, env: Mapping[str, str]) -> bytes:
+        strings = [cwd, *argv, *(f"{key}={value}" for key, value in env.items())]
+        body = struct.pack("=III", nofile, len(argv), len(env))
+        return body + b"".join(text.encode() + b"\0" for text in strings)
+
+    def signal(self, number: int, sig: int) -> None:
+        self.control.sendall(struct.pack("=III", 8 | 0x53 << 24, number, sig))
 
     def frame(self, kind: str) -> int:
         data = self.control.recv(5, socket.MSG_WAITALL)
@@ -82,7 +103,7 @@ class Pid1:
         finally:
             self.process.kill()
             self.process.wait()
-            for pipe in (self.process.stdout, self.process.stderr):
+            for pipe in (self.process.stdout, self.process.stderr, *self.outputs):
                 assert pipe is not None
                 pipe.close()
 
@@ -350,3 +371,91 @@ def _settled(pid: int) -> list[str]:
     while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
         assert time.monotonic() < end
     return os.listdir(f"/proc/{pid}/fd")
+
+
+# --- companions
+
+
+def test_a_companion_has_its_own_output_and_session_and_what_is_the_programs_it_has_not(
+    init: str, tmp_path: Path
+) -> None:
+    script = """
+import os
+print(sorted(map(int, os.listdir("/proc/self/fd")))[:-1], os.getsid(0) == os.getpid(), os.getcwd())
+print(os.environ["AWS_LAMBDA_RUNTIME_API"].rpartition(":")[0], flush=True)
+os.write(2, b"both\\n")
+"""
+    python = os.path.realpath(sys.executable)
+    with running(init) as pid1:
+        number, output = pid1.start_companion(python, "-I", "-S", "-c", script, cwd=str(tmp_path))
+        assert number == 0
+        assert output.read().decode().splitlines() == [
+            f"[0, 1, 2] True {tmp_path}",
+            "127.0.0.1",
+            "both",
+        ]
+        assert pid1.frame("Y") == 1 << 16
+        assert pid1.start("/bin/echo", "the program's") == 0
+        assert pid1.frame("X") == 0
+        assert pid1.output() == b"the program's\n"
+
+
+def test_where_there_were_companions_pid_1_outlives_the_program(init: str) -> None:
+    with running(init) as pid1:
+        _, output = pid1.start_companion("/bin/sh", "-c", "echo up; exec sleep 1000")
+        assert output.readline() == b"up\n"
+        assert pid1.start("/bin/sh", "-c", "exit 3") == 0
+        assert os.WEXITSTATUS(pid1.frame("X")) == 3
+        # It still does what it is told to.
+        pid1.signal(1, signal.SIGTERM)
+        status = pid1.frame("Y")
+        assert (status >> 16, os.WTERMSIG(status & 0xFFFF)) == (1, signal.SIGTERM)
+        assert pid1.process.poll() is None
+        pid1.signal(1, signal.SIGTERM)  # it is no more
+        pid1.signal(7, signal.SIGTERM)  # nor was it ever
+        pid1.control.shutdown(socket.SHUT_RDWR)
+        assert pid1.ended() == 0
+
+
+def test_a_signal_is_for_the_whole_process_group(init: str) -> None:
+    script = "trap 'echo child; exit' TERM; echo up; while :; do sleep 0.01; done"
+    with running(init) as pid1:
+        pid1.start_companion("/bin/true")
+        assert pid1.frame("Y") == 1 << 16
+        assert pid1.start("/bin/sh", "-c", f"({script}) & trap 'wait; exit 5' TERM; wait") == 0
+        assert pid1.process.stdout is not None
+        assert pid1.process.stdout.readline() == b"up\n"
+        pid1.signal(0, signal.SIGTERM)
+        assert os.WEXITSTATUS(pid1.frame("X")) == 5
+        assert pid1.process.stdout.read() == b"child\n"
+
+
+def test_a_companion_that_cannot_be_executed(init: str) -> None:
+    with running(init) as pid1:
+        number, output = pid1.start_companion("/etc/passwd")
+        assert number == errno.EACCES
+        assert output.read() == b""
+        assert pid1.frame("Y") >> 16 == 1
+        assert pid1.start("/bin/true") == 0
+
+
+@pytest.mark.parametrize(
+    ("message", "passes"),
+    [
+        (struct.pack("=I", 14 | 1 << 24) + struct.pack("=III", 64, 1, 0) + b"/\0", False),
+        (struct.pack("=I", 14 | 11 << 24) + struct.pack("=III", 64, 1, 0) + b"/\0", True),
+        (struct.pack("=I", 14) + struct.pack("=III", 64, 1, 0) + b"/\0", True),
+        (struct.pack("=III", 4 | 0x53 << 24, 1, 1), False),
+    ],
+)
+def test_nonsense_about_companions_ends_it_with_a_word(
+    init: str, message: bytes, passes: bool
+) -> None:
+    with running(init) as pid1:
+        if passes:
+            socket.send_fds(pid1.control, [message], [0])
+        else:
+            pid1.control.sendall(message)
+        assert pid1.ended() == 125
+        assert pid1.process.stderr is not None
+        assert b"message" in pid1.process.stderr.read()

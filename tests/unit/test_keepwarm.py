@@ -41,6 +41,7 @@ class Scene:
     keepwarm: KeepWarm = field(init=False)
     functions: dict[str, FunctionVersion] = field(default_factory=dict)
     pings: list[tuple[float, Invocation]] = field(default_factory=list)
+    accepted: list[tuple[float, Invocation]] = field(default_factory=list)
     renewed: list[tuple[str, float]] = field(default_factory=list)
     answer: Callable[[], Awaitable[Outcome]] | None = None
     set_by: timedelta = timedelta()
@@ -53,6 +54,7 @@ class Scene:
             region="eu-west-1",
             account="111122223333",
             now=self.now,
+            accept=self.accept,
             renew=lambda function, within_s: self.renewed.append((function.name, within_s)),
             max_age_s=7200.0,
             trace_id=lambda: "Root=1",
@@ -66,6 +68,9 @@ class Scene:
             return self.functions[qualified(name, qualifier)]
         except KeyError:
             raise FunctionNotFound(name) from None
+
+    async def accept(self, invocation: Invocation) -> None:
+        self.accepted.append((trio.current_time(), invocation))
 
     async def invoke(self, invocation: Invocation) -> Outcome:
         self.pings.append((trio.current_time(), invocation))
@@ -131,6 +136,26 @@ async def test_the_first_ping_of_a_rate_does_not_outrun_provisioned_environments
     async with scene(warm("rate(5 minutes)", provisioned_concurrency=1)) as here:
         await trio.sleep(11 * MINUTE)
         assert here.minutes == [5, 10]
+
+
+async def test_scheduled_events_are_accepted_at_their_times_and_may_overlap(
+    autojump_clock: Clock,
+) -> None:
+    function = make_function("f", schedule=(parse("rate(5 minutes)"), parse("cron(0 9 * * ? *)")))
+    async with scene(function) as here:
+        await trio.sleep(61 * MINUTE)
+    assert [round(at / MINUTE, 1) for at, _ in here.accepted] == [
+        *(5 * n for n in range(1, 12)),
+        59.5,
+        60,
+    ]
+    events = [json.loads(invocation.payload) for _, invocation in here.accepted]
+    assert events[0]["resources"] == ["arn:aws:events:eu-west-1:111122223333:rule/f-schedule"]
+    assert events[0]["time"] == "2026-11-21T08:05:30Z"
+    assert events[11]["resources"] == ["arn:aws:events:eu-west-1:111122223333:rule/f-schedule-2"]
+    assert len({event["id"] for event in events}) == len(events)
+    assert {invocation.kind for _, invocation in here.accepted} == {"Event"}
+    assert here.pings == []
 
 
 async def test_cron_pings_at_its_times(autojump_clock: Clock) -> None:

@@ -14,7 +14,7 @@ import trio.testing
 from sandbox.confine.spec import Exit
 from sandbox.environment import Environment
 from tests.fakes import Body, FakeSandbox, World, echo, respond
-from tests.unit.test_environment import held
+from tests.held import held
 from tests.unit.test_events import check
 
 Clock = trio.testing.MockClock

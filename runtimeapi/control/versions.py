@@ -1,0 +1,172 @@
+"""Owns published versions: PublishVersion, ListVersionsByFunction. They never change; a function's $LATEST does."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import trio
+
+from rootfs.codestore import BadPackage
+from rootfs.packing import pack
+from rootfs.trees import MAX_UNZIPPED
+from runtimeapi.control.checks import check_supported
+from runtimeapi.control.configuration import content, shown
+from runtimeapi.control.control import (
+    LATEST,
+    Control,
+    conflict,
+    invalid,
+    not_found,
+    stale,
+)
+from runtimeapi.control.paging import page
+from runtimeapi.control.parsing import Input
+from runtimeapi.control.rendering import Output
+from sandbox.function import BrokenFunction, FunctionVersion
+from sandbox.registry.records import Code, FunctionRecord, VersionRecord
+
+
+def check_settled(control: Control, record: FunctionRecord, latest: VersionRecord) -> None:
+    """Raises CallerError while it is being created or updated (SPEC 10.2)."""
+    if latest.state == "Pending":
+        raise conflict(
+            "The operation cannot be performed at this time. "
+            "The function is currently in the following state: Pending"
+        )
+    if latest.last_update_status == "InProgress":
+        raise conflict(
+            "The operation cannot be performed at this time. "
+            f"An update is in progress for resource: {control.function_arn(record.name)}"
+        )
+
+
+def published(
+    control: Control, record: FunctionRecord, latest: VersionRecord, description: str | None = None
+) -> tuple[FunctionRecord, VersionRecord]:
+    """The record with $LATEST published as a version, and that version; the last one, if nothing has changed."""
+    said = content(latest)
+    last = record.versions.get(str(record.next_version - 1))
+    if last is not None and last.content == said:
+        return record, last
+    config = latest.config
+    if description is not None:
+        config = {**config, "Description": description}
+    version = replace(
+        latest,
+        version=str(record.next_version),
+        config=config,
+        content=said,
+        revision_id=control.new_id(),
+    )
+    if version.unsettled:
+        version = replace(
+            version,
+            state="Pending",
+            state_reason="The function is being created.",
+            state_reason_code="Creating",
+            last_update_status=None,
+            last_update_status_reason=None,
+            last_update_status_reason_code=None,
+        )
+    record = replace(record.with_version(version), next_version=record.next_version + 1)
+    if record.latest is not None:
+        record = replace(record, latest=replace(record.latest, revision_id=control.new_id()))
+    return record, version
+
+
+async def publish_version(control: Control, given: Input) -> Output:
+    ref = replace(control.ref(given["FunctionName"]), qualifier=LATEST)
+    check_supported(given)
+    async with control.registry.edit() as edit:
+        record = control.record(ref)
+        latest = await control.latest(record)
+        if latest is None:
+            raise not_found(ref)
+        check_settled(control, record, latest)
+        if given.get("RevisionId", latest.revision_id) != latest.revision_id:
+            raise stale()
+        if given.get("CodeSha256", latest.code.sha256) != latest.code.sha256:
+            raise invalid(
+                f"CodeSHA256 ({given['CodeSha256']}) is different from current CodeSHA256 in $LATEST "
+                f"({latest.code.sha256}). Please try again with the CodeSHA256 in $LATEST."
+            )
+        before = record
+        if record.latest is None and _is_new(record, latest):
+            latest = await _kept(control, record, latest)
+        record, version = published(control, record, latest, given.get("Description"))
+        if record is not before:
+            await control.make_ready(record, version)
+            edit.put(record)
+    return shown(control, record, version, version.version)
+
+
+def _is_new(record: FunctionRecord, latest: VersionRecord) -> bool:
+    last = record.versions.get(str(record.next_version - 1))
+    return last is None or last.content != content(latest)
+
+
+async def _kept(control: Control, record: FunctionRecord, latest: VersionRecord) -> VersionRecord:
+    """A folder's function with its code, and its layers, in the store. Raises CallerError."""
+    function = control.folder(record.name)
+    if function is None or isinstance(function, BrokenFunction):
+        problem = function.problem if function is not None else "its folder is gone"
+        raise conflict(f"{record.name} cannot be published as it is: {problem}")
+    if latest.code.size > MAX_UNZIPPED:
+        raise conflict(
+            f"{function.code} cannot be published: it must be smaller than {MAX_UNZIPPED} bytes. "
+            "Hint: move what is not needed out of it, or into a layer"
+        )
+    try:
+        code, opt = await trio.to_thread.run_sync(_copy, control, function)
+    except (BadPackage, OSError, ValueError) as exc:
+        raise conflict(
+            f"{function.code} cannot be published: {exc}. "
+            "Hint: a version is a copy of the folder; nothing in it may lead out of it"
+        ) from exc
+    if code.sha256 != latest.code.sha256:
+        raise conflict(
+            f"{function.code} has changed while it was being published. Hint: publish it again"
+        )
+    here = {**latest.here, "opt": opt} if opt else latest.here
+    return replace(latest, code=code, here=here)
+
+
+def _copy(control: Control, function: FunctionVersion) -> tuple[Code, str | None]:
+    kept = control.code.put(_zip(function.code))
+    code = Code(tree=kept.tree, sha256=kept.sha256, size=kept.size)
+    opt = None
+    for folder in function.layers:
+        opt = control.code.put(_zip(folder)).tree
+    return code, opt
+
+
+def _zip(folder: Path) -> bytes:
+    written = io.BytesIO()
+    pack(folder, written)
+    return written.getvalue()
+
+
+async def list_versions_by_function(control: Control, given: Input) -> Output:
+    ref = replace(control.ref(given["FunctionName"]), qualifier=None)
+    record = control.record(ref)
+    latest = await control.latest(record)
+    versions = dict(record.versions)
+    if latest is not None:
+        versions[LATEST] = latest
+    numbers = {0 if number == LATEST else int(number): number for number in versions}
+    keys, marker = page([(record.name, number) for number in numbers], given)
+    found = [(numbers[number], versions[numbers[number]]) for _, number in keys]
+    return {
+        "Versions": [
+            shown(control, record, version, number, listed=True) for number, version in found
+        ],
+        "NextMarker": marker,
+    }
+
+
+OPERATIONS = {
+    "PublishVersion": publish_version,
+    "ListVersionsByFunction": list_versions_by_function,
+}
