@@ -44,6 +44,7 @@ from sandbox.confine.pool import PoolLimits
 from sandbox.confine.spec import MIB, Limits, Preparation, Program, SandboxSpec
 from sandbox.confine.storage import open_storage
 from sandbox.environment import Environment, ServeRuntimeApi, Surroundings
+from sandbox.errors import CallerError
 from sandbox.eventstore import EventStore
 from sandbox.function import FunctionVersion, Network
 from sandbox.invocation import Invocation, Outcome
@@ -51,6 +52,7 @@ from sandbox.keepwarm import KeepWarm, idle_limit_s
 from sandbox.loggingconfig import DEFAULT_LEVEL
 from sandbox.logs import LogBook
 from sandbox.planner import Limits as NodeLimits
+from sandbox.provisioning import Provisioned
 from sandbox.scheduler import Scheduler, open_scheduler
 from sandbox.sources.sources import EventSources
 from sandbox.ticket import Ticket
@@ -337,7 +339,10 @@ async def open_node(
                 layers=layers,
                 defaults=way_out.defaults,
                 clients=clients,
-                provisioned=lambda name, version: scheduler.provisioned(name, version),
+                # The scheduler, below, needs the functions; nobody asks for this before there are callers.
+                provisioned=lambda name, version: _provisioned(
+                    scheduler, api.functions, name, version
+                ),
             )
         )
         rapi = await stack.enter_async_context(
@@ -445,6 +450,16 @@ def _runtime_api(rapi: ServedApp) -> ServeRuntimeApi:
         )
 
     return serve
+
+
+def _provisioned(
+    scheduler: Scheduler, functions: Functions, name: str, version: str
+) -> Provisioned | None:
+    """None: the version cannot run now."""
+    try:
+        return scheduler.provisioned(functions.resolve(name, version))
+    except CallerError:
+        return None
 
 
 def _finder(functions: Functions) -> Callable[[str, str | None], FunctionVersion]:

@@ -19,7 +19,6 @@ __all__ = [
     "ExtensionsFace",
     "Functions",
     "Invoker",
-    "ProvisionedState",
     "ResponseBody",
     "RuntimeFace",
 ]
@@ -141,21 +140,6 @@ class Functions(Protocol):
 
     def live(self) -> Sequence[FunctionVersion]:
         """Every version that may be invoked now or is to be kept provisioned."""
-
-
-class ProvisionedState(Protocol):
-    """How far a request for provisioned concurrency has come, in AWS's words (SPEC 7)."""
-
-    @property
-    def requested(self) -> int: ...
-    @property
-    def allocated(self) -> int: ...
-    @property
-    def available(self) -> int: ...
-    @property
-    def status(self) -> str: ...
-    @property
-    def reason(self) -> str | None: ...
 
 
 class Invoker(Protocol):

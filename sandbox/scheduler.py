@@ -436,11 +436,16 @@ class Scheduler:
         """One row of `lambox ps` per environment that still exists on the host."""
         return [environment.describe() for environment in self._live]
 
-    def provisioned(self, name: str, version: str) -> Provisioned | None:
-        """How far what this version asks for has come (SPEC 10.5); None: nothing is known of it yet."""
-        versions = self._functions.get(name)
-        slots = versions.slots.get(version) if versions else None
-        return slots.provision.state() if slots else None
+    def provisioned(self, function: FunctionVersion) -> Provisioned:
+        """How far what it asks for (`provisioned_concurrency`) has come (SPEC 10.5)."""
+        slots, wanted = self._known(function), function.provisioned_concurrency
+        if (
+            slots is None
+            or slots.provision.wanted != wanted
+            or slots.function.revision != function.revision
+        ):
+            return Provisioned(wanted)  # not told yet
+        return slots.provision.state()
 
     def in_use(self) -> set[Path]:
         """Folders of code and layers that environments have or may yet get, of versions that are gone too."""
