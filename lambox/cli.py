@@ -415,6 +415,11 @@ def list_(endpoint: str | None, functions: str | None, config: Path | None) -> N
                 row["state"],
             )
     show(table)
+    for row in rows:
+        for url in row.get(
+            "urls", ()
+        ):  # not in the table, which may be cut to the terminal's width
+            click.echo(f"{row['name']} is at {url}")
 
 
 def local_functions(checked: Config) -> list[dict[str, Any]]:

@@ -16,6 +16,8 @@ from quart import Response, request
 from runtimeapi.app import FaceApp, respond
 from runtimeapi.ports import Console, Functions
 from runtimeapi.replies import to_json
+from runtimeapi.urls.directory import UrlDirectory
+from runtimeapi.urls.names import address
 from sandbox.errors import FunctionNotFound
 from sandbox.function import LATEST, BrokenFunction, FunctionVersion
 
@@ -23,7 +25,9 @@ JSON = {"Content-Type": "application/json"}
 TEXT = "text/plain; charset=utf-8"
 
 
-def mount_console(app: FaceApp, functions: Functions, console: Console) -> None:
+def mount_console(
+    app: FaceApp, functions: Functions, console: Console, urls: UrlDirectory, region: str
+) -> None:
     @app.get("/healthz")
     async def healthz() -> Response:
         return respond(200, JSON, to_json({"status": "ok", "version": version("lambox")}))
@@ -31,11 +35,21 @@ def mount_console(app: FaceApp, functions: Functions, console: Console) -> None:
     @app.get("/_lambox/functions")
     async def list_functions() -> Response:
         functions.refresh()
-        rows = [describe(one) for one in functions.all()]
+        rows = [described(one) for one in functions.all()]
         published = _published(functions)
         for row in rows:
             row["versions"] = published.get(row["name"], [])
         return respond(200, JSON, to_json(rows))
+
+    def described(function: FunctionVersion | BrokenFunction) -> dict[str, Any]:
+        found = describe(function)
+        if isinstance(function, FunctionVersion):
+            host, secure = request.headers.get("host", ""), request.scheme == "https"
+            found["urls"] = [
+                address(url.id, host=host, secure=secure, region=region)
+                for url in urls.of_function(function)
+            ]
+        return found
 
     @app.get("/_lambox/environments")
     async def list_environments() -> Response:

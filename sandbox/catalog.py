@@ -48,6 +48,7 @@ OUTSIDE = frozenset(
         "idle_timeout", "reserved_concurrency", "provisioned_concurrency", "warm", "waits_for_ping",
         "schedule", "description", "maximum_retry_attempts", "maximum_event_age", "on_success", "on_failure",
         "dead_letter", "recursive_loop", "environment",
+        "url",
     }
 )  # fmt: skip
 """Of a description, what an environment that runs already need not be another for: how many there may be and for
@@ -523,4 +524,5 @@ def _function(
         application_log_level=description.application_log_level,
         system_log_level=description.system_log_level,
         log_group=description.log_group,
+        url=description.url,
     )
