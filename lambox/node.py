@@ -337,9 +337,7 @@ async def open_node(
         clients = AwsClients(_endpoints(config))
         api = await stack.enter_async_context(
             open_lambda_api(
-                config,
-                catalog,
-                runtimes,
+                *(config, catalog, runtimes),
                 layers=layers,
                 defaults=way_out.defaults,
                 clients=clients,

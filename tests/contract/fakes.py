@@ -246,12 +246,15 @@ class FakeFunctions:
         self.qualifiers = {"1": "1", "2": "2", "blue": "2"}
         self.refusal: CallerError | None = None
         self.refreshed = 0
+        self.resolved = trio.Event()
+        """Somebody has asked for one."""
 
     def refresh(self) -> None:
         self.refreshed += 1
 
     def resolve(self, name: str, qualifier: str | None) -> FunctionVersion:
         """`qualifiers` says what else than $LATEST a qualifier means; `refusal` is raised instead."""
+        self.resolved.set()
         one = self.found.get(name)
         if one is None:
             raise FunctionNotFound(name)
