@@ -21,12 +21,12 @@ from rootfs.trees import LayerStore
 from runtimeapi.control.control import Control, host_architecture
 from runtimeapi.control.folders import Folders
 from runtimeapi.intake import read_trace_id
-from runtimeapi.ports import ProvisionedState
 from sandbox.catalog import Catalog
 from sandbox.errors import PlatformFault
 from sandbox.function import FunctionVersion
 from sandbox.functiontoml import FunctionDefaults
 from sandbox.invocation import Invocation, Outcome
+from sandbox.provisioning import Provisioned
 from sandbox.registry.activation import Activator
 from sandbox.registry.database import open_database
 from sandbox.registry.registry import open_registry
@@ -54,7 +54,7 @@ async def open_lambda_api(
     layers: LayerStore,
     defaults: FunctionDefaults,
     clients: AwsClients,
-    provisioned: Callable[[str, str], ProvisionedState | None] = lambda name, version: None,
+    provisioned: Callable[[str, str], Provisioned | None] = lambda name, version: None,
 ) -> AsyncIterator[LambdaApi]:
     """All functions there are, and the API that changes them. Its background work ends with it.
 

@@ -31,6 +31,7 @@ from rootfs import environ, host, layout
 from rootfs.layout import Entry
 from rootfs.runtimes import Runtime, Runtimes, discover
 from rootfs.trees import LayerStore
+from runtimeapi.delivery import courier
 from runtimeapi.intake import read_trace_id
 from runtimeapi.invoke import make_invoke_app
 from runtimeapi.lanes import caller_lane, runtime_lane
@@ -44,6 +45,7 @@ from sandbox.confine.pool import PoolLimits
 from sandbox.confine.spec import MIB, Limits, Preparation, Program, SandboxSpec
 from sandbox.confine.storage import open_storage
 from sandbox.environment import Environment, ServeRuntimeApi, Surroundings
+from sandbox.errors import CallerError
 from sandbox.eventstore import EventStore
 from sandbox.function import FunctionVersion, Network
 from sandbox.invocation import Invocation, Outcome
@@ -51,6 +53,7 @@ from sandbox.keepwarm import KeepWarm, idle_limit_s
 from sandbox.loggingconfig import DEFAULT_LEVEL
 from sandbox.logs import LogBook
 from sandbox.planner import Limits as NodeLimits
+from sandbox.provisioning import Provisioned
 from sandbox.scheduler import Scheduler, open_scheduler
 from sandbox.sources.sources import EventSources
 from sandbox.ticket import Ticket
@@ -237,6 +240,7 @@ class Node:
             account=config.account,
             guard=face.guard,
             control=self._control,
+            url_keys=face.url_keys,
         )
         family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
         listening = socket.create_server((config.host, config.port), family=family, backlog=1024)
@@ -338,12 +342,14 @@ async def open_node(
         clients = AwsClients(_endpoints(config))
         api = await stack.enter_async_context(
             open_lambda_api(
-                config,
-                catalog,
-                runtimes,
+                *(config, catalog, runtimes),
                 layers=layers,
                 defaults=way_out.defaults,
                 clients=clients,
+                # The scheduler, below, needs the functions; nobody asks for this before there are callers.
+                provisioned=lambda name, version: _provisioned(
+                    scheduler, api.functions, name, version
+                ),
             )
         )
         rapi = await stack.enter_async_context(
@@ -375,6 +381,7 @@ async def open_node(
                     launcher=launcher,
                     prepare=kitchen.prepare,
                     serve=_runtime_api(rapi),
+                    courier=courier,
                     logbook=logbook,
                     init_timeout_s=config.init_timeout_s,
                     freeze_delay_s=config.freeze_delay_ms / 1000,
@@ -451,6 +458,16 @@ def _runtime_api(rapi: ServedApp) -> ServeRuntimeApi:
         )
 
     return serve
+
+
+def _provisioned(
+    scheduler: Scheduler, functions: Functions, name: str, version: str
+) -> Provisioned | None:
+    """None: the version cannot run now."""
+    try:
+        return scheduler.provisioned(functions.resolve(name, version))
+    except CallerError:
+        return None
 
 
 def _finder(functions: Functions) -> Callable[[str, str | None], FunctionVersion]:

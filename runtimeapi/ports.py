@@ -11,6 +11,7 @@ from sandbox.extensions import ExtensionEvent
 from sandbox.function import BrokenFunction, FunctionVersion
 from sandbox.invocation import BodyTruncated, Invocation, Outcome, ResponseBody
 from sandbox.lifecycle import NextEvent
+from sandbox.telemetry import Subscription
 from sandbox.ticket import Ticket
 
 __all__ = [
@@ -19,7 +20,6 @@ __all__ = [
     "ExtensionsFace",
     "Functions",
     "Invoker",
-    "ProvisionedState",
     "ResponseBody",
     "RuntimeFace",
 ]
@@ -79,6 +79,9 @@ class RuntimeFace(Protocol):
     def extensions(self) -> ExtensionsFace: ...
     def extension_name(self, identifier: str | None) -> str:
         """Whose `Lambda-Extension-Identifier` this is."""
+
+    def subscribe(self, extension: str, subscription: Subscription) -> None:
+        """The Telemetry or Logs API, during init."""
 
     @property
     def metadata_token(self) -> str:
@@ -141,21 +144,6 @@ class Functions(Protocol):
 
     def live(self) -> Sequence[FunctionVersion]:
         """Every version that may be invoked now or is to be kept provisioned."""
-
-
-class ProvisionedState(Protocol):
-    """How far a request for provisioned concurrency has come, in AWS's words (SPEC 7)."""
-
-    @property
-    def requested(self) -> int: ...
-    @property
-    def allocated(self) -> int: ...
-    @property
-    def available(self) -> int: ...
-    @property
-    def status(self) -> str: ...
-    @property
-    def reason(self) -> str | None: ...
 
 
 class Invoker(Protocol):

@@ -64,15 +64,17 @@ def check_reserved(name: str, asked: int, concurrent: int, live: Iterable[Functi
     """Whether this function may have so much reserved. Raises InvalidRequest; nothing is changed."""
     live = list(live)
     now, here = account(concurrent, live), promised(live).get(name, Promised(None, 0))
-    if now.unreserved + here.counts - asked < now.least_unreserved:
+    # One that shrinks is never refused: what there is in all of function.toml may be too much already.
+    if asked > here.counts and now.unreserved + here.counts - asked < now.least_unreserved:
         raise _refused(
             "Specified ReservedConcurrentExecutions for function decreases account's "
             "UnreservedConcurrentExecution below its minimum value of "
             f"[{now.least_unreserved}]."
         )
     if here.provisioned > asked:
+        # AWS's own spaces.
         raise _refused(
-            f"ReservedConcurrentExecutions {asked} should not be lower than function's total "
+            f" ReservedConcurrentExecutions  {asked} should not be lower than function's total "
             f"provisioned concurrency [{here.provisioned}]."
         )
 
@@ -90,7 +92,8 @@ def check_provisioned(
         if here.provisioned - before + asked > here.reserved:
             raise _refused(
                 "Requested Provisioned Concurrency should not be greater than the "
-                "reservedConcurrentExecution for function"
+                "reservedConcurrentExecution for function",
+                typed=True,
             )
         return
     if asked > now.unreserved + before:
@@ -106,5 +109,6 @@ def check_provisioned(
         )
 
 
-def _refused(message: str) -> InvalidRequest:
-    return InvalidRequest(message, code="InvalidParameterValueException")
+def _refused(message: str, *, typed: bool = False) -> InvalidRequest:
+    """AWS's answers about the account have no `Type`."""
+    return InvalidRequest(message, code="InvalidParameterValueException", typed=typed)

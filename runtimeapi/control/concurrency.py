@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from runtimeapi.arns import FunctionRef
-from runtimeapi.control.account import provisioned_total, unreserved, unreserved_floor
 from runtimeapi.control.control import Control, invalid, not_found
 from runtimeapi.control.parsing import Input
 from runtimeapi.control.rendering import Output
+from sandbox.concurrency import check_reserved
 from sandbox.errors import FunctionNotFound
 from sandbox.function import FunctionVersion
 from sandbox.registry.records import LATEST, FunctionRecord
@@ -22,29 +22,10 @@ async def put_function_concurrency(control: Control, given: Input) -> Output:
             record = control.record(ref)
         except FunctionNotFound as exc:
             raise not_found(replace(ref, qualifier=LATEST)) from exc
-        _check(control, record, wanted)
+        live = control.functions.live()
+        check_reserved(record.name, wanted, control.account_concurrency, live)
         edit.put(replace(record, reserved_concurrency=wanted))
     return {"ReservedConcurrentExecutions": wanted}
-
-
-def _check(control: Control, record: FunctionRecord, wanted: int) -> None:
-    floor = unreserved_floor(control.account_concurrency)
-    # A reservation that shrinks is never refused: it may have been made when there was more.
-    held = record.reserved_concurrency or 0
-    if wanted > held and unreserved(control, without=record.name) - wanted < floor:
-        raise invalid(
-            "Specified ReservedConcurrentExecutions for function decreases account's "
-            f"UnreservedConcurrentExecution below its minimum value of [{floor}].",
-            typed=False,
-        )
-    provisioned = provisioned_total(record)
-    if provisioned > wanted:
-        # Both spaces are AWS's own.
-        raise invalid(
-            f" ReservedConcurrentExecutions  {wanted} should not be lower than function's total "
-            f"provisioned concurrency [{provisioned}].",
-            typed=False,
-        )
 
 
 async def get_function_concurrency(control: Control, given: Input) -> Output:

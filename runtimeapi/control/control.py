@@ -14,9 +14,10 @@ from runtimeapi.arns import FunctionRef, parse_function_name
 from runtimeapi.control.folders import Folders
 from runtimeapi.control.parsing import Input
 from runtimeapi.control.rendering import Output, timestamp
-from runtimeapi.ports import Functions, ProvisionedState
+from runtimeapi.ports import Functions
 from sandbox.errors import FunctionNotFound, InvalidRequest
 from sandbox.function import BrokenFunction, FunctionVersion
+from sandbox.provisioning import Provisioned
 from sandbox.registry.records import LATEST, FunctionRecord, VersionRecord
 from sandbox.registry.registry import Registry
 
@@ -62,7 +63,7 @@ class Control:
     """Bucket, key and version of an object -> its bytes. Raises CallerError, in AWS's words."""
     account_concurrency: int = 1000
     """AccountLimit.ConcurrentExecutions."""
-    provisioned: Callable[[str, str], ProvisionedState | None] = lambda name, version: None
+    provisioned: Callable[[str, str], Provisioned | None] = lambda name, version: None
     """(function, version) -> how far the engine has come; None: it has not heard of it."""
     mapping_problems: dict[str, str] = field(default_factory=dict)
     """What keeps event source mappings from their queues or functions just now, by UUID."""

@@ -83,8 +83,10 @@ def _from_query(shape: Shape, values: Sequence[str] | None) -> Any:
 
 
 def _from_text(shape: Shape, text: str | None) -> Any:
-    if text is None or shape.type_name == "string":
-        return text or None
+    if not text:  # `?Qualifier=` is how an empty member arrives
+        return None
+    if shape.type_name == "string":
+        return text
     if shape.type_name in ("integer", "long"):
         if not _NUMBER.fullmatch(text):
             raise _serialization("STRING_VALUE can not be converted to an Integer")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from runtimeapi.arns import FunctionRef
-from runtimeapi.control.account import provisioned_total, unreserved, unreserved_floor
 from runtimeapi.control.control import Control, conflict, invalid, not_found
 from runtimeapi.control.paging import page
 from runtimeapi.control.parsing import Input
 from runtimeapi.control.qualifiers import attach, nothing_there, resolved
 from runtimeapi.control.rendering import Output
+from sandbox.concurrency import check_provisioned
 from sandbox.errors import FunctionNotFound, InvalidRequest
 from sandbox.registry.records import LATEST, FunctionRecord
 
@@ -23,7 +23,9 @@ async def put_provisioned_concurrency_config(control: Control, given: Input) -> 
     wanted = given["ProvisionedConcurrentExecutions"]
     async with control.registry.edit() as edit:
         record, qualifier = _found(control, ref)
-        _check_limits(control, record, qualifier, wanted)
+        live = control.functions.live()
+        version = _version(record, qualifier)
+        check_provisioned(record.name, version, wanted, control.account_concurrency, live)
         _check_conflicts(record, qualifier)
         stamp = control.stamp()
         edit.put(attach(record, FEATURE, qualifier, {REQUESTED: wanted, "LastModified": stamp}))
@@ -35,32 +37,6 @@ async def put_provisioned_concurrency_config(control: Control, given: Input) -> 
         "Status": "IN_PROGRESS",
         "LastModified": stamp,
     }
-
-
-def _check_limits(control: Control, record: FunctionRecord, qualifier: str, wanted: int) -> None:
-    others = provisioned_total(record, without=qualifier)
-    if record.reserved_concurrency is not None:
-        # It is a part of the reservation: the account's share does not change.
-        if record.reserved_concurrency < others + wanted:
-            raise invalid(
-                "Requested Provisioned Concurrency should not be greater than the "
-                "reservedConcurrentExecution for function"
-            )
-        return
-    left = unreserved(control, without=record.name) - others
-    if wanted > left:
-        raise invalid(
-            "Specified ConcurrentExecutions for function is greater than account's unreserved "
-            f"concurrency [{left}].",
-            typed=False,
-        )
-    floor = unreserved_floor(control.account_concurrency)
-    if left - wanted < floor:
-        raise invalid(
-            "Specified ConcurrentExecutions for function decreases account's "
-            f"UnreservedConcurrentExecution below its minimum value of [{floor}].",
-            typed=False,
-        )
 
 
 def _check_conflicts(record: FunctionRecord, qualifier: str) -> None:
@@ -127,8 +103,7 @@ async def delete_provisioned_concurrency_config(control: Control, given: Input) 
 
 def _shown(control: Control, record: FunctionRecord, qualifier: str) -> Output:
     document = record.attached[FEATURE][qualifier]
-    alias = record.aliases.get(qualifier)
-    state = control.provisioned(record.name, alias.version if alias is not None else qualifier)
+    state = control.provisioned(record.name, _version(record, qualifier))
     wanted = document[REQUESTED]
     # An engine that has not yet heard of the newest request is in the middle of it.
     heard = state is not None and state.requested == wanted
@@ -140,6 +115,11 @@ def _shown(control: Control, record: FunctionRecord, qualifier: str) -> Output:
         "StatusReason": state.reason if state is not None and heard else None,
         "LastModified": document["LastModified"],
     }
+
+
+def _version(record: FunctionRecord, qualifier: str) -> str:
+    alias = record.aliases.get(qualifier)
+    return alias.version if alias is not None else qualifier
 
 
 def _ref(control: Control, given: Input, unpublished: str) -> FunctionRef:

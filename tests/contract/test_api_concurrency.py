@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from runtimeapi.control.account import unreserved_floor
+from sandbox.provisioning import Provisioned
 from tests.contract.lambda_api import Api, serving
 from tests.contract.versioned import add_alias, add_version
 
@@ -113,19 +112,8 @@ def test_a_folders_function_can_be_reserved_for(tmp_path: Path) -> None:
         assert api.behind.functions.get("folder").reserved_concurrency == 3
 
 
-@dataclass
-class State:
-    """What the engine says."""
-
-    requested: int
-    allocated: int
-    available: int
-    status: str
-    reason: str | None = None
-
-
 def test_provisioned_concurrency(tmp_path: Path) -> None:
-    engine: dict[tuple[str, str], State] = {}
+    engine: dict[tuple[str, str], Provisioned] = {}
     with serving(tmp_path, provisioned=lambda name, version: engine.get((name, version))) as api:
         lambda_ = api.client
         api.create("one")
@@ -140,10 +128,10 @@ def test_provisioned_concurrency(tmp_path: Path) -> None:
         assert put["AllocatedProvisionedConcurrentExecutions"] == 0
         assert api.behind.functions.resolve("one", "1").provisioned_concurrency == 2
         assert lambda_.get_provisioned_concurrency_config(**where)["Status"] == "IN_PROGRESS"
-        engine["one", "1"] = State(2, 2, 1, "READY")
+        engine["one", "1"] = Provisioned(2, 2, 1, "READY")
         got = lambda_.get_provisioned_concurrency_config(**where)
         assert (got["Status"], got["AllocatedProvisionedConcurrentExecutions"]) == ("READY", 2)
-        engine["one", "1"] = State(2, 0, 0, "FAILED", "FUNCTION_ERROR_INIT_FAILURE")
+        engine["one", "1"] = Provisioned(2, 0, 0, "FAILED", "FUNCTION_ERROR_INIT_FAILURE")
         listed = lambda_.list_provisioned_concurrency_configs(FunctionName="one")
         (one,) = listed["ProvisionedConcurrencyConfigs"]
         assert (one["FunctionArn"], one["Status"]) == (f"{ARN}:one:1", "FAILED")
@@ -278,7 +266,3 @@ def test_account_settings_tell_what_there_is(api: Api) -> None:
     assert after["AccountUsage"] == {"TotalCodeSize": 2 * size, "FunctionCount": 1}
     assert after["AccountLimit"]["CodeSizeUnzipped"] == 262144000
     assert after["AccountLimit"]["CodeSizeZipped"] == 52428800
-
-
-def test_a_tenth_of_a_small_account_stays_unreserved() -> None:
-    assert [unreserved_floor(limit) for limit in (1, 10, 200, 1000, 50_000)] == [0, 1, 20, 100, 100]

@@ -70,7 +70,7 @@ def test_reserved_leaves_a_tenth_to_all_others() -> None:
 def test_reserved_is_not_less_than_what_is_provisioned() -> None:
     assert reserve("held", 50) == ""
     assert reserve("held", 49) == (
-        "ReservedConcurrentExecutions 49 should not be lower than function's total provisioned "
+        " ReservedConcurrentExecutions  49 should not be lower than function's total provisioned "
         "concurrency [50]."
     )
     assert reserve("ready", 60) == ""
