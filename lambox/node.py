@@ -340,6 +340,7 @@ async def open_node(
                 *(config, catalog, runtimes),
                 layers=layers,
                 defaults=way_out.defaults,
+                unavailable=way_out.unavailable,
                 clients=clients,
                 # The scheduler, below, needs the functions; nobody asks for this before there are callers.
                 provisioned=lambda name, version: _provisioned(
