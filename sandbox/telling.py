@@ -98,7 +98,9 @@ class Teller:
                     shown(accepted.invocation.payload),
                 )
                 break
-            log.warning(
+            # Once per event: thousands of them may wait for the same target.
+            log.log(
+                logging.WARNING if delay == FIRST_S else logging.DEBUG,
                 "event %s of %s: %s does not take its %s, the next try is in %g s: %s",
                 accepted.invocation.request_id,
                 accepted.name,

@@ -18,6 +18,7 @@ from runtimeapi.control import (
     provisioned,
     tags,
     updates,
+    urls,
     versions,
 )
 from runtimeapi.control.control import Operation
@@ -36,4 +37,5 @@ OPERATIONS: dict[str, Operation] = {
     **management.OPERATIONS,
     **mappings.OPERATIONS,
     **absent.OPERATIONS,
+    **urls.OPERATIONS,
 }

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sandbox.destinations import MOST_SNS, Message, is_json, large, render
 from sandbox.eventconfig import parse_target
 from sandbox.function import LATEST
 from sandbox.queued import Accepted, Condition, Drop, Ended, Response, Role
 from tests.fakes import make_function, make_invocation
+from tests.machines import effort
 
 KEY = "0123456789abcdef0123456789abcdef"
 ID = "e5f1b1d2-0000-4000-8000-000000000001"
@@ -153,6 +157,42 @@ def test_a_dead_letter_is_the_event_and_says_why(
         "ErrorCode": ("Number", code),
         "ErrorMessage": ("String", text),
     }
+
+
+DOCUMENTS = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@effort(60)
+@given(DOCUMENTS, st.binary(max_size=200) | DOCUMENTS.map(lambda one: json.dumps(one).encode()))
+def test_whatever_came_and_went_a_record_is_json_that_holds_it(event: Any, answer: bytes) -> None:
+    payload = json.dumps(event, ensure_ascii=False).encode("utf-8", "replace")
+    record = json.loads(message(Response(200, answer, LATEST), payload=payload).body)
+    assert record["requestPayload"] == json.loads(payload)
+    if is_json(answer):
+        assert record["responsePayload"] == json.loads(answer)
+    else:
+        text = answer.decode("utf-8", "replace") if answer else None
+        assert record["responsePayload"] == text
+
+
+@effort(60)
+@given(st.binary(max_size=2000), st.integers(100, 599))
+def test_whatever_went_wrong_a_dead_letters_attributes_are_what_sqs_takes(
+    answer: bytes, status: int
+) -> None:
+    found = message(Response(status, answer), role="dead letter")
+    (_, text), (_, code) = found.attributes["ErrorMessage"], found.attributes["ErrorCode"]
+    assert 0 < len(text.encode()) <= 1024
+    assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]", text)
+    assert code == str(status)
 
 
 def test_only_large_ones_are_worth_a_thread() -> None:
