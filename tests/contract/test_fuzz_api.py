@@ -40,7 +40,8 @@ JSON = st.recursive(
 )
 NAMES = [
     "one", "one:1", "one:live", "one:$LATEST", "none", f"{PLACE}:function:one", f"{PLACE}:function:one:live",
-    "1", "live", "$LATEST", "layer", f"{PLACE}:layer:layer:1", "s3.amazonaws.com", "lambda:InvokeFunction", "python3.11",
+    "1", "live", "$LATEST", "layer", f"{PLACE}:layer:layer:1", "s3.amazonaws.com", "lambda:InvokeFunction",
+    "python3.11",
     "index.handler", "arn:aws:iam::123456789012:role/r", "NONE", "12345678-1234-1234-1234-123456789012",
     f"{PLACE}:event-source-mapping:12345678-1234-1234-1234-123456789012", "arn:aws:sqs:us-east-1:123456789012:q",
     '{"Statement": {"Effect": "Allow", "Principal": "*", "Action": "*"}}',
