@@ -104,7 +104,6 @@ async def get_function_configuration(control: Control, given: Input) -> Output:
 
 
 async def list_functions(control: Control, given: Input) -> Output:
-    control.functions.refresh()
     keys, marker = page(list(_keys(control, every=given.get("FunctionVersion") == "ALL")), given)
     found = []
     for name, number in keys:
