@@ -176,3 +176,8 @@ OPERATIONS = {
     "ListFunctions": list_functions,
     "DeleteFunction": delete_function,
 }
+NOTES = {
+    "CreateFunction": "Zip packages only (no ImageUri), for the host's architecture. VpcConfig, KMSKeyArn, "
+    "TracingConfig and SnapStart are kept and shown without effect; EFS, tenants, durable functions and managed "
+    "instances are refused.",
+}
