@@ -22,6 +22,7 @@ from typing import Any
 import trio
 
 from lambox.awsclient import AwsClients, Endpoints
+from lambox.awssettings import is_server
 from lambox.callers import CallersFace
 from lambox.config import Config
 from lambox.dispatch import Dispatch
@@ -345,6 +346,7 @@ async def open_node(
                 *(config, catalog, runtimes),
                 layers=layers,
                 defaults=way_out.defaults,
+                unavailable=way_out.unavailable,
                 clients=clients,
                 # The scheduler, below, needs the functions; nobody asks for this before there are callers.
                 provisioned=lambda name, version: _provisioned(
@@ -481,8 +483,11 @@ def _finder(functions: Functions) -> Callable[[str, str | None], FunctionVersion
 
 
 def _endpoints(config: Config) -> Endpoints:
+    common = config.aws_endpoint
+    if common is not None and is_server(common, config.host, config.port):
+        common = None  # AWS_ENDPOINT_URL as callers of this server have it
     return Endpoints(
-        config.aws_endpoint,
+        common,
         {
             "sqs": config.endpoint_sqs,
             "sns": config.endpoint_sns,
