@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from lambox.node import Node
 
 FUNCTION_ERROR, USAGE, PLATFORM = 1, 2, 3
+MOST_VERSIONS = 5
+"""How many published versions `lambox list` shows of a function: the newest."""
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
@@ -396,11 +398,12 @@ def list_(endpoint: str | None, functions: str | None, config: Path | None) -> N
     if not rows:
         click.echo(f"no functions in {checked.functions}. Hint: lambox new hello", err=True)
         return
-    table = plain_table("name", "runtime", "handler", ">memory", ">timeout", "state")
+    table = plain_table("name", "runtime", "handler", ">memory", ">timeout", "versions", "state")
     for row in rows:
+        versions = " ".join(row.get("versions", ())[-MOST_VERSIONS:]) or "-"
         if row.get("problem"):
             problem = escape(f"broken: {row['problem']}")
-            table.add_row(row["name"], "", "", "", "", problem)
+            table.add_row(row["name"], "", "", "", "", versions, problem)
         else:
             table.add_row(
                 row["name"],
@@ -408,6 +411,7 @@ def list_(endpoint: str | None, functions: str | None, config: Path | None) -> N
                 row["handler"],
                 f"{row['memory_mb']} MB",
                 f"{row['timeout_s']} s",
+                versions,
                 row["state"],
             )
     show(table)
@@ -459,12 +463,14 @@ def ps(endpoint: str | None, config: Path | None) -> None:
     server = need_server(config, endpoint)
     rows = ask(server.environments)
     table = plain_table(
-        "id", "function", "type", "state", ">age", ">invocations", ">memory", ">of", "/tmp", ">cpu"
+        *("id", "function", "version", "type", "state", ">age", ">invocations"),
+        *(">memory", ">of", "/tmp", ">cpu"),
     )
     for row in rows:
         table.add_row(
             row["id"],
             row["function"],
+            row.get("version", ""),
             row.get("type", ""),
             row["state"],
             duration(row["age_s"]),

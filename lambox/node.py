@@ -31,6 +31,7 @@ from rootfs import environ, host, layout
 from rootfs.layout import Entry
 from rootfs.runtimes import Runtime, Runtimes, discover
 from rootfs.trees import LayerStore
+from runtimeapi.delivery import courier
 from runtimeapi.intake import read_trace_id
 from runtimeapi.invoke import make_invoke_app
 from runtimeapi.lanes import caller_lane, runtime_lane
@@ -336,9 +337,7 @@ async def open_node(
         clients = AwsClients(_endpoints(config))
         api = await stack.enter_async_context(
             open_lambda_api(
-                config,
-                catalog,
-                runtimes,
+                *(config, catalog, runtimes),
                 layers=layers,
                 defaults=way_out.defaults,
                 clients=clients,
@@ -377,6 +376,7 @@ async def open_node(
                     launcher=launcher,
                     prepare=kitchen.prepare,
                     serve=_runtime_api(rapi),
+                    courier=courier,
                     logbook=logbook,
                     init_timeout_s=config.init_timeout_s,
                     freeze_delay_s=config.freeze_delay_ms / 1000,

@@ -126,6 +126,8 @@ class Catalog:
         self._answering = answering or Answering()
         self._clock = clock
         self._reserved: int | None = None
+        self.generation = 0
+        """Grows with every change."""
         self._watch: Watch | None = None
         self._root_watched = False
         if watch:
@@ -253,6 +255,7 @@ class Catalog:
         self._incomplete.pop(name, None)
         self._again.discard(name)
         self._reserved = None
+        self.generation += 1
         if self._watch is not None:
             self._watch.forget(name)
 
@@ -285,6 +288,7 @@ class Catalog:
         entry = self._read(name, code)
         self._entries[name] = entry
         self._reserved = None
+        self.generation += 1
         if entry.passing:
             self._again.add(name)
         else:

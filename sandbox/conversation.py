@@ -59,7 +59,7 @@ class Conversation:
         self._unwritten: Turn | None = None
         """Answered; END and REPORT are still to be written."""
         self._undone: Turn | None = None
-        """Answered; the runtime has not asked for the next event yet."""
+        """Answered; the runtime has not asked for the next event yet, and somebody wants to know when."""
         self._parked: list[Deliver] = []
         self.extensions = ExtensionHost(function, self, account=account)
         self._init_ms: float | None = None
@@ -67,6 +67,10 @@ class Conversation:
         self._deadline = math.inf
 
     # --- what the other half does
+
+    def _runtime_initialised(self, status: str = "success", error_type: str = "") -> None:
+        """The runtime waits for an event, for the first time; or (`status`) it never will."""
+        raise NotImplementedError
 
     def _init_ended(self) -> None:
         """The runtime waits for an event, and so does every extension, for the first time."""
@@ -123,6 +127,7 @@ class Conversation:
         before = self._life.state
         self._life.step(Event.NEXT)
         if before is State.STARTED:
+            self._runtime_initialised()
             self.extensions.all.close_registration()
             self.extensions_ready()
         elif before is State.RESPONSE_SENT:
@@ -262,7 +267,8 @@ class Conversation:
             raise Refused(400, "InvalidFunctionResponseMode", "Invalid function response mode")
         self._life.step(Event.RESPONSE)
         assert self._turn is not None
-        self._turn.responding(trio.current_time())
+        if self._stream.detailed:
+            self._turn.responding(trio.current_time())
         return self._turn
 
     async def _collect(self, turn: Turn, content_type: str | None, body: ResponseBody) -> None:
@@ -365,7 +371,8 @@ class Conversation:
         self._check_id(request_id, invocation_id)
         self._life.step(Event.ERROR)
         assert self._turn is not None
-        self._turn.responding(trio.current_time())
+        if self._stream.detailed:
+            self._turn.responding(trio.current_time())
         self._finish(
             Ending(
                 "error",
@@ -404,7 +411,7 @@ class Conversation:
         if invocation.wants_tail:
             self._drain()
         self._turn = None
-        self._undone = turn
+        self._undone = turn if self._stream.detailed else None
         turn.end(ending, now=trio.current_time())
         if invocation.wants_memory or invocation.wants_tail:
             turn.measured(self._peak_memory())
@@ -437,7 +444,7 @@ class Conversation:
         Subscribers are told of END and REPORT now: for them an invocation's report is its last event.
         """
         turn, self._undone = self._undone, None
-        if turn is None or not self._stream.detailed:
+        if turn is None:
             return
         self.finish_turn()
         now = trio.current_time()

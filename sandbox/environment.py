@@ -35,13 +35,16 @@ from sandbox.extensions import Extension, Reason
 from sandbox.failures import Failure
 from sandbox.function import FunctionVersion
 from sandbox.lifecycle import Event, State
-from sandbox.logpipes import LogPipes
+from sandbox.logpipes import TOLD_LINE_COST, LogPipes
 from sandbox.logs import LogBook
+from sandbox.telemetry import Courier, Destination, Subscription
 from sandbox.ticket import Ticket
 
 log = logging.getLogger(__name__)
 LAST_WORDS_S = 0.1
 """How long a dead runtime's last request may still be on its way through our sockets."""
+FLUSH_S = 0.5
+"""How long an idle environment waits at most, before it is frozen, for its telemetry to be taken."""
 LAST_WORDS_OF_INIT_S = 1.0
 """How long who reported that its init failed may take to exit by itself."""
 LINGER_S = 0.1
@@ -50,6 +53,8 @@ PROVISIONED_INIT_S = 130.0
 """Least time for the init of a provisioned environment (SPEC 3.6)."""
 MIB = 1024 * 1024
 
+MakeCourier = Callable[[Destination, Callable[[int], Awaitable[trio.SocketStream]]], Courier]
+"""(destination, how to connect to a port inside) -> who takes telemetry there."""
 ServeRuntimeApi = Callable[..., Awaitable[None]]
 """async (listener, environment, *, task_status): the Runtime API, until cancelled."""
 
@@ -88,6 +93,8 @@ class Surroundings:
     """Unix time in seconds, for the deadline a runtime is told."""
     idle_limit: Callable[[FunctionVersion], float] = lambda function: function.idle_timeout_s
     """For how many seconds from now an environment may be idle."""
+    courier: MakeCourier | None = None
+    """None: nobody can subscribe to telemetry."""
     account: str = ""
     """AWS account id, for extensions that ask for it."""
     zone_id: str = ""
@@ -117,9 +124,12 @@ class Environment(Conversation):
         self.born_at = self.turn_began_at = trio.current_time()
         self.idle_since = math.inf
         self.frozen = False
+        self._flushing = False
+        """Idle, and to be frozen when its telemetry has been taken."""
         self.connections = 0
         self._owner = owner
         self._around = surroundings
+        self._stream.telemetry.on_quiet = self._flushed
         self._sandbox: Sandbox | None = None
         self._init_began_at = self.born_at
         self.metadata_token = secrets.token_urlsafe(32)
@@ -132,6 +142,8 @@ class Environment(Conversation):
         self._starting = trio.CancelScope()
         self._started = False
         """The runtime has been told its function."""
+        self._runtime_was_ready = False
+        """Its first `next` has come, or it has been said that none will."""
         self._due = math.inf
         self._due_scope = trio.CancelScope()
 
@@ -210,6 +222,10 @@ class Environment(Conversation):
         ):
             sandbox.refused(self._call_refused)
             async with trio.open_nursery() as nursery:
+                if (courier := self._around.courier) is not None:
+                    self._stream.telemetry.start(
+                        nursery, lambda destination: courier(destination, sandbox.dial)
+                    )
                 try:
                     await nursery.start(self._around.serve, listener, self)
                     nursery.start_soon(self._log.read)
@@ -272,6 +288,7 @@ class Environment(Conversation):
                 self._reason,
                 self._around.wall,
                 runtime=self._started and self._life.state is not State.EXITED,
+                flush=self._stream.telemetry.drain,
             )
         except ConfineError as exc:
             log.info("environment %s had no orderly end: %s", self.id, exc)
@@ -370,12 +387,27 @@ class Environment(Conversation):
         elif self._turn is not None:
             self._failed(failures.timed_out(self.function.timeout_s), initialising=False)
         elif self._life.state is State.READY and self.function.freeze and not self.frozen:
-            assert self._sandbox is not None
-            self._sandbox.freeze()
-            self.frozen = True
-            self._arm(self._idle_until)
+            self._freeze()
         else:
             self.retire()
+
+    def _freeze(self) -> None:
+        """Once its telemetry is out, or FLUSH_S later: a frozen environment takes nothing."""
+        telemetry = self._stream.telemetry
+        if not self._flushing and telemetry.flush():
+            self._flushing = True
+            self._arm(trio.current_time() + FLUSH_S)
+            return
+        self._flushing = False
+        assert self._sandbox is not None
+        telemetry.freeze()
+        self._sandbox.freeze()
+        self.frozen = True
+        self._arm(self._idle_until)
+
+    def _flushed(self) -> None:
+        if self._flushing and self._life.state is State.READY and not self.lost:
+            self._arm(trio.current_time())
 
     @property
     def _finishing_id(self) -> str:
@@ -404,10 +436,18 @@ class Environment(Conversation):
         self._quiet.set()
         self._quiet = trio.Event()
 
+    def subscribe(self, extension: str, subscription: Subscription) -> None:
+        """To the Telemetry or Logs API. Raises Refused."""
+        if self._stream.telemetry.subscribe(extension, subscription):
+            if self._log is not None:
+                self._log.line_cost = TOLD_LINE_COST
+            self._stream.platform(
+                events.TelemetrySubscription(extension, subscription.types, subscription.api)
+            )
+
     # --- init
 
     def _init_ended(self) -> None:
-        self._write_extensions()
         init_ms = (trio.current_time() - self._init_began_at) * 1000
         self._init_done(init_ms, "success")
         if not (self.provisioned or self.suppressed_init):
@@ -421,7 +461,6 @@ class Environment(Conversation):
         if self.lost:
             return
         self._drain()
-        self._write_extensions()
         init_ms = (trio.current_time() - self._init_began_at) * 1000
         self._init_done(init_ms, failure.status, failure.report_type)
         self._lose(failure)
@@ -454,8 +493,14 @@ class Environment(Conversation):
         )
         self._failed(failure, initialising=self._initialising)
 
+    def _runtime_initialised(self, status: str = "success", error_type: str = "") -> None:
+        if not self._runtime_was_ready:
+            self._runtime_was_ready = True
+            self._stream.platform(events.InitRuntimeDone(*self._init, status, error_type))
+
     def _init_done(self, init_ms: float, status: str, error_type: str = "") -> None:
-        self._stream.platform(events.InitRuntimeDone(*self._init, status, error_type))
+        self._runtime_initialised(status, error_type)
+        self._write_extensions()
         self._stream.platform(events.InitReport(*self._init, status, init_ms, error_type))
         self._stream.init_ended()
 
@@ -487,10 +532,12 @@ class Environment(Conversation):
 
     def dispatch(self, ticket: Ticket) -> None:
         """Give it an invocation. The environment must be idle (its runtime parked in `next`)."""
+        self._flushing = False
         if self.frozen:
             assert self._sandbox is not None
             self._sandbox.thaw()
             self.frozen = False
+            self._stream.telemetry.thaw()
         now = trio.current_time()
         deadline = min(now + self.function.timeout_s, self._first_deadline)
         self._first_deadline = math.inf

@@ -233,16 +233,7 @@ class Report(NamedTuple):
         return "INFO" if self.status == "success" else "WARN"
 
     def text(self) -> str:
-        return logs.report_line(
-            self.request_id,
-            duration_ms=self.duration_ms,
-            billed_ms=self.billed_ms,
-            memory_size_mb=self.memory_size_mb,
-            max_memory_mb=self.max_memory_mb,
-            init_ms=self.init_ms,
-            status=self.status,
-            error_type=self.error_type,
-        )
+        return logs.report_line(*self[:8])
 
     def record(self) -> dict[str, Any]:
         metrics: dict[str, Any] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from sandbox.function import FunctionVersion
 from sandbox.ids import new_request_id
@@ -84,8 +84,7 @@ class Invocation:
         return qualifier or None
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How an invocation ended. Function errors are outcomes, with HTTP 200 on AWS's face."""
 
     status: Literal["success", "error", "timeout", "failure"]

@@ -113,6 +113,8 @@ class Subscriber:
         self._frozen = False
         self._news = trio.Event()
         self._delivery = trio.CancelScope()
+        self._left = math.inf
+        """Seconds that it may still take, while the environment is frozen."""
 
     @property
     def quiet(self) -> bool:
@@ -154,14 +156,16 @@ class Subscriber:
             self._news.set()
 
     def freeze(self) -> None:
-        self._frozen = True
-        self._delivery.deadline = math.inf
+        if not self._frozen:
+            self._frozen = True
+            self._left = self._delivery.deadline - trio.current_time()
+            self._delivery.deadline = math.inf
 
     def thaw(self) -> None:
-        self._frozen = False
-        if self._sending:
-            self._delivery.deadline = trio.current_time() + DELIVERY_S
-        self._news.set()
+        if self._frozen:
+            self._frozen = False
+            self._delivery.deadline = trio.current_time() + self._left
+            self._news.set()
 
     async def run(self) -> None:
         try:
@@ -212,7 +216,10 @@ class Subscriber:
         """What was wrong with the last try; empty if the items have been delivered."""
         problem = ""
         for pause in (*RETRY_S, None):
-            deadline = math.inf if self._frozen else trio.current_time() + DELIVERY_S
+            if self._frozen:
+                deadline, self._left = math.inf, DELIVERY_S
+            else:
+                deadline = trio.current_time() + DELIVERY_S
             with trio.CancelScope(deadline=deadline) as self._delivery:
                 try:
                     await self._courier.deliver(items)

@@ -31,11 +31,12 @@ MOST_SHOWN = 64 * 1024
 
 
 class Undelivered(Exception):
-    """The target did not take the message. `hopeless`: nor will it later."""
+    """The target did not take the message. `hopeless`: nor will it later; `too_large`: a smaller one it would."""
 
-    def __init__(self, why: str, *, hopeless: bool = False) -> None:
+    def __init__(self, why: str, *, hopeless: bool = False, too_large: bool = False) -> None:
         super().__init__(why)
         self.hopeless = hopeless
+        self.too_large = too_large
 
 
 class Deliver(Protocol):
@@ -131,8 +132,27 @@ class Teller:
         return None
 
     async def _send(self, key: str, drop: Drop) -> None:
+        try:
+            await self._send_as(key, drop, slim=False)
+        except Undelivered as problem:
+            if not problem.too_large:
+                raise
+            if drop.role == "dead letter":
+                raise Undelivered(str(problem), hopeless=True) from problem
+            accepted = self._book.ended(key)
+            log.warning(
+                "the record of event %s of %s goes to %s without payloads: %s; payload: %s",
+                accepted.invocation.request_id,
+                accepted.name,
+                drop.target.text,
+                problem,
+                shown(accepted.invocation.payload),
+            )
+            await self._send_as(key, drop, slim=True)
+
+    async def _send_as(self, key: str, drop: Drop, *, slim: bool) -> None:
         accepted = self._book.ended(key)
-        message = partial(render, key, accepted, drop)
+        message = partial(render, key, accepted, drop, slim=slim)
         rendered: Message = await self._aside(message) if large(accepted) else message()
         if drop.target.kind == "function":
             await self._hand_over(key, drop, rendered.body)
@@ -141,7 +161,7 @@ class Teller:
 
     async def _hand_over(self, key: str, drop: Drop, record: bytes) -> None:
         if len(record) > MAX_PAYLOAD:
-            raise Undelivered(f"an event has at most {MAX_PAYLOAD} bytes", hopeless=True)
+            raise Undelivered(f"an event has at most {MAX_PAYLOAD} bytes", too_large=True)
         accepted = self._book.ended(key)
         try:
             event = handed_over(accepted, drop.target, record, now=self._book.now)

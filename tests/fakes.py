@@ -195,6 +195,9 @@ class FakeSandbox:
     def admits(self, peer: tuple[str, int]) -> bool:
         return True
 
+    async def dial(self, port: int) -> trio.SocketStream:
+        return await trio.open_tcp_stream("127.0.0.1", port)
+
     def settle(self) -> None:
         self.settled = True
 

@@ -78,6 +78,12 @@ class AllFunctions:
         """Folders that were told to be hidden by a function of the registry."""
         self._news = trio.Event()
         registry.on_change(self._changed)
+        self._settled: dict[
+            Key, tuple[FunctionVersion, int | None, int | None, FunctionVersion]
+        ] = {}
+        """What `_with_settings` made last of which: each invocation asks for it."""
+        self._reserved = (-1, -1), 0
+        """Generations of catalog and registry, and the sum as it was then."""
 
     # --- what the engine asks (runtimeapi.ports.Functions)
 
@@ -158,12 +164,16 @@ class AllFunctions:
 
     @property
     def reserved_total(self) -> int:
-        """Sum of all reserved concurrency."""
-        if not self._registry.functions():
-            return self._catalog.reserved_total
-        return sum(
-            one.reserved_concurrency or 0 for one in self.all() if isinstance(one, FunctionVersion)
-        )
+        """Sum of all reserved concurrency. Asked for at every invocation, so it is not summed up anew."""
+        generation = self._catalog.generation, self._registry.generation
+        if self._reserved[0] != generation:
+            total = sum(
+                one.reserved_concurrency or 0
+                for one in self.all()
+                if isinstance(one, FunctionVersion)
+            )
+            self._reserved = generation, total
+        return self._reserved[1]
 
     # --- making ready
 
@@ -275,11 +285,16 @@ class AllFunctions:
         if record.reserved_concurrency is None and provisioned is None:
             return function
         reserved = record.reserved_concurrency
-        return replace(
+        before = self._settled.get((record.name, version))
+        if before is not None and before[0] is function and before[1:3] == (reserved, provisioned):
+            return before[3]
+        found = replace(
             function,
             reserved_concurrency=function.reserved_concurrency if reserved is None else reserved,
             provisioned_concurrency=provisioned or function.provisioned_concurrency,
         )
+        self._settled[record.name, version] = function, reserved, provisioned, found
+        return found
 
     def _tell_shadowed(self, folders: Container[str]) -> None:
         hidden = {
@@ -314,6 +329,7 @@ class AllFunctions:
         }
         for key in self._ready.keys() - known.keys():
             del self._ready[key]
+        self._settled.clear()
         self._news.set()
         self._news = trio.Event()
 

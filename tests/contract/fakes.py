@@ -33,10 +33,12 @@ from sandbox.failures import Failure
 from sandbox.function import BrokenFunction, FunctionVersion
 from sandbox.invocation import Invocation, Outcome
 from sandbox.lifecycle import NextEvent, Refused
+from sandbox.telemetry import Subscription
 from sandbox.ticket import Ticket
 
 REGION = "us-east-1"
 ACCOUNT = "000000000000"
+EXTENSION = "6f3b4f5e-0c1d-4e2f-8a9b-0c1d2e3f4a5b"
 REQUEST_ID = "8f9ecd4a-4e4d-4bb4-a0a3-1b1c2d3e4f50"
 
 
@@ -130,6 +132,7 @@ class FakeEnvironment:
         self.extensions = ExtensionHost(function(extensions=("file",)), self.hooks, account=ACCOUNT)
         self.put = Events()
         self.posted: list[Posted] = []
+        self.subscriptions: list[tuple[str, Subscription]] = []
         self.refusal: Exception | None = None
         self.limit: int | None = None
         self.parked = trio.Event()
@@ -140,7 +143,15 @@ class FakeEnvironment:
         self.may_read.set()
 
     def extension_name(self, identifier: str | None) -> str:
-        return self.extensions.all.find(identifier).name
+        self._maybe_refuse()
+        if identifier != EXTENSION:
+            raise Refused(
+                403, "Extension.UnknownExtensionIdentifier", f"Unknown extension {identifier}"
+            )
+        return "agent"
+
+    def subscribe(self, extension: str, subscription: Subscription) -> None:
+        self.subscriptions.append((extension, subscription))
 
     async def next(self) -> NextEvent:
         send, receive = trio.open_memory_channel[NextEvent](1)
@@ -235,12 +246,15 @@ class FakeFunctions:
         self.qualifiers = {"1": "1", "2": "2", "blue": "2"}
         self.refusal: CallerError | None = None
         self.refreshed = 0
+        self.resolved = trio.Event()
+        """Somebody has asked for one."""
 
     def refresh(self) -> None:
         self.refreshed += 1
 
     def resolve(self, name: str, qualifier: str | None) -> FunctionVersion:
         """`qualifiers` says what else than $LATEST a qualifier means; `refusal` is raised instead."""
+        self.resolved.set()
         one = self.found.get(name)
         if one is None:
             raise FunctionNotFound(name)

@@ -132,6 +132,14 @@ def report(**changes: Any) -> events.Report:
             "WARN",
         ),
         (
+            report(
+                status="timeout", error_type="Sandbox.Timedout", init_ms=None, max_memory_mb=None
+            ),
+            "REPORT RequestId: id\tDuration: 3.01 ms\tBilled Duration: 114 ms\t"
+            "Memory Size: 128 MB\tStatus: timeout",
+            "WARN",
+        ),
+        (
             events.Extension("agent", "Ready", ("INVOKE", "SHUTDOWN")),
             "EXTENSION\tName: agent\tState: Ready\tEvents: [INVOKE, SHUTDOWN]",
             "INFO",
