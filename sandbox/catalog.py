@@ -159,6 +159,11 @@ class Catalog:
             raise entry.error(entry.function.problem)
         return entry.function
 
+    def find(self, name: str) -> FunctionVersion | BrokenFunction | None:
+        """The folder of this name, as it was when it was looked at last."""
+        entry = self._entries.get(name)
+        return None if entry is None else entry.function
+
     def resolve(self, name: str, qualifier: str | None) -> FunctionVersion:
         """A folder is a function's $LATEST and has no other version. Raises as `get` does."""
         function = self.get(name)

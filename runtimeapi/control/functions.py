@@ -104,7 +104,6 @@ async def get_function_configuration(control: Control, given: Input) -> Output:
 
 
 async def list_functions(control: Control, given: Input) -> Output:
-    control.functions.refresh()
     keys, marker = page(list(_keys(control, every=given.get("FunctionVersion") == "ALL")), given)
     found = []
     for name, number in keys:
@@ -176,4 +175,9 @@ OPERATIONS = {
     "GetFunctionConfiguration": get_function_configuration,
     "ListFunctions": list_functions,
     "DeleteFunction": delete_function,
+}
+NOTES = {
+    "CreateFunction": "Zip packages only (no ImageUri), for the host's architecture. VpcConfig, KMSKeyArn, "
+    "TracingConfig and SnapStart are kept and shown without effect; EFS, tenants, durable functions and managed "
+    "instances are refused.",
 }

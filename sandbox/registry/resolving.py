@@ -196,8 +196,7 @@ class AllFunctions:
 
     def folder(self, name: str) -> FunctionVersion | BrokenFunction | None:
         """The folder of this name, whether the registry has a function of that name or not."""
-        self._catalog.refresh()
-        return next((one for one in self._catalog.all() if one.name == name), None)
+        return self._catalog.find(name)
 
     def prepare_all(self) -> None:
         """At the start: everything the registry has."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from sandbox.registry.database import Database, DatabaseProblem
 from sandbox.registry.resolving import AllFunctions
 from tests.contract.lambda_api import Api, serving, zipped
 
@@ -175,6 +176,33 @@ def test_what_was_begun_is_ended_by_the_next_start(
         version = api.client.get_function_configuration(FunctionName="fn", Qualifier="1")
         assert (version["State"], version["LastUpdateStatus"]) == ("Active", "Successful")
         assert api.behind.functions.resolve("fn", "1").version == "1"
+
+
+def test_a_disk_that_takes_no_more_leaves_a_change_to_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(tmp_path) as api:
+        api.create("fn")
+        told = threading.Event()
+
+        async def full(self: Database, *given: Any) -> None:
+            told.set()
+            raise DatabaseProblem("lambox.db: database or disk is full")
+
+        with making_waits(monkeypatch):
+            api.client.update_function_code(FunctionName="fn", ZipFile=OTHER)
+            commit = Database.commit
+            monkeypatch.setattr(Database, "commit", full)
+        assert told.wait(20)
+        refused = api.refusal("delete_function", FunctionName="fn")
+        assert refused[:2] == (500, "ServiceException")
+        found = api.client.get_function_configuration(FunctionName="fn")
+        assert found["LastUpdateStatus"] == "InProgress"
+        monkeypatch.setattr(Database, "commit", commit)
+    with serving(tmp_path) as api:
+        api.wait("fn")
+        version = api.behind.functions.resolve("fn", None)
+        assert (version.code / "index.py").read_text() == "# other"
 
 
 def test_gone_while_it_was_made_ready(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

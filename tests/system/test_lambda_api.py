@@ -107,6 +107,23 @@ def test_what_terraform_does(shared: Server) -> None:
         client.invoke(FunctionName=name)
 
 
+def test_a_handler_that_is_not_there_is_told_when_it_is_invoked(shared: Server) -> None:
+    """As on AWS: CreateFunction does not look into the package."""
+    client = shared.client()
+    client.create_function(
+        FunctionName="nowhere",
+        Runtime="python3.11",
+        Handler="nowhere.handler",
+        Role=ROLE,
+        Code={"ZipFile": package("x")},
+    )
+    wait(client, "nowhere")
+    answer = shared.invoke("nowhere")
+    assert answer["FunctionError"] == "Unhandled"
+    assert answer["Payload"]["errorType"] == "Runtime.ImportModuleError"
+    client.delete_function(FunctionName="nowhere")
+
+
 def test_the_aws_cli(shared: Server, tmp_path: Path) -> None:
     (tmp_path / "code.zip").write_bytes(package("cli"))
 
