@@ -1,4 +1,4 @@
-"""Function URLs with real handlers: aws-lambda-powertools, Node.js streams, the AWS CLI, curl, a browser's preflight."""
+"""Function URLs with real handlers: aws-lambda-powertools, Node.js streams; curl, the AWS CLI, a browser's preflight."""
 
 from __future__ import annotations
 
@@ -108,7 +108,10 @@ def test_powertools_resolver(shared: Server, tmp_path_factory: pytest.TempPathFa
     status, headers, body = curl(url + "orders", "--json", '{"sum":1}')
     assert (status, json.loads(body)) == (201, {"sum": 1})
     assert ("x-order", "7") in headers
-    assert [value.split(";")[0] for name, value in headers if name == "set-cookie"] == ["a=1", "b=2"]
+    assert [value.split(";")[0] for name, value in headers if name == "set-cookie"] == [
+        "a=1",
+        "b=2",
+    ]
     status, headers, body = curl(
         url + "upload", "--data-binary", "abc", "-H", "content-type: image/png"
     )
@@ -122,7 +125,10 @@ def test_powertools_resolver(shared: Server, tmp_path_factory: pytest.TempPathFa
     )
     assert (status, body) == (200, "")
     assert ("access-control-allow-origin", "https://app.example") in headers
-    assert curl(url, "-H", "Origin: https://evil.example", "-H", "Sec-Fetch-Site: cross-site")[0] == 403
+    assert (
+        curl(url, "-H", "Origin: https://evil.example", "-H", "Sec-Fetch-Site: cross-site")[0]
+        == 403
+    )
 
 
 def test_node_streams(shared: Server) -> None:
