@@ -84,9 +84,11 @@ def kinds(events: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def test_a_subscriber_in_the_handlers_process_gets_everything(shared: Server) -> None:
-    shared.functions.add("inner", INTERNAL)
-    first = shared.invoke("inner", 1)
+@pytest.mark.parametrize("network", ["none", "host"])
+def test_a_subscriber_in_the_handlers_process_gets_everything(shared: Server, network: str) -> None:
+    name = f"on-{network}"
+    shared.functions.add(name, INTERNAL, f'network = "{network}"')
+    first = shared.invoke(name, 1)
     assert "FunctionError" not in first, first["Payload"]
     statuses, events, address = first["Payload"]
     assert statuses == [400, 200, 400]
@@ -94,7 +96,7 @@ def test_a_subscriber_in_the_handlers_process_gets_everything(shared: Server) ->
 
     def before_second() -> list[str]:
         nonlocal events
-        events = shared.invoke("inner", 2)["Payload"][1]
+        events = shared.invoke(name, 2)["Payload"][1]
         return kinds(events)
 
     until(lambda: "platform.report" in before_second())
@@ -118,7 +120,7 @@ def test_a_subscriber_in_the_handlers_process_gets_everything(shared: Server) ->
         "responseDuration",
         "runtimeOverhead",
     ]
-    assert shared.invoke("inner", "late")["Payload"][0] == 403
+    assert shared.invoke(name, "late")["Payload"][0] == 403
     shared.wait_log(
         "TELEMETRY\tName: inner\tState: Subscribed\tTypes: [Platform, Function, Extension]"
     )
