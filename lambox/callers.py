@@ -22,6 +22,8 @@ class CallersFace:
 
     def __init__(self, config: Config) -> None:
         self._watched: list[Watched[Any]] = []
+        self.url_keys = self._keys(config)
+        """Of function URLs with AuthType AWS_IAM, and of `auth = "sigv4"`; None: no keys are configured."""
         auth = self._auth(config)
         names = Names(config.allowed_hosts, loopback=is_loopback(config.host))
         if auth is not None and not names.loopback:
@@ -52,12 +54,17 @@ class CallersFace:
         for one in self._watched:
             one.refresh()
 
+    def _keys(self, config: Config) -> SigV4 | None:
+        if config.auth_keys_file is None:
+            return None
+        keys = Watched(partial(read_keys, config.auth_keys_file), config.auth_keys_file)
+        self._watched.append(keys)
+        return SigV4(lambda key_id: keys.value.get(key_id), region=config.region)
+
     def _auth(self, config: Config) -> Auth | None:
         if config.auth == "sigv4":
-            assert config.auth_keys_file is not None
-            keys = Watched(partial(read_keys, config.auth_keys_file), config.auth_keys_file)
-            self._watched.append(keys)
-            return SigV4(lambda key_id: keys.value.get(key_id), region=config.region)
+            assert self.url_keys is not None
+            return self.url_keys
         if config.auth == "token":
             assert config.auth_token_file is not None
             tokens = Watched(partial(read_tokens, config.auth_token_file), config.auth_token_file)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from lambox.node import Node
 
 FUNCTION_ERROR, USAGE, PLATFORM = 1, 2, 3
+MOST_VERSIONS = 5
+"""How many published versions `lambox list` shows of a function: the newest."""
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
@@ -396,11 +398,12 @@ def list_(endpoint: str | None, functions: str | None, config: Path | None) -> N
     if not rows:
         click.echo(f"no functions in {checked.functions}. Hint: lambox new hello", err=True)
         return
-    table = plain_table("name", "runtime", "handler", ">memory", ">timeout", "state")
+    table = plain_table("name", "runtime", "handler", ">memory", ">timeout", "versions", "state")
     for row in rows:
+        versions = " ".join(row.get("versions", ())[-MOST_VERSIONS:]) or "-"
         if row.get("problem"):
             problem = escape(f"broken: {row['problem']}")
-            table.add_row(row["name"], "", "", "", "", problem)
+            table.add_row(row["name"], "", "", "", "", versions, problem)
         else:
             table.add_row(
                 row["name"],
@@ -408,9 +411,15 @@ def list_(endpoint: str | None, functions: str | None, config: Path | None) -> N
                 row["handler"],
                 f"{row['memory_mb']} MB",
                 f"{row['timeout_s']} s",
+                versions,
                 row["state"],
             )
     show(table)
+    for row in rows:
+        for url in row.get(
+            "urls", ()
+        ):  # not in the table, which may be cut to the terminal's width
+            click.echo(f"{row['name']} is at {url}")
 
 
 def local_functions(checked: Config) -> list[dict[str, Any]]:
@@ -453,13 +462,18 @@ def ps(endpoint: str | None, config: Path | None) -> None:
     """Show the live environments of the running server."""
     server = need_server(config, endpoint)
     rows = ask(server.environments)
+    extended = any(row.get("extensions") for row in rows)
     table = plain_table(
-        "id", "function", "type", "state", ">age", ">invocations", ">memory", ">of", "/tmp", ">cpu"
+        *("id", "function", "version", "type", "state", ">age", ">invocations"),
+        *(">memory", ">of", "/tmp", ">cpu"),
+        *(["extensions"] if extended else []),
     )
     for row in rows:
+        found = [f"{one['name']} ({one['state']})" for one in row.get("extensions", ())]
         table.add_row(
             row["id"],
             row["function"],
+            row.get("version", ""),
             row.get("type", ""),
             row["state"],
             duration(row["age_s"]),
@@ -468,6 +482,7 @@ def ps(endpoint: str | None, config: Path | None) -> None:
             quantity(row.get("memory_size_mb"), "MB"),
             row.get("tmp") or "-",
             quantity(row.get("cpu_s"), "s", 2),
+            *([", ".join(found) or "-"] if extended else []),
         )
     show(table)
     for row in ask(server.prepared):

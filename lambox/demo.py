@@ -7,6 +7,7 @@ marked and makes the exit code 1; the tour goes on to its end either way, in les
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -32,6 +34,7 @@ from lambox.client import Answer, Refused, Server, Unreachable
 LIMIT_S = 55.0
 IDLE_S = 2.0
 PARALLEL = 8
+ALIASED = 200
 SLOW_TIMEOUT_S = 2.0
 """Of functions/slow/function.toml."""
 PROMISE_MS = 100
@@ -164,6 +167,8 @@ def show(tour: Tour, server: Server) -> None:
         why = rows.get("node-hello", {}).get("problem", "no such function")
         tour.line("-", "Node.js", f"[dim]left out: {escape(why)}[/]")
     tour.step("time-lapse", lambda: timelapse(server))
+    tour.step("Lambda API", lambda: lambda_api(server))
+    tour.step("a weighted alias", lambda: alias(server))
     tour.step("idle eviction", lambda: eviction(server))
 
 
@@ -260,6 +265,73 @@ def timelapse(server: Server) -> str:
     got = (answer["frames"], answer["chunks"], answer["waiting"])
     expect(got == (6, 1, 2), f"it answered {answer}")
     return "timelapse, 3 frames twice: 1 chunk of 4 flushed, 2 frames wait in its memory"
+
+
+def package(answer: str) -> bytes:
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w") as archive:
+        archive.writestr("index.py", f"def handler(event, context): return {answer!r}\n")
+    return zipped.getvalue()
+
+
+def aws(server: Server) -> Any:
+    """AWS's own client: botocore, under boto3 and the AWS CLI."""
+    import botocore.session
+
+    return botocore.session.Session().create_client(
+        "lambda",
+        endpoint_url=server.endpoint,
+        region_name="us-east-1",
+        aws_access_key_id="demo",
+        aws_secret_access_key="demo",
+    )
+
+
+def lambda_api(server: Server) -> str:
+    client = aws(server)
+    start = time.monotonic()
+    client.create_function(
+        FunctionName="greeter",
+        Runtime=runtime_of(server, "hello"),
+        Handler="index.handler",
+        Role="arn:aws:iam::123456789012:role/demo",
+        Code={"ZipFile": package("blue")},
+    )
+    settled(client)
+    took_ms = (time.monotonic() - start) * 1000
+    said = client.invoke(FunctionName="greeter")["Payload"].read()
+    expect(said == b'"blue"', f"it answered {said!r}")
+    first = client.publish_version(FunctionName="greeter")["Version"]
+    client.update_function_code(FunctionName="greeter", ZipFile=package("green"))
+    settled(client)
+    second = client.publish_version(FunctionName="greeter")["Version"]
+    expect((first, second) == ("1", "2"), f"its versions are {first} and {second}")
+    return f"botocore creates a function ({took_ms:.0f} ms), invokes, publishes, updates it"
+
+
+def runtime_of(server: Server, name: str) -> str:
+    return str(next(row["runtime"] for row in server.functions() if row["name"] == name))
+
+
+def settled(client: Any) -> None:
+    for waiter in ("function_active_v2", "function_updated_v2"):
+        client.get_waiter(waiter).wait(
+            FunctionName="greeter", WaiterConfig={"Delay": 0.02, "MaxAttempts": 500}
+        )
+
+
+def alias(server: Server) -> str:
+    client = aws(server)
+    weights = {"AdditionalVersionWeights": {"2": 0.25}}
+    client.create_alias(
+        FunctionName="greeter", Name="live", FunctionVersion="1", RoutingConfig=weights
+    )
+    answers = [client.invoke(FunctionName="greeter", Qualifier="live") for _ in range(ALIASED)]
+    count = sum(answer["ExecutedVersion"] == "2" for answer in answers)
+    # 0.25 of 200 is 50; beyond these bounds once in a million runs.
+    expect(20 <= count <= 85, f"{count} of {ALIASED} went to version 2")
+    client.delete_function(FunctionName="greeter")
+    return f"live = version 1, a quarter to version 2: {count} of {ALIASED} went there; deleted"
 
 
 def eviction(server: Server) -> str:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NoReturn
 from urllib.parse import quote, urlsplit
 
 import trio
 
-from lambox.awsclient import AwsClients, AwsProblem
+from lambox.awsclient import AwsClients, AwsProblem, Refused
 from lambox.post import PostProblem, post
 from sandbox.destinations import EVENTS_SOURCE, Attributes, Message
 from sandbox.telling import Undelivered
 
 POSTS_AT_ONCE = 8
 """Per host."""
+TOO_LARGE = re.compile(r"must be shorter than|Message too long|is over the limit")
+"""As SQS, SNS and EventBridge word it; their codes are those of any bad parameter."""
 USER_AGENT = "lambox"
 HEADERS = {
     "RequestID": "Lambox-Request-Id",
@@ -46,7 +49,11 @@ class Dispatch:
                     await self._http(message)
                 case "function":
                     _not_ours()
-        except (AwsProblem, PostProblem) as exc:
+        except Refused as exc:
+            raise Undelivered(str(exc), too_large=bool(TOO_LARGE.search(exc.message))) from exc
+        except PostProblem as exc:
+            raise Undelivered(str(exc), too_large=exc.status == 413) from exc
+        except AwsProblem as exc:
             raise Undelivered(str(exc)) from exc
 
     async def _sqs(self, message: Message) -> None:

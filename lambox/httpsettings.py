@@ -48,7 +48,7 @@ HTTP_SETTINGS: tuple[Setting, ...] = (
         file,
         lambda _: None,
         "a file of mode 0600",
-        'for sigv4: access keys, one ID = "SECRET" a line; read again when it changes',
+        'for sigv4 and AWS_IAM function URLs: access keys, one ID = "SECRET" a line; read again when it changes',
         "none",
         True,
     ),
@@ -143,7 +143,8 @@ def contradictions(values: dict[str, Any]) -> list[str]:
         if auth == way and values.get(key) is None:
             found.append(f'auth = "{way}" is set without {key}. Hint: set it, a file of mode 0600')
         if auth is None and values.get(key) is not None:
-            found.append(f'{key} is set without auth. Hint: auth = "{way}"')
+            other = ', or "none" where only function URLs ask for keys' if way == "sigv4" else ""
+            found.append(f'{key} is set without auth. Hint: auth = "{way}"{other}')
     for one, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
         if values.get(one) is not None and values.get(other) is None:
             found.append(f"{one} is set without {other}. Hint: set both")

@@ -22,6 +22,7 @@ from typing import Any
 import trio
 
 from lambox.awsclient import AwsClients, Endpoints
+from lambox.awssettings import is_server
 from lambox.callers import CallersFace
 from lambox.config import Config
 from lambox.dispatch import Dispatch
@@ -31,6 +32,7 @@ from rootfs import environ, host, layout
 from rootfs.layout import Entry
 from rootfs.runtimes import Runtime, Runtimes, discover
 from rootfs.trees import LayerStore
+from runtimeapi.delivery import courier
 from runtimeapi.intake import read_trace_id
 from runtimeapi.invoke import make_invoke_app
 from runtimeapi.lanes import caller_lane, runtime_lane
@@ -43,7 +45,7 @@ from sandbox.confine.launcher import BwrapLauncher, open_launcher
 from sandbox.confine.pool import PoolLimits
 from sandbox.confine.spec import MIB, Limits, Preparation, Program, SandboxSpec
 from sandbox.confine.storage import open_storage
-from sandbox.environment import Environment, ServeRuntimeApi, Surroundings
+from sandbox.environment import Environment
 from sandbox.errors import CallerError
 from sandbox.eventstore import EventStore
 from sandbox.function import FunctionVersion, Network
@@ -55,6 +57,7 @@ from sandbox.planner import Limits as NodeLimits
 from sandbox.provisioning import Provisioned
 from sandbox.scheduler import Scheduler, open_scheduler
 from sandbox.sources.sources import EventSources
+from sandbox.surroundings import ServeRuntimeApi, Surroundings
 from sandbox.ticket import Ticket
 
 log = logging.getLogger("lambox")
@@ -78,6 +81,7 @@ class Kitchen:
         self._runtimes = runtimes
         self._host = host.scan()
         self._preload = config.preload
+        self._log_mode = config.seccomp == "log"
         self._resolv_conf = resolv_conf
         self._roots: dict[tuple[str, str], tuple[Entry, ...]] = {}
 
@@ -98,7 +102,7 @@ class Kitchen:
             late=layout.late(
                 str(function.code), str(opt) if opt else None, function.ephemeral_storage_mb * MIB
             ),
-            preparation=self._preparation(runtime, env),
+            preparation=self._preparation(runtime, env, function),
             calls=runtime.family,
         )
         return spec, Program(argv=argv, env=env)
@@ -130,7 +134,11 @@ class Kitchen:
             self._roots[key] = layout.plan(runtime, host=self._host, resolv_conf=names)
         return self._roots[key]
 
-    def _preparation(self, runtime: Runtime, env: dict[str, str]) -> Preparation | None:
+    def _preparation(
+        self, runtime: Runtime, env: dict[str, str], function: FunctionVersion
+    ) -> Preparation | None:
+        if function.extensions and self._log_mode:
+            return None  # where a fork comes in, pid 1 has the other filter, and so would they
         prepared = environ.preparation(runtime, env)
         if prepared is None:
             return None
@@ -235,6 +243,7 @@ class Node:
             account=config.account,
             guard=face.guard,
             control=self._control,
+            url_keys=face.url_keys,
         )
         family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
         listening = socket.create_server((config.host, config.port), family=family, backlog=1024)
@@ -337,11 +346,10 @@ async def open_node(
         clients = AwsClients(_endpoints(config))
         api = await stack.enter_async_context(
             open_lambda_api(
-                config,
-                catalog,
-                runtimes,
+                *(config, catalog, runtimes),
                 layers=layers,
                 defaults=way_out.defaults,
+                unavailable=way_out.unavailable,
                 clients=clients,
                 # The scheduler, below, needs the functions; nobody asks for this before there are callers.
                 provisioned=lambda name, version: _provisioned(
@@ -378,6 +386,7 @@ async def open_node(
                     launcher=launcher,
                     prepare=kitchen.prepare,
                     serve=_runtime_api(rapi),
+                    courier=courier,
                     logbook=logbook,
                     init_timeout_s=config.init_timeout_s,
                     freeze_delay_s=config.freeze_delay_ms / 1000,
@@ -477,8 +486,11 @@ def _finder(functions: Functions) -> Callable[[str, str | None], FunctionVersion
 
 
 def _endpoints(config: Config) -> Endpoints:
+    common = config.aws_endpoint
+    if common is not None and is_server(common, config.host, config.port):
+        common = None  # AWS_ENDPOINT_URL as callers of this server have it
     return Endpoints(
-        config.aws_endpoint,
+        common,
         {
             "sqs": config.endpoint_sqs,
             "sns": config.endpoint_sns,

@@ -21,7 +21,11 @@ MOST_HEAD = 64 * 1024
 
 
 class PostProblem(Exception):
-    """The endpoint did not answer 2xx."""
+    """The endpoint did not answer 2xx. `status`: what it answered, 0 if it did not."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 async def post(
@@ -39,7 +43,7 @@ async def post(
     except h11.RemoteProtocolError as exc:
         raise PostProblem(f"what it answers is no HTTP: {exc}") from exc
     if not 200 <= status < 300:
-        raise PostProblem(f"it answered with status {status}")
+        raise PostProblem(f"it answered with status {status}", status)
 
 
 async def _exchange(

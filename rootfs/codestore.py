@@ -79,6 +79,7 @@ class CodeStore:
 
     def __init__(self, folder: Path, *, limit: int = MAX_UNZIPPED) -> None:
         self.folder = folder
+        self.trees = folder / "trees"
         self.limit = limit
         self.on_release: Callable[[], None] = lambda: None
         """Called where a hold ends that held something: nothing may refer to it."""
@@ -88,7 +89,7 @@ class CodeStore:
 
     def tree(self, name: str) -> Path:
         """Where the unpacked package is (whether it is or not)."""
-        return self.folder / "trees" / name
+        return self.trees / name
 
     def zip(self, name: str) -> Path:
         return self.folder / "zips" / f"{name}.zip"
@@ -185,7 +186,7 @@ class CodeStore:
         return size
 
     def _made(self) -> Path:
-        for folder in (self.folder, self.folder / "zips", self.folder / "trees"):
+        for folder in (self.folder, self.folder / "zips", self.trees):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return self.folder
 

@@ -8,6 +8,7 @@ streamed for 15 minutes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -20,7 +21,14 @@ from runtimeapi.bodies import StreamedBody
 from runtimeapi.connection import BODY_KEY
 from runtimeapi.sigv4 import RequestHead, grouped
 
+log = logging.getLogger("lambox.http")
+
 ON_END_KEY = "lambox.on_end"
+
+
+class Unfinished(Exception):
+    """Raised by a response's own iterator: the rest of the body does not come. The connection ends without the
+    chunk that would say that it was whole."""
 
 
 class FaceHTTPConnection(TrioASGIHTTPConnection):
@@ -37,6 +45,8 @@ class FaceHTTPConnection(TrioASGIHTTPConnection):
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         try:
             await super().__call__(receive, send)
+        except* Unfinished as group:
+            log.info("%s", group.exceptions[0])
         finally:
             for callback in cast(dict[str, Any], self.scope).get(ON_END_KEY, ()):
                 callback()

@@ -45,6 +45,7 @@ from hypercorn.utils import parse_socket_addr
 
 from runtimeapi.bodies import StreamedBody
 from runtimeapi.pace import REFUSAL, Pace
+from runtimeapi.urls.names import called
 
 log = logging.getLogger("lambox.http")
 
@@ -61,7 +62,7 @@ PACE_KEY = "lambox.pace"
 
 
 BODILESS = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
-"""Methods no handler reads a body of: a peer that goes away cancels them, body or not."""
+"""Methods no handler but a function URL's reads a body of: a peer that goes away cancels them, body or not."""
 
 
 class FaceConfig(Config):
@@ -107,7 +108,7 @@ class RequestStream(HTTPStream):
             # The scope is made and the app started in one go by the base class; the state dict is
             # the one thing of ours that it carries along.
             event.state[BODY_KEY] = self.body
-            if event.method in BODILESS:
+            if event.method in BODILESS and not _is_function_urls(event):
                 self.body.discard()
             await super().handle(event)
         elif isinstance(event, StreamClosed) and not self.closed:
@@ -120,6 +121,13 @@ class RequestStream(HTTPStream):
                 self.body.break_off()
             else:
                 await self.app_put({"type": "http.disconnect"})
+
+
+def _is_function_urls(request: Request) -> bool:
+    """Its handler reads bodies of whatever method."""
+    hosts = [value for name, value in request.headers if name.lower() == b"host"]
+    host, path = b"".join(hosts[:1]).decode("latin-1"), request.raw_path.partition(b"?")[0]
+    return called(host, path, region="") is not None
 
 
 class FaceProtocol(H11Protocol):

@@ -16,14 +16,18 @@ from quart import Response, request
 from runtimeapi.app import FaceApp, respond
 from runtimeapi.ports import Console, Functions
 from runtimeapi.replies import to_json
+from runtimeapi.urls.directory import UrlDirectory
+from runtimeapi.urls.names import address
 from sandbox.errors import FunctionNotFound
-from sandbox.function import BrokenFunction, FunctionVersion
+from sandbox.function import LATEST, BrokenFunction, FunctionVersion
 
 JSON = {"Content-Type": "application/json"}
 TEXT = "text/plain; charset=utf-8"
 
 
-def mount_console(app: FaceApp, functions: Functions, console: Console) -> None:
+def mount_console(
+    app: FaceApp, functions: Functions, console: Console, urls: UrlDirectory, region: str
+) -> None:
     @app.get("/healthz")
     async def healthz() -> Response:
         return respond(200, JSON, to_json({"status": "ok", "version": version("lambox")}))
@@ -31,7 +35,21 @@ def mount_console(app: FaceApp, functions: Functions, console: Console) -> None:
     @app.get("/_lambox/functions")
     async def list_functions() -> Response:
         functions.refresh()
-        return respond(200, JSON, to_json([describe(one) for one in functions.all()]))
+        rows = [described(one) for one in functions.all()]
+        published = _published(functions)
+        for row in rows:
+            row["versions"] = published.get(row["name"], [])
+        return respond(200, JSON, to_json(rows))
+
+    def described(function: FunctionVersion | BrokenFunction) -> dict[str, Any]:
+        found = describe(function)
+        if isinstance(function, FunctionVersion):
+            host, secure = request.headers.get("host", ""), request.scheme == "https"
+            found["urls"] = [
+                address(url.id, host=host, secure=secure, region=region)
+                for url in urls.of_function(function)
+            ]
+        return found
 
     @app.get("/_lambox/environments")
     async def list_environments() -> Response:
@@ -93,6 +111,15 @@ def describe(function: FunctionVersion | BrokenFunction) -> dict[str, Any]:
         "description": function.description,
         "code": str(function.code),
     }
+
+
+def _published(functions: Functions) -> dict[str, list[str]]:
+    """By function: the numbers of the versions that can be invoked, oldest first."""
+    found: dict[str, list[str]] = {}
+    for one in functions.live():
+        if one.version != LATEST:
+            found.setdefault(one.name, []).append(one.version)
+    return {name: sorted(numbers, key=int) for name, numbers in found.items()}
 
 
 def _must_exist(functions: Functions, name: str) -> None:

@@ -122,10 +122,9 @@ class Guard:
     def claim(self, head: RequestHead) -> Claim | None:
         return None if self._auth is None else self._auth.claim(head)
 
-    def check_source(self, head: RequestHead) -> None:
+    def check_name(self, head: RequestHead) -> None:
         """Raises InvalidRequest."""
-        hosts = head.all(b"host")
-        for host in hosts:
+        for host in head.all(b"host"):
             text = host.decode("latin-1")
             if not self.knows(text):
                 name = _without_port(text)
@@ -133,11 +132,23 @@ class Guard:
                     f"{text!r} is not a name of this server. Hint: if it should be, "
                     f'allowed_hosts = ["{name}"]'
                 )
-        # Either scheme: TLS may end in front of lambox, and no port speaks both.
-        own = {scheme + host.lower() for host in hosts for scheme in (b"http://", b"https://")}
+
+    def check_source(self, head: RequestHead) -> None:
+        """Raises InvalidRequest."""
+        self.check_name(head)
+        own = own_origins(head)
         foreign = any(origin.lower() not in own for origin in head.all(b"origin"))
         if foreign or not _FOREIGN.isdisjoint(head.all(b"sec-fetch-site")):
             raise _denied("Requests that a page of another origin makes in a browser are refused.")
+
+
+def own_origins(head: RequestHead) -> set[bytes]:
+    """Of pages that came from where this request goes.
+
+    Either scheme: TLS may end in front of lambox, and no port speaks both.
+    """
+    hosts = head.all(b"host")
+    return {scheme + host.lower() for host in hosts for scheme in (b"http://", b"https://")}
 
 
 def _without_port(host: str) -> str:

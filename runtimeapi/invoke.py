@@ -6,6 +6,7 @@ POST /2014-11-13/functions/NAME/invoke-async/                   InvokeAsync
 POST /2021-11-15/functions/NAME/response-streaming-invocations  InvokeWithResponseStream
 POST /invoke/NAME                                               JSON in, the handler's JSON out
 GET  /healthz, /_lambox/...                                     `console.py`
+any  /URLID/..., Host URLID.lambda-url.REGION...                function URLs: `urls/`
 """
 
 from __future__ import annotations
@@ -44,8 +45,11 @@ from runtimeapi.replies import (
     friendly_success,
     with_ids,
 )
+from runtimeapi.sigv4 import SigV4
 from runtimeapi.spool import Spool
 from runtimeapi.streaming import StreamedInvocation
+from runtimeapi.urls.directory import UrlDirectory
+from runtimeapi.urls.face import UrlFace
 from sandbox.errors import CallerError, InvalidRequest, PlatformFault
 from sandbox.function import LATEST, FunctionVersion
 from sandbox.invocation import MAX_ASYNC_PAYLOAD, MAX_PAYLOAD, new_request_id
@@ -65,18 +69,35 @@ def make_invoke_app(
     account: str,
     guard: Guard | None = None,
     control: Control | None = None,
+    url_keys: SigV4 | None = None,
 ) -> FaceApp:
     """Serve it with `caller_config()`; `state` is not used. Without a `guard` one that knows loopback's names
-    and takes every caller; without a `control` there is no Lambda API but Invoke."""
+    and takes every caller; without a `control` there is no Lambda API but Invoke. `url_keys`: of function URLs
+    with AuthType AWS_IAM."""
     app = FaceApp(__name__)
+    guard = guard or Guard()
+    registry = None if control is None else control.registry
+    directory = UrlDirectory(functions, registry, region=region, account=account)
+    urls = UrlFace(
+        app,
+        directory,
+        functions,
+        invoker,
+        guard,
+        region=region,
+        account=account,
+        keys=url_keys,
+    )
+    # Before everything: neither routes nor the guard of this server's own addresses are theirs.
+    app.before_request(urls.answer)
     spool = None if control is None else Spool(control.code.folder)
-    _mount_guard(app, guard or Guard(), spool)
+    _mount_guard(app, guard, spool)
     face = _InvokeFace(app, functions, invoker, region, account)
     app.post("/2015-03-31/functions/<name>/invocations")(face.invoke)
     app.post("/2014-11-13/functions/<name>/invoke-async/")(face.invoke_async)
     app.post(STREAM_PATH)(face.invoke_with_response_stream)
     app.post("/invoke/<name>")(face.friendly)
-    mount_console(app, functions, console)
+    mount_console(app, functions, console, directory, region)
     if control is not None:
         mount_control(app, control, spool or Spool(control.code.folder))
     _mount_errors(app)

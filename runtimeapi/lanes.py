@@ -33,6 +33,7 @@ from runtimeapi.replies import (
     friendly_success,
     with_ids,
 )
+from runtimeapi.urls.names import is_url_host
 from runtimeapi.wire import FastConnection, Lane, OddHeader, write_head
 from sandbox.errors import InvalidRequest, PlatformFault
 from sandbox.function import FunctionVersion
@@ -116,7 +117,8 @@ class CallerConnection(FastConnection):
     def _accepts(self, head: Head) -> bool:
         """As the app does, before the body is here. What is refused here the app refuses again."""
         guard = self._guard
-        if not guard.knows(head.fields["host"]):
+        host = head.fields["host"]
+        if not guard.knows(host) or is_url_host(host):
             return False
         try:
             if not guard.takes_anyone:

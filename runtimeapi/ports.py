@@ -11,6 +11,7 @@ from sandbox.extensions import ExtensionEvent
 from sandbox.function import BrokenFunction, FunctionVersion
 from sandbox.invocation import BodyTruncated, Invocation, Outcome, ResponseBody
 from sandbox.lifecycle import NextEvent
+from sandbox.telemetry import Subscription
 from sandbox.ticket import Ticket
 
 __all__ = [
@@ -78,6 +79,9 @@ class RuntimeFace(Protocol):
     def extensions(self) -> ExtensionsFace: ...
     def extension_name(self, identifier: str | None) -> str:
         """Whose `Lambda-Extension-Identifier` this is."""
+
+    def subscribe(self, extension: str, subscription: Subscription) -> None:
+        """The Telemetry or Logs API, during init."""
 
     @property
     def metadata_token(self) -> str:

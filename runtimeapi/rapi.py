@@ -25,6 +25,7 @@ from runtimeapi.metadata import mount_metadata
 from runtimeapi.pace import CAUSE_BYTE, Pace
 from runtimeapi.ports import BodyTruncated, RuntimeFace
 from runtimeapi.replies import Reply
+from runtimeapi.telemetry import mount_telemetry
 from sandbox.errors import InvalidRequest
 from sandbox.invocation import MAX_PAYLOAD
 from sandbox.lifecycle import NextEvent, Refused
@@ -45,9 +46,9 @@ def make_rapi_app() -> FaceApp:
     app = FaceApp(__name__)
     guard = Guard()
     _mount_invocation(app)
+    mount_telemetry(app, environment)
     mount_extensions(app, environment)
     mount_metadata(app, environment)
-    _mount_stubs(app)
     _mount_errors(app)
 
     @app.before_request
@@ -110,19 +111,6 @@ def _mount_invocation(app: FaceApp) -> None:
         error_type = header("Lambda-Runtime-Function-Error-Type")
         await environment().init_error(error_type=error_type, body=body)
         return render(ACCEPTED)
-
-
-def _mount_stubs(app: FaceApp) -> None:
-    """SPEC 6.4, 6.5: what AWS's emulators say where telemetry is not offered; extensions go on
-    without it."""
-
-    @app.put("/2022-07-01/telemetry", provide_automatic_options=False)
-    async def telemetry() -> Response:
-        return render(refusal(202, "Telemetry.NotSupported", "Telemetry API is not supported"))
-
-    @app.put("/2020-08-15/logs", provide_automatic_options=False)
-    async def logs() -> Response:
-        return render(refusal(202, "Logs.NotSupported", "Logs API is not supported"))
 
 
 def _mount_errors(app: FaceApp) -> None:

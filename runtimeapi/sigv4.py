@@ -123,6 +123,8 @@ class Claim:
     """The string to sign up to the hash of the canonical request."""
     _key: bytes
     _signature: bytes
+    key_id: str
+    """The access key's; whose it is holds once the body has been checked."""
 
     def check_head(self) -> None:
         """The signature, as far as it can be known before the body is here: where the head tells the body's hash
@@ -201,6 +203,7 @@ class SigV4:
             b"\n".join((ALGORITHM, signed.stamp, scope, b"")),
             self._key(secret, date),
             signed.signature,
+            key_id,
         )
 
     def _scope(self, signed: _Signed) -> tuple[str, str]:

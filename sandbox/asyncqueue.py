@@ -25,7 +25,17 @@ from sandbox.eventstore import StoreProblem
 from sandbox.function import FunctionVersion
 from sandbox.ids import token
 from sandbox.invocation import Invocation, Outcome
-from sandbox.queued import Accepted, Condition, Drop, Ended, Response, from_text, to_text
+from sandbox.queued import (
+    Accepted,
+    Condition,
+    Drop,
+    Ended,
+    Response,
+    drops_of,
+    from_text,
+    to_text,
+    without,
+)
 from sandbox.telling import Deliver, Teller, Undelivered, shown
 
 log = logging.getLogger(__name__)
@@ -179,7 +189,7 @@ class AsyncQueue:
         if before.attempts >= config.most_retries:
             self._end(key, accepted, "RetriesExhausted", config, outcome.error_type)
             return None
-        if not _drops("EventAgeExceeded", config):
+        if not drops_of("EventAgeExceeded", config):
             accepted = replace(accepted, response=None)  # nobody will ask for it
         self._change(key, accepted)
         return self._rules.retry_s * RETRY_TIMES[before.attempts]
@@ -205,7 +215,7 @@ class AsyncQueue:
         config: EventConfig,
         error: str = "",
     ) -> None:
-        drops = _drops(condition, config)
+        drops = drops_of(condition, config)
         if not drops:
             if condition != "Success":
                 self._give_up(accepted, _why(condition, config, error))
@@ -247,13 +257,13 @@ class AsyncQueue:
         return self._open[key]
 
     def told(self, key: str, drop: Drop) -> None:
-        accepted = _without(self._open[key], drop)
+        accepted = without(self._open[key], drop)
         self._open[key] = accepted
         if accepted.ended is not None and accepted.ended.left:
             self._journal.change(key, to_text(accepted))
 
     async def hand_over(self, key: str, drop: Drop, event: Accepted) -> None:
-        rest = _without(self._open[key], drop)
+        rest = without(self._open[key], drop)
         last = rest.ended is None or not rest.ended.left
         await self._add(event, {key: None if last else to_text(rest)})
 
@@ -283,27 +293,6 @@ class AsyncQueue:
 def _refused(exc: CallerError | PlatformFault) -> Response:
     status = exc.status if isinstance(exc, CallerError) else 500
     return Response(status, str(exc).encode())
-
-
-def _drops(condition: Condition, config: EventConfig) -> tuple[Drop, ...]:
-    if condition == "Success":
-        return (Drop("destination", config.on_success),) if config.on_success else ()
-    drops = []
-    # What went round too often must not go on to one more function.
-    if config.on_failure and not (
-        condition == "RecursiveInvocation" and config.on_failure.kind == "function"
-    ):
-        drops.append(Drop("destination", config.on_failure))
-    if config.dead_letter:
-        drops.append(Drop("dead letter", config.dead_letter))
-    return tuple(drops)
-
-
-def _without(accepted: Accepted, drop: Drop) -> Accepted:
-    ended = accepted.ended
-    assert ended is not None
-    left = tuple(one for one in ended.left if one != drop)
-    return replace(accepted, ended=replace(ended, left=left))
 
 
 def _why(condition: Condition, config: EventConfig, error: str) -> str:

@@ -48,6 +48,7 @@ OUTSIDE = frozenset(
         "idle_timeout", "reserved_concurrency", "provisioned_concurrency", "warm", "waits_for_ping",
         "schedule", "description", "maximum_retry_attempts", "maximum_event_age", "on_success", "on_failure",
         "dead_letter", "recursive_loop", "environment",
+        "url",
     }
 )  # fmt: skip
 """Of a description, what an environment that runs already need not be another for: how many there may be and for
@@ -125,6 +126,8 @@ class Catalog:
         self._answering = answering or Answering()
         self._clock = clock
         self._reserved: int | None = None
+        self.generation = 0
+        """Grows with every change."""
         self._watch: Watch | None = None
         self._root_watched = False
         if watch:
@@ -155,6 +158,11 @@ class Catalog:
         if isinstance(entry.function, BrokenFunction):
             raise entry.error(entry.function.problem)
         return entry.function
+
+    def find(self, name: str) -> FunctionVersion | BrokenFunction | None:
+        """The folder of this name, as it was when it was looked at last."""
+        entry = self._entries.get(name)
+        return None if entry is None else entry.function
 
     def resolve(self, name: str, qualifier: str | None) -> FunctionVersion:
         """A folder is a function's $LATEST and has no other version. Raises as `get` does."""
@@ -252,6 +260,7 @@ class Catalog:
         self._incomplete.pop(name, None)
         self._again.discard(name)
         self._reserved = None
+        self.generation += 1
         if self._watch is not None:
             self._watch.forget(name)
 
@@ -284,6 +293,7 @@ class Catalog:
         entry = self._read(name, code)
         self._entries[name] = entry
         self._reserved = None
+        self.generation += 1
         if entry.passing:
             self._again.add(name)
         else:
@@ -519,4 +529,5 @@ def _function(
         application_log_level=description.application_log_level,
         system_log_level=description.system_log_level,
         log_group=description.log_group,
+        url=description.url,
     )

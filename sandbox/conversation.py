@@ -59,7 +59,9 @@ class Conversation:
         self._unwritten: Turn | None = None
         """Answered; END and REPORT are still to be written."""
         self._undone: Turn | None = None
-        """Answered; the runtime has not asked for the next event yet."""
+        """Answered; the runtime has not asked for the next event yet, and somebody wants to know when."""
+        self._unreported: tuple[events.Report, float, float] | None = None
+        """For subscribers, with the moment (the loop's clock, Unix time) at which the runtime was done."""
         self._parked: list[Deliver] = []
         self.extensions = ExtensionHost(function, self, account=account)
         self._init_ms: float | None = None
@@ -67,6 +69,10 @@ class Conversation:
         self._deadline = math.inf
 
     # --- what the other half does
+
+    def _runtime_initialised(self, status: str = "success", error_type: str = "") -> None:
+        """The runtime waits for an event, for the first time; or (`status`) it never will."""
+        raise NotImplementedError
 
     def _init_ended(self) -> None:
         """The runtime waits for an event, and so does every extension, for the first time."""
@@ -123,6 +129,7 @@ class Conversation:
         before = self._life.state
         self._life.step(Event.NEXT)
         if before is State.STARTED:
+            self._runtime_initialised()
             self.extensions.all.close_registration()
             self.extensions_ready()
         elif before is State.RESPONSE_SENT:
@@ -139,6 +146,8 @@ class Conversation:
         if self.lost or self._life.state is not State.READY or extensions.busy:
             return
         if extensions.init_ended:
+            if self._unreported is not None:
+                self._tell_report()
             self._owner_decides()
         elif extensions.all_ready:
             extensions.end_init()
@@ -213,7 +222,7 @@ class Conversation:
         turn = self._begin_response(request_id, invocation_id, response_mode)
         try:
             if response_mode == "streaming" and turn.ticket.invocation.sink is not None:
-                await self._forward(turn, body)
+                await self._forward(turn, content_type, body)
             else:
                 await self._collect(turn, content_type, body)
         except BodyTruncated:
@@ -262,7 +271,8 @@ class Conversation:
             raise Refused(400, "InvalidFunctionResponseMode", "Invalid function response mode")
         self._life.step(Event.RESPONSE)
         assert self._turn is not None
-        self._turn.responding(trio.current_time())
+        if self._stream.detailed:
+            self._turn.responding(trio.current_time())
         return self._turn
 
     async def _collect(self, turn: Turn, content_type: str | None, body: ResponseBody) -> None:
@@ -296,9 +306,10 @@ class Conversation:
         else:
             self._finish(Ending("error", midstream[1], error_type=midstream[0]))
 
-    async def _forward(self, turn: Turn, body: ResponseBody) -> None:
+    async def _forward(self, turn: Turn, content_type: str | None, body: ResponseBody) -> None:
         sink = turn.ticket.invocation.sink
         assert sink is not None
+        sink.opened(content_type)
         try:
             size = await responses.forward(body, sink)
         except TooLarge as exc:
@@ -364,7 +375,8 @@ class Conversation:
         self._check_id(request_id, invocation_id)
         self._life.step(Event.ERROR)
         assert self._turn is not None
-        self._turn.responding(trio.current_time())
+        if self._stream.detailed:
+            self._turn.responding(trio.current_time())
         self._finish(
             Ending(
                 "error",
@@ -403,7 +415,7 @@ class Conversation:
         if invocation.wants_tail:
             self._drain()
         self._turn = None
-        self._undone = turn
+        self._undone = turn if self._stream.detailed else None
         turn.end(ending, now=trio.current_time())
         if invocation.wants_memory or invocation.wants_tail:
             turn.measured(self._peak_memory())
@@ -433,18 +445,30 @@ class Conversation:
     def _runtime_done(self, status: str = "", error_type: str = "") -> None:
         """The runtime asked for the next event, or (`status`) failed before it did.
 
-        Subscribers are told of END and REPORT now: for them an invocation's report is its last event.
+        Subscribers are told of END and REPORT now: for them an invocation's report is its last event, and
+        waits for the extensions that are at work on it.
         """
         turn, self._undone = self._undone, None
-        if turn is None or not self._stream.detailed:
+        if turn is None:
             return
         self.finish_turn()
-        now = trio.current_time()
-        done, fault = turn.done(now=now, wall=self._wall(), status=status, error_type=error_type)
+        now, wall = trio.current_time(), self._wall()
+        done, fault = turn.done(now=now, wall=wall, status=status, error_type=error_type)
+        end, report = turn.last_events()
         self._stream.platform(done)
-        for event in (fault, *turn.last_events()):
-            if event is not None:
-                self._stream.hear(event)
+        if fault is not None:
+            self._stream.hear(fault)
+        self._stream.hear(end)
+        if self.extensions.all.busy:
+            self._unreported = report, now, wall
+        else:
+            self._stream.hear(report)
+
+    def _tell_report(self) -> None:
+        if self._unreported is not None:
+            (report, since, wall), self._unreported = self._unreported, None
+            overhead = events.Span("extensionOverhead", wall, (trio.current_time() - since) * 1000)
+            self._stream.hear(report._replace(spans=(overhead,)))
 
     # --- logs
 

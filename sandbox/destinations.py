@@ -20,8 +20,6 @@ from sandbox.queued import Accepted, Drop, Ended, Response
 
 SMALL = 64 * 1024
 """Bytes that are looked through on the event loop (0.3 ms at worst)."""
-MOST_SNS = 256 * 1024
-"""Bytes of an SNS message: of larger records of failures AWS drops the payloads (model of OnFailure)."""
 MOST_ERROR_MESSAGE = 1024
 """Bytes of a dead letter's ErrorMessage."""
 EVENTS_SOURCE = "lambda"
@@ -53,14 +51,17 @@ def large(accepted: Accepted) -> bool:
     return len(accepted.invocation.payload) + len(response) > SMALL
 
 
-def render(key: str, accepted: Accepted, drop: Drop) -> Message:
-    """`key`: the event's in the queue, 32 hexadecimal digits. `accepted` has ended."""
+def render(key: str, accepted: Accepted, drop: Drop, *, slim: bool = False) -> Message:
+    """`key`: the event's in the queue, 32 hexadecimal digits. `accepted` has ended.
+
+    `slim`: a record without payloads, as AWS sends it where it would be too large (its model of OnFailure).
+    """
     ended = accepted.ended
     assert ended is not None
     dead = drop.role == "dead letter"
     return Message(
         target=drop.target,
-        body=accepted.invocation.payload if dead else _record(accepted, ended, drop.target),
+        body=accepted.invocation.payload if dead else _record(accepted, ended, slim=slim),
         succeeded=ended.condition == "Success",
         function_arn=accepted.qualified_arn,
         trace_id=accepted.invocation.trace_id,
@@ -69,17 +70,7 @@ def render(key: str, accepted: Accepted, drop: Drop) -> Message:
     )
 
 
-def _record(accepted: Accepted, ended: Ended, target: Target) -> bytes:
-    request, response = accepted.invocation.payload, _response_payload(accepted.response)
-    whole = _with_payloads(accepted, ended, request, response)
-    if target.kind == "sns" and len(whole) > MOST_SNS and ended.condition != "Success":
-        return _with_payloads(accepted, ended, None, None)
-    return whole
-
-
-def _with_payloads(
-    accepted: Accepted, ended: Ended, request: bytes | None, response: bytes | None
-) -> bytes:
+def _record(accepted: Accepted, ended: Ended, *, slim: bool) -> bytes:
     """AWS's order of keys. Payloads go in as they are: reading and writing them could change numbers."""
     context = {
         "requestId": accepted.invocation.request_id,
@@ -91,12 +82,12 @@ def _with_payloads(
         b'{"version":"1.0","timestamp":' + _json(_timestamp(ended.at)),
         b'"requestContext":' + _json(context),
     ]
-    if request is not None:
-        parts.append(b'"requestPayload":' + request)
+    if not slim:
+        parts.append(b'"requestPayload":' + accepted.invocation.payload)
     if accepted.response is not None and accepted.response.answered:
         parts.append(b'"responseContext":' + _json(_response_context(accepted.response)))
-        if response is not None:
-            parts.append(b'"responsePayload":' + response)
+        if not slim:
+            parts.append(b'"responsePayload":' + _response_payload(accepted.response))
     return b",".join(parts) + b"}"
 
 
@@ -110,10 +101,8 @@ def _response_context(response: Response) -> dict[str, Any]:
     return context
 
 
-def _response_payload(response: Response | None) -> bytes | None:
+def _response_payload(response: Response) -> bytes:
     """JSON as it is, anything else as a string."""
-    if response is None:
-        return None
     if not response.payload:
         return b"null"
     if is_json(response.payload):

@@ -12,9 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import secrets
-import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import trio
@@ -23,25 +21,26 @@ from sandbox import events, failures
 from sandbox.confine.spec import (
     ConfineError,
     Exit,
-    Launcher,
     Program,
     ProgramNotStarted,
     RefusedCall,
     Sandbox,
-    SandboxSpec,
 )
 from sandbox.conversation import Conversation
 from sandbox.extensions import Extension, Reason
 from sandbox.failures import Failure
 from sandbox.function import FunctionVersion
 from sandbox.lifecycle import Event, State
-from sandbox.logpipes import LogPipes
-from sandbox.logs import LogBook
+from sandbox.logpipes import TOLD_LINE_COST, LogPipes
+from sandbox.surroundings import Surroundings
+from sandbox.telemetry import Subscription
 from sandbox.ticket import Ticket
 
 log = logging.getLogger(__name__)
 LAST_WORDS_S = 0.1
 """How long a dead runtime's last request may still be on its way through our sockets."""
+FLUSH_S = 0.5
+"""How long an idle environment waits at most, before it is frozen, for its telemetry to be taken."""
 LAST_WORDS_OF_INIT_S = 1.0
 """How long who reported that its init failed may take to exit by itself."""
 LINGER_S = 0.1
@@ -49,9 +48,6 @@ LINGER_S = 0.1
 PROVISIONED_INIT_S = 130.0
 """Least time for the init of a provisioned environment (SPEC 3.6)."""
 MIB = 1024 * 1024
-
-ServeRuntimeApi = Callable[..., Awaitable[None]]
-"""async (listener, environment, *, task_status): the Runtime API, until cancelled."""
 
 
 class Owner(Protocol):
@@ -70,30 +66,6 @@ class Owner(Protocol):
         self, environment: Environment, failure: Failure | Exception | None
     ) -> None:
         """It takes no further invocation. `failure` is set when it never came to its first `next`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What all environments of a node share."""
-
-    launcher: Launcher
-    prepare: Callable[[FunctionVersion, str, bool], tuple[SandboxSpec, Program]]
-    """(function, environment id, whether provisioned) -> what to launch and what to run in it."""
-    serve: ServeRuntimeApi
-    logbook: LogBook
-    init_timeout_s: float = 10.0
-    freeze_delay_s: float = 0.1
-    max_age_s: float = 7200.0
-    wall: Callable[[], float] = time.time
-    """Unix time in seconds, for the deadline a runtime is told."""
-    idle_limit: Callable[[FunctionVersion], float] = lambda function: function.idle_timeout_s
-    """For how many seconds from now an environment may be idle."""
-    account: str = ""
-    """AWS account id, for extensions that ask for it."""
-    zone_id: str = ""
-    """Of the availability zone, as the metadata endpoint tells it (SPEC 1.9)."""
-    told_calls: set[tuple[str, str]] = field(default_factory=set)
-    """(function, system call) of log mode: what has been told is not told by each environment."""
 
 
 class Environment(Conversation):
@@ -117,9 +89,12 @@ class Environment(Conversation):
         self.born_at = self.turn_began_at = trio.current_time()
         self.idle_since = math.inf
         self.frozen = False
+        self._flushing = False
+        """Idle, and to be frozen when its telemetry has been taken."""
         self.connections = 0
         self._owner = owner
         self._around = surroundings
+        self._stream.telemetry.on_quiet = self._flushed
         self._sandbox: Sandbox | None = None
         self._init_began_at = self.born_at
         self.metadata_token = secrets.token_urlsafe(32)
@@ -132,6 +107,8 @@ class Environment(Conversation):
         self._starting = trio.CancelScope()
         self._started = False
         """The runtime has been told its function."""
+        self._runtime_was_ready = False
+        """Its first `next` has come, or it has been said that none will."""
         self._due = math.inf
         self._due_scope = trio.CancelScope()
 
@@ -210,6 +187,10 @@ class Environment(Conversation):
         ):
             sandbox.refused(self._call_refused)
             async with trio.open_nursery() as nursery:
+                if (courier := self._around.courier) is not None:
+                    self._stream.telemetry.start(
+                        nursery, lambda destination: courier(destination, sandbox.dial)
+                    )
                 try:
                     await nursery.start(self._around.serve, listener, self)
                     nursery.start_soon(self._log.read)
@@ -262,6 +243,11 @@ class Environment(Conversation):
         """What extensions and the runtime beside them are given before the host kills (SPEC 6.3)."""
         if not self.extensions.all.shutdown_budget_s:
             return
+        if self._reason != "spindown":
+            try:
+                self._around.failed.acquire_on_behalf_of_nowait(self)
+            except trio.WouldBlock:
+                return
         if self.frozen:
             sandbox.thaw()
             self.frozen = False
@@ -272,9 +258,13 @@ class Environment(Conversation):
                 self._reason,
                 self._around.wall,
                 runtime=self._started and self._life.state is not State.EXITED,
+                flush=self._stream.telemetry.drain,
             )
         except ConfineError as exc:
             log.info("environment %s had no orderly end: %s", self.id, exc)
+        finally:
+            if self._reason != "spindown":
+                self._around.failed.release_on_behalf_of(self)
 
     async def _start(self, sandbox: Sandbox, program: Program, nursery: trio.Nursery) -> None:
         self._init_began_at = trio.current_time()
@@ -370,12 +360,27 @@ class Environment(Conversation):
         elif self._turn is not None:
             self._failed(failures.timed_out(self.function.timeout_s), initialising=False)
         elif self._life.state is State.READY and self.function.freeze and not self.frozen:
-            assert self._sandbox is not None
-            self._sandbox.freeze()
-            self.frozen = True
-            self._arm(self._idle_until)
+            self._freeze()
         else:
             self.retire()
+
+    def _freeze(self) -> None:
+        """Once its telemetry is out, or FLUSH_S later: a frozen environment takes nothing."""
+        telemetry = self._stream.telemetry
+        if not self._flushing and telemetry.flush():
+            self._flushing = True
+            self._arm(trio.current_time() + FLUSH_S)
+            return
+        self._flushing = False
+        assert self._sandbox is not None
+        telemetry.freeze()
+        self._sandbox.freeze()
+        self.frozen = True
+        self._arm(self._idle_until)
+
+    def _flushed(self) -> None:
+        if self._flushing and self._life.state is State.READY and not self.lost:
+            self._arm(trio.current_time())
 
     @property
     def _finishing_id(self) -> str:
@@ -390,6 +395,7 @@ class Environment(Conversation):
                 )
             self.finish_turn()
             self._runtime_done()
+            self._tell_report()
             self._owner.environment_lost(self, failure)
 
     # --- what its runtime says (RuntimeFace)
@@ -404,10 +410,18 @@ class Environment(Conversation):
         self._quiet.set()
         self._quiet = trio.Event()
 
+    def subscribe(self, extension: str, subscription: Subscription) -> None:
+        """To the Telemetry or Logs API. Raises Refused."""
+        if self._stream.telemetry.subscribe(extension, subscription):
+            if self._log is not None:
+                self._log.line_cost = TOLD_LINE_COST
+            self._stream.platform(
+                events.TelemetrySubscription(extension, subscription.types, subscription.api)
+            )
+
     # --- init
 
     def _init_ended(self) -> None:
-        self._write_extensions()
         init_ms = (trio.current_time() - self._init_began_at) * 1000
         self._init_done(init_ms, "success")
         if not (self.provisioned or self.suppressed_init):
@@ -421,7 +435,6 @@ class Environment(Conversation):
         if self.lost:
             return
         self._drain()
-        self._write_extensions()
         init_ms = (trio.current_time() - self._init_began_at) * 1000
         self._init_done(init_ms, failure.status, failure.report_type)
         self._lose(failure)
@@ -454,8 +467,14 @@ class Environment(Conversation):
         )
         self._failed(failure, initialising=self._initialising)
 
+    def _runtime_initialised(self, status: str = "success", error_type: str = "") -> None:
+        if not self._runtime_was_ready:
+            self._runtime_was_ready = True
+            self._stream.platform(events.InitRuntimeDone(*self._init, status, error_type))
+
     def _init_done(self, init_ms: float, status: str, error_type: str = "") -> None:
-        self._stream.platform(events.InitRuntimeDone(*self._init, status, error_type))
+        self._runtime_initialised(status, error_type)
+        self._write_extensions()
         self._stream.platform(events.InitReport(*self._init, status, init_ms, error_type))
         self._stream.init_ended()
 
@@ -487,10 +506,12 @@ class Environment(Conversation):
 
     def dispatch(self, ticket: Ticket) -> None:
         """Give it an invocation. The environment must be idle (its runtime parked in `next`)."""
+        self._flushing = False
         if self.frozen:
             assert self._sandbox is not None
             self._sandbox.thaw()
             self.frozen = False
+            self._stream.telemetry.thaw()
         now = trio.current_time()
         deadline = min(now + self.function.timeout_s, self._first_deadline)
         self._first_deadline = math.inf

@@ -186,11 +186,12 @@ class RuntimeDone(NamedTuple):
                 "producedBytes": self.produced_bytes,
             },
         }
-        spans = [
-            {"name": name, "start": iso(start), "durationMs": round(duration_ms, 3)}
-            for name, start, duration_ms in self.spans
-        ]
-        return _with(record, spans=spans, tracing=tracing(self.trace_id), errorType=self.error_type)
+        return _with(
+            record,
+            spans=_shown(self.spans),
+            tracing=tracing(self.trace_id),
+            errorType=self.error_type,
+        )
 
 
 class End(NamedTuple):
@@ -223,6 +224,7 @@ class Report(NamedTuple):
     init_ms: float | None
     error_type: str = ""
     trace_id: str = ""
+    spans: Sequence[Span] = ()
 
     @property
     def kind(self) -> str:
@@ -233,16 +235,7 @@ class Report(NamedTuple):
         return "INFO" if self.status == "success" else "WARN"
 
     def text(self) -> str:
-        return logs.report_line(
-            self.request_id,
-            duration_ms=self.duration_ms,
-            billed_ms=self.billed_ms,
-            memory_size_mb=self.memory_size_mb,
-            max_memory_mb=self.max_memory_mb,
-            init_ms=self.init_ms,
-            status=self.status,
-            error_type=self.error_type,
-        )
+        return logs.report_line(*self[:8])
 
     def record(self) -> dict[str, Any]:
         metrics: dict[str, Any] = {
@@ -255,7 +248,12 @@ class Report(NamedTuple):
         if self.init_ms is not None:
             metrics["initDurationMs"] = round(self.init_ms, 2)
         record = {"requestId": self.request_id, "status": self.status, "metrics": metrics}
-        return _with(record, tracing=tracing(self.trace_id), errorType=self.error_type)
+        return _with(
+            record,
+            spans=_shown(self.spans),
+            tracing=tracing(self.trace_id),
+            errorType=self.error_type,
+        )
 
 
 class Fault(NamedTuple):
@@ -362,6 +360,13 @@ class LogsDropped(NamedTuple):
             "droppedRecords": self.dropped_records,
             "reason": self.reason,
         }
+
+
+def _shown(spans: Sequence[Span]) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "start": iso(start), "durationMs": round(duration_ms, 3)}
+        for name, start, duration_ms in spans
+    ]
 
 
 def _with(record: dict[str, Any], **optional: Any) -> dict[str, Any]:

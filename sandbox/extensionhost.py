@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -37,6 +37,9 @@ from sandbox.logpipes import LogPipes
 
 RUNTIMES_SHARE = 0.3
 """Of a shutdown's budget: what the runtime has between SIGTERM and SIGKILL (SPEC 6.3)."""
+
+FLUSH_SHARE = 0.15
+"""Of it, twice: what subscribers of telemetry have to take what waits for them."""
 
 Deliver = Callable[[ExtensionEvent], None]
 
@@ -190,23 +193,34 @@ class ExtensionHost:
             self._parked.pop(one)(event)
 
     async def shut_down(
-        self, sandbox: Sandbox, reason: Reason, wall: Callable[[], float], *, runtime: bool
+        self,
+        sandbox: Sandbox,
+        reason: Reason,
+        wall: Callable[[], float],
+        *,
+        runtime: bool,
+        flush: Callable[[], Awaitable[None]],
     ) -> None:
         """The Shutdown phase, within its budget (SPEC 6.3); what is left then is the caller's to kill.
 
-        `runtime`: it was started. The sandbox must not be frozen. Raises ConfineError.
+        `runtime`: it was started. `flush`: telemetry is delivered, before whoever takes it is told to go.
+        The sandbox must not be frozen. Raises ConfineError.
         """
         self._ending = True
         budget = self.all.shutdown_budget_s
         began = trio.current_time()
         event = ShutdownEvent(int((wall() + budget) * 1000), reason)
         with trio.move_on_after(budget):
+            with trio.move_on_after(budget * FLUSH_SHARE):
+                await flush()  # an internal extension goes with the runtime
             if runtime:
                 await sandbox.signal(signal.SIGTERM)
                 with trio.move_on_at(began + budget * RUNTIMES_SHARE) as patience:
                     await sandbox.wait()
                 if patience.cancelled_caught:
                     await sandbox.signal(signal.SIGKILL)
+                with trio.move_on_after(budget * FLUSH_SHARE):
+                    await flush()  # its last words
             for one, companion in list(self._companions.items()):
                 if "SHUTDOWN" not in one.events:
                     await companion.signal(signal.SIGKILL)

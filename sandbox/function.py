@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from sandbox.eventconfig import NOTHING, EventConfig
+from sandbox.functionurl import UrlConfig
 from sandbox.schedules import Schedule
 
 LATEST = "$LATEST"
@@ -59,6 +60,8 @@ class FunctionVersion:
     """With JSON: DEBUG, INFO or WARN (None: INFO)."""
     log_group: str | None = None
     """None: AWS's own, `/aws/lambda/NAME`."""
+    url: UrlConfig | None = None
+    """What its function.toml says of a function URL."""
 
     def arn(self, region: str, account: str) -> str:
         """The unqualified ARN."""

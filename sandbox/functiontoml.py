@@ -31,6 +31,7 @@ from sandbox.eventconfig import (
     parse_target,
 )
 from sandbox.function import LogFormat, Network
+from sandbox.functionurl import UrlConfig, read_table
 from sandbox.loggingconfig import (
     APPLICATION_LEVELS,
     FORMATS,
@@ -112,6 +113,7 @@ class Description:
     system_log_level: str | None = None
     log_group: str | None = None
     environment: Mapping[str, str] = field(default_factory=_nothing)
+    url: UrlConfig | None = None
 
     @property
     def events(self) -> EventConfig:
@@ -279,6 +281,7 @@ KEYS: tuple[Key, ...] = (
     ),
     Key("log_group", _log_group, "1 to 512 characters", "what the function is told it is"),
     Key("environment", lambda value: value, "[environment] table", "variables of the function"),
+    Key("url", lambda value: value, "[url] table", "an HTTP address of its own"),
 )
 _BY_NAME = {key.name: key for key in KEYS}
 
@@ -361,6 +364,8 @@ class _Reader:
             self._unknown(name, value)
         elif name == "environment":
             self._environment(value)
+        elif name == "url":
+            self._url(value)
         else:
             try:
                 self.values[name] = key.check(value)
@@ -420,6 +425,12 @@ class _Reader:
         if reserved := [name for name in value if name in RESERVED]:
             self._problem(reserved[0], f"[environment]: {RESERVED_MESSAGE}{', '.join(reserved)}")
         self.values["environment"] = good
+
+    def _url(self, value: Any) -> None:
+        found, problems = read_table(value)
+        for name, message in problems:
+            self._problem(name, message)
+        self.values["url"] = found
 
     def _unknown(self, name: str, value: Any) -> None:
         snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().replace("-", "_")

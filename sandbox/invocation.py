@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from sandbox.function import FunctionVersion
 from sandbox.ids import new_request_id
@@ -34,6 +34,9 @@ class ChunkSink(Protocol):
 
     Never raises because of the caller: bytes for a caller that is gone are dropped (SPEC 2.2).
     """
+
+    def opened(self, content_type: str | None) -> None:
+        """The response has begun. Called once, before the first `send`."""
 
     async def send(self, chunk: bytes) -> None: ...
 
@@ -81,8 +84,7 @@ class Invocation:
         return qualifier or None
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How an invocation ended. Function errors are outcomes, with HTTP 200 on AWS's face."""
 
     status: Literal["success", "error", "timeout", "failure"]

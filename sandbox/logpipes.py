@@ -26,6 +26,8 @@ RATE = 4 * 1024 * 1024
 """Bytes per second after that."""
 LINE_COST = 128
 """What a line costs at least: a flood of empty lines is a flood."""
+TOLD_LINE_COST = 512
+"""The same where subscribers of telemetry get it too: 3 us of the event loop instead of 1."""
 
 READ_COST = 1024
 """What a read costs at least: from a pipe in packet mode (O_DIRECT, pipe(2)) comes one byte at a time."""
@@ -52,6 +54,7 @@ class LogPipes:
         self._filled = select.poll()
         for fd in self._pipes:
             self._filled.register(fd, select.POLLIN)
+        self.line_cost = LINE_COST
         self._on_line = on_line
         self._credit = float(BURST)
         self._credited_at = trio.current_time()
@@ -104,7 +107,7 @@ class LogPipes:
                 self._filled.unregister(fd)
         lines = self._pipes[fd].feed(data)
         self._tell(lines)
-        self._credit -= max(len(data), LINE_COST * len(lines), READ_COST)
+        self._credit -= max(len(data), self.line_cost * len(lines), READ_COST)
         return len(data)
 
     def _tell(self, lines: Sequence[str | Frame]) -> None:

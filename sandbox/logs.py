@@ -128,6 +128,16 @@ class Tail:
         return bytes(self._bytes[-TAIL_BYTES:])
 
 
+class _Kept:
+    """The last lines of one function; `size` in bytes of memory."""
+
+    __slots__ = ("lines", "size")
+
+    def __init__(self) -> None:
+        self.lines: deque[str] = deque()
+        self.size = 0
+
+
 class LogBook:
     """The lines of one node: kept per function, handed to whoever follows.
 
@@ -135,20 +145,18 @@ class LogBook:
     """
 
     def __init__(self, on_line: Callable[[str, str], None] | None = None) -> None:
-        self._kept: dict[str, deque[str]] = {}
-        self._sizes: dict[str, int] = {}
+        self._kept: dict[str, _Kept] = {}
         self._followers: dict[trio.MemorySendChannel[str], str | None] = {}
         self._on_line = on_line
 
     def write(self, function: str, line: str) -> None:
         kept = self._kept.get(function)
         if kept is None:
-            kept = self._kept[function] = deque()
-        kept.append(line)
-        size = self._sizes.get(function, 0) + getsizeof(line)
-        while size > KEPT_BYTES and len(kept) > 1:
-            size -= getsizeof(kept.popleft())
-        self._sizes[function] = size
+            kept = self._kept[function] = _Kept()
+        kept.lines.append(line)
+        kept.size += getsizeof(line)
+        while kept.size > KEPT_BYTES and len(kept.lines) > 1:
+            kept.size -= getsizeof(kept.lines.popleft())
         if self._on_line is not None:
             self._on_line(function, line)
         if not self._followers:
@@ -163,8 +171,9 @@ class LogBook:
     def lines(self, function: str | None = None) -> list[str]:
         """What is kept of one function, or of all (function by function), oldest first."""
         if function is not None:
-            return list(self._kept.get(function, ()))
-        return [line for kept in self._kept.values() for line in kept]
+            kept = self._kept.get(function)
+            return list(kept.lines) if kept is not None else []
+        return [line for kept in self._kept.values() for line in kept.lines]
 
     def follow(self, function: str | None = None) -> Follower:
         """Every line from this call on. Close it (aclosing)."""
@@ -211,27 +220,23 @@ def init_report_line(duration_ms: float, phase: str, status: str, error_type: st
 
 def report_line(
     request_id: str,
-    *,
+    status: str,
     duration_ms: float,
     billed_ms: int,
     memory_size_mb: int,
     max_memory_mb: int | None,
     init_ms: float | None,
-    status: str,
     error_type: str,
 ) -> str:
     """SPEC 4.1, with the trailing tab AWS prints. `status` success is not printed."""
-    parts = [
-        f"REPORT RequestId: {request_id}",
-        f"Duration: {duration_ms:.2f} ms",
-        f"Billed Duration: {billed_ms} ms",
-        f"Memory Size: {memory_size_mb} MB",
-    ]
+    line = (
+        f"REPORT RequestId: {request_id}\tDuration: {duration_ms:.2f} ms\t"
+        f"Billed Duration: {billed_ms} ms\tMemory Size: {memory_size_mb} MB\t"
+    )
     if max_memory_mb is not None:
-        parts.append(f"Max Memory Used: {max_memory_mb} MB")
+        line += f"Max Memory Used: {max_memory_mb} MB\t"
     if init_ms is not None:
-        parts.append(f"Init Duration: {init_ms:.2f} ms")
-    line = "\t".join(parts) + "\t"
+        line += f"Init Duration: {init_ms:.2f} ms\t"
     if status != "success":
         line += f"Status: {status}"
         if error_type and status != "timeout":

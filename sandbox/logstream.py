@@ -31,16 +31,13 @@ class LogStream:
         self.telemetry = Telemetry(objects=self.json, wall=wall)
         self.heard = True
         """Somebody subscribed to telemetry, or still may."""
+        self.detailed = True
+        """Somebody wants more than lines of text: events that have none are worth making."""
         self._name = function.name
         self._logbook = logbook
         self._wall = wall
         self._system = RANKS[function.system_log_level or DEFAULT_LEVEL]
         self._application = RANKS[function.application_log_level or DEFAULT_LEVEL]
-
-    @property
-    def detailed(self) -> bool:
-        """Whether events that a text log has no line for are of use to anybody."""
-        return self.heard or self.json
 
     def platform(self, event: PlatformEvent) -> None:
         self.log(event)
@@ -49,12 +46,16 @@ class LogStream:
 
     def log(self, event: PlatformEvent) -> None:
         """To the log alone."""
-        if not self.json:
+        if self.json:
+            if RANKS.get(event.level, -1) < self._system:
+                return
+            line: str | None = events.as_json(event, self._wall())
+        else:
             line = event.text()
-            if line is not None:
-                self.write(line)
-        elif RANKS.get(event.level, -1) >= self._system:
-            self.write(events.as_json(event, self._wall()))
+        if line is not None:
+            if self.tail is not None:
+                self.tail.add(line)
+            self._logbook.write(self._name, line)
 
     def hear(self, event: PlatformEvent) -> None:
         """To subscribers alone."""
@@ -94,3 +95,4 @@ class LogStream:
         """Nobody may subscribe any more; if nobody has, nobody is told from now on."""
         self.telemetry.close()
         self.heard = self.telemetry.listening
+        self.detailed = self.heard or self.json

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import trio
 
-from sandbox.eventconfig import BadTarget, Target, parse_target
+from sandbox.eventconfig import BadTarget, EventConfig, Target, parse_target
 from sandbox.function import FunctionVersion
 from sandbox.ids import new_request_id
 from sandbox.invocation import Invocation
@@ -90,6 +90,29 @@ class Accepted:
         """As it was invoked, with $LATEST where no qualifier was named."""
         arn = self.invocation.invoked_arn
         return arn if self.invocation.qualifier else f"{arn}:$LATEST"
+
+
+def drops_of(condition: Condition, config: EventConfig) -> tuple[Drop, ...]:
+    """Who is to be told of such an end."""
+    if condition == "Success":
+        return (Drop("destination", config.on_success),) if config.on_success else ()
+    drops = []
+    # What went round too often must not go on to one more function.
+    if config.on_failure and not (
+        condition == "RecursiveInvocation" and config.on_failure.kind == "function"
+    ):
+        drops.append(Drop("destination", config.on_failure))
+    if config.dead_letter:
+        drops.append(Drop("dead letter", config.dead_letter))
+    return tuple(drops)
+
+
+def without(accepted: Accepted, drop: Drop) -> Accepted:
+    """Ended, with this one told."""
+    ended = accepted.ended
+    assert ended is not None
+    left = tuple(one for one in ended.left if one != drop)
+    return replace(accepted, ended=replace(ended, left=left))
 
 
 def handed_over(accepted: Accepted, target: Target, record: bytes, *, now: float) -> Accepted:

@@ -11,6 +11,7 @@ A frozen environment is not delivered to: nobody in it could take anything, and 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -113,6 +114,8 @@ class Subscriber:
         self._frozen = False
         self._news = trio.Event()
         self._delivery = trio.CancelScope()
+        self._left = math.inf
+        """Seconds that it may still take, while the environment is frozen."""
 
     @property
     def quiet(self) -> bool:
@@ -154,14 +157,16 @@ class Subscriber:
             self._news.set()
 
     def freeze(self) -> None:
-        self._frozen = True
-        self._delivery.deadline = math.inf
+        if not self._frozen:
+            self._frozen = True
+            self._left = self._delivery.deadline - trio.current_time()
+            self._delivery.deadline = math.inf
 
     def thaw(self) -> None:
-        self._frozen = False
-        if self._sending:
-            self._delivery.deadline = trio.current_time() + DELIVERY_S
-        self._news.set()
+        if self._frozen:
+            self._frozen = False
+            self._delivery.deadline = trio.current_time() + self._left
+            self._news.set()
 
     async def run(self) -> None:
         try:
@@ -212,7 +217,10 @@ class Subscriber:
         """What was wrong with the last try; empty if the items have been delivered."""
         problem = ""
         for pause in (*RETRY_S, None):
-            deadline = math.inf if self._frozen else trio.current_time() + DELIVERY_S
+            if self._frozen:
+                deadline, self._left = math.inf, DELIVERY_S
+            else:
+                deadline = trio.current_time() + DELIVERY_S
             with trio.CancelScope(deadline=deadline) as self._delivery:
                 try:
                     await self._courier.deliver(items)
@@ -364,11 +372,14 @@ class Telemetry:
 def _render(form: str, category: Category, what: PlatformEvent | str, at: float) -> bytes | None:
     """An event as a subscriber of this form gets it; None: it has no such event."""
     if isinstance(what, str):
-        if form == "objects" and parsed_object(what) is not None:
-            # As the function wrote it, but on one line: a TCP subscriber reads line by line.
-            record = what if "\n" not in what else events.to_json(parsed_object(what))
-        else:
+        parsed = parsed_object(what) if form == "objects" else None
+        if parsed is None:
             record = events.to_json(what)
+        elif "\n" in what or "\r" in what:
+            # A TCP subscriber reads line by line.
+            record = json.dumps(parsed, separators=(",", ":"))
+        else:
+            record = what
         return events.envelope(category, record, at).encode("utf-8", "replace")
     if form in SCHEMAS["logs"]:
         found = _of_logs_api(form, what)

@@ -18,7 +18,7 @@ from sandbox.destinations import Message, large, render
 from sandbox.eventconfig import BadTarget, Target
 from sandbox.eventjournal import Aside
 from sandbox.eventstore import StoreProblem
-from sandbox.invocation import MAX_PAYLOAD
+from sandbox.invocation import MAX_ASYNC_PAYLOAD, MAX_PAYLOAD
 from sandbox.queued import Accepted, Drop, handed_over
 
 log = logging.getLogger(__name__)
@@ -27,15 +27,16 @@ FIRST_S, MOST_S = 1.0, 300.0
 AT_ONCE = 32
 """Messages on their way to one target; what sends them may allow fewer."""
 MOST_SHOWN = 64 * 1024
-"""Bytes of a payload that the log is given."""
+"""Bytes of a payload that the log is given where nobody asked for it."""
 
 
 class Undelivered(Exception):
-    """The target did not take the message. `hopeless`: nor will it later."""
+    """The target did not take the message. `hopeless`: nor will it later; `too_large`: a smaller one it would."""
 
-    def __init__(self, why: str, *, hopeless: bool = False) -> None:
+    def __init__(self, why: str, *, hopeless: bool = False, too_large: bool = False) -> None:
         super().__init__(why)
         self.hopeless = hopeless
+        self.too_large = too_large
 
 
 class Deliver(Protocol):
@@ -95,10 +96,12 @@ class Teller:
                     ended.condition,
                     drop.target.text,
                     problem,
-                    shown(accepted.invocation.payload),
+                    shown(accepted.invocation.payload, MAX_ASYNC_PAYLOAD),
                 )
                 break
-            log.warning(
+            # Once per event: thousands of them may wait for the same target.
+            log.log(
+                logging.WARNING if delay == FIRST_S else logging.DEBUG,
                 "event %s of %s: %s does not take its %s, the next try is in %g s: %s",
                 accepted.invocation.request_id,
                 accepted.name,
@@ -129,8 +132,27 @@ class Teller:
         return None
 
     async def _send(self, key: str, drop: Drop) -> None:
+        try:
+            await self._send_as(key, drop, slim=False)
+        except Undelivered as problem:
+            if not problem.too_large:
+                raise
+            if drop.role == "dead letter":
+                raise Undelivered(str(problem), hopeless=True) from problem
+            accepted = self._book.ended(key)
+            log.warning(
+                "the record of event %s of %s goes to %s without payloads: %s; payload: %s",
+                accepted.invocation.request_id,
+                accepted.name,
+                drop.target.text,
+                problem,
+                shown(accepted.invocation.payload, MAX_ASYNC_PAYLOAD),
+            )
+            await self._send_as(key, drop, slim=True)
+
+    async def _send_as(self, key: str, drop: Drop, *, slim: bool) -> None:
         accepted = self._book.ended(key)
-        message = partial(render, key, accepted, drop)
+        message = partial(render, key, accepted, drop, slim=slim)
         rendered: Message = await self._aside(message) if large(accepted) else message()
         if drop.target.kind == "function":
             await self._hand_over(key, drop, rendered.body)
@@ -139,7 +161,7 @@ class Teller:
 
     async def _hand_over(self, key: str, drop: Drop, record: bytes) -> None:
         if len(record) > MAX_PAYLOAD:
-            raise Undelivered(f"an event has at most {MAX_PAYLOAD} bytes", hopeless=True)
+            raise Undelivered(f"an event has at most {MAX_PAYLOAD} bytes", too_large=True)
         accepted = self._book.ended(key)
         try:
             event = handed_over(accepted, drop.target, record, now=self._book.now)
@@ -148,8 +170,8 @@ class Teller:
         await self._book.hand_over(key, drop, event)
 
 
-def shown(payload: bytes) -> str:
+def shown(payload: bytes, most: int = MOST_SHOWN) -> str:
     """A payload as the log gets it."""
-    if len(payload) <= MOST_SHOWN:
+    if len(payload) <= most:
         return repr(payload)
-    return f"{payload[:MOST_SHOWN]!r}... ({len(payload)} bytes)"
+    return f"{payload[:most]!r}... ({len(payload)} bytes)"

@@ -8,8 +8,7 @@ asks for the next event, or never will (`done`).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from sandbox import logs
 from sandbox.events import End, Fault, Report, RuntimeDone, Span
@@ -21,8 +20,7 @@ Status = Literal["success", "error", "timeout", "failure"]
 MIB = 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     """What the runtime, or the platform in its place, said at the end."""
 
     status: Status

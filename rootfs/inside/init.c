@@ -28,6 +28,8 @@
  *                        'Y' u32 number << 16 | wait status  of a companion
  *   from the supervisor  u32 8 | SIGNAL << 24, u32 what, u32 signal: to the process group of the program or of
  *                        that companion, if it lives
+ *   from the supervisor  u32 SOCKET << 24, with SCM_RIGHTS(a unix socket), over which pid 1 sends
+ *                        u32 0 + SCM_RIGHTS(a TCP socket of this network namespace, not connected), or u32 errno
  *
  * CONTROL belongs to pid 1 alone, and pid 1 is not dumpable: code of the same uid can neither trace it
  * nor open its descriptors. End of file on CONTROL means that the supervisor is gone: pid 1 exits, and
@@ -62,6 +64,7 @@
 #define MAX_MESSAGE (4u << 20)
 #define COMPANIONS 10 /* Lambda's limit on extensions */
 #define SIGNAL 0x53
+#define SOCKET 0x4e
 #define LANDLOCK_CREATE_RULESET 444 /* the same on every architecture; older headers have none of it */
 #define LANDLOCK_RESTRICT_SELF 446
 #define LANDLOCK_VERSION 1 /* LANDLOCK_CREATE_RULESET_VERSION */
@@ -294,6 +297,27 @@ static void become(char *cwd, char **args, char **env, uint32_t nofile, int repo
     _exit(126);
 }
 
+/* The supervisor connects it: so what it reaches is what can be reached from in here. */
+static void send_socket(int over) {
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    uint32_t reason = fd < 0 ? (uint32_t)errno : 0;
+    struct iovec data = {&reason, sizeof reason};
+    union { char room[CMSG_SPACE(sizeof(int))]; struct cmsghdr align; } u;
+    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1};
+    if (fd >= 0) {
+        message.msg_control = u.room;
+        message.msg_controllen = sizeof u.room;
+        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+        header->cmsg_level = SOL_SOCKET;
+        header->cmsg_type = SCM_RIGHTS;
+        header->cmsg_len = CMSG_LEN(sizeof(int));
+        memcpy(CMSG_DATA(header), &fd, sizeof(int));
+    }
+    ssize_t ignored = sendmsg(over, &message, MSG_NOSIGNAL | MSG_DONTWAIT); /* nobody may wait for it any more */
+    (void)ignored;
+    if (fd >= 0) close(fd);
+}
+
 /* What runs in here: the program is the first. 0: never started, or dead and reaped. */
 static pid_t running[1 + COMPANIONS];
 static int companions; /* there has been one: the supervisor says when pid 1 ends */
@@ -310,6 +334,12 @@ static void obey(int control, const char *address, uint16_t port, int *parked) {
         if (length != sizeof what) { errno = EPROTO; die("signal message"); }
         read_all(control, what, sizeof what);
         if (what[0] <= COMPANIONS && running[what[0]] > 0) kill(-running[what[0]], (int)what[1]);
+        return;
+    }
+    if (number == SOCKET) {
+        if (length || output < 0) { errno = EPROTO; die("socket message"); }
+        send_socket(output);
+        close(output);
         return;
     }
     if (length < 12 || length > MAX_MESSAGE) { errno = EMSGSIZE; die("start message"); }

@@ -46,7 +46,7 @@ class Control:
     functions: Functions
     """Folders' functions and those of the registry."""
     folder: Callable[[str], FunctionVersion | BrokenFunction | None]
-    """The folder's function of this name, read anew if it changed."""
+    """The folder's function of this name. `face.py` has folders looked at anew before every operation."""
     code: CodeStore
     region: str
     account: str

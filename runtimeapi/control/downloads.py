@@ -66,6 +66,7 @@ def mount_downloads(app: FaceApp, control: Control) -> None:
     @app.get(path + "folder/<name>.zip")
     async def folders_package(name: str) -> Response:
         _check(control)
+        control.functions.refresh()
         function = control.folder(name)
         if function is None or isinstance(function, BrokenFunction):
             raise missing()

@@ -89,6 +89,7 @@ async def _answer(control: Control, spool: Spool, large: trio.CapacityLimiter) -
         raise InvalidRequest(
             f"{name} is not supported by lambox.", code="NotImplementedException", status=501
         )
+    control.functions.refresh()
     headers = {key.lower(): value for key, value in request.headers.items()}
     read = partial(parse, match.operation, match.labels, query, headers)
     if name in CARRY_CODE:

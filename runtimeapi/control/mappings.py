@@ -276,3 +276,5 @@ OPERATIONS = {
     "UpdateEventSourceMapping": update,
     "DeleteEventSourceMapping": delete,
 }
+_SQS = "SQS queues only."
+NOTES = {"CreateEventSourceMapping": _SQS, "UpdateEventSourceMapping": _SQS}

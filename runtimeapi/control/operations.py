@@ -20,6 +20,7 @@ from runtimeapi.control import (
     provisioned,
     tags,
     updates,
+    urls,
     versions,
 )
 from runtimeapi.control.control import Operation
@@ -40,4 +41,5 @@ OPERATIONS: dict[str, Operation] = {
     **layerpolicies.OPERATIONS,
     **mappings.OPERATIONS,
     **absent.OPERATIONS,
+    **urls.OPERATIONS,
 }

@@ -248,7 +248,7 @@ OPERATIONS = {
     "GetResourcePolicy": get_resource_policy,
     "DeleteResourcePolicy": delete_resource_policy,
 }
-_KEPT = "Kept and shown. Who may call is settled by `auth`, not by policies"
+_KEPT = "Kept and shown. Function URLs with AuthType NONE ask it; who else may call is settled by `auth`"
 NOTES = {
     "AddPermission": f"{_KEPT}.",
     "PutResourcePolicy": f"{_KEPT}. Of functions, versions and aliases.",

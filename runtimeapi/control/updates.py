@@ -126,3 +126,7 @@ OPERATIONS = {
     "UpdateFunctionCode": update_function_code,
     "UpdateFunctionConfiguration": update_function_configuration,
 }
+NOTES = {
+    "UpdateFunctionCode": "As CreateFunction; not of a folder's function.",
+    "UpdateFunctionConfiguration": "As CreateFunction; not of a folder's function.",
+}

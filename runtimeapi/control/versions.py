@@ -11,6 +11,7 @@ import trio
 from rootfs.codestore import BadPackage
 from rootfs.packing import pack
 from rootfs.trees import MAX_UNZIPPED
+from runtimeapi.arns import FunctionRef
 from runtimeapi.control.checks import check_supported
 from runtimeapi.control.configuration import content, shown
 from runtimeapi.control.control import (
@@ -24,6 +25,7 @@ from runtimeapi.control.control import (
 from runtimeapi.control.paging import page
 from runtimeapi.control.parsing import Input
 from runtimeapi.control.rendering import Output
+from sandbox.errors import InvalidRequest
 from sandbox.function import BrokenFunction, FunctionVersion
 from sandbox.registry.records import Code, FunctionRecord, VersionRecord
 
@@ -46,9 +48,8 @@ def published(
     control: Control, record: FunctionRecord, latest: VersionRecord, description: str | None = None
 ) -> tuple[FunctionRecord, VersionRecord]:
     """The record with $LATEST published as a version, and that version; the last one, if nothing has changed."""
-    said = content(latest)
-    last = record.versions.get(str(record.next_version - 1))
-    if last is not None and last.content == said:
+    last = _last(record, latest)
+    if last is not None:
         return record, last
     config = latest.config
     if description is not None:
@@ -57,7 +58,7 @@ def published(
         latest,
         version=str(record.next_version),
         config=config,
-        content=said,
+        content=content(latest),
         revision_id=control.new_id(),
     )
     if version.unsettled:
@@ -79,22 +80,17 @@ def published(
 async def publish_version(control: Control, given: Input) -> Output:
     ref = replace(control.ref(given["FunctionName"]), qualifier=LATEST)
     check_supported(given)
+    record, latest = await _publishable(control, ref, given)
+    kept = None
+    if record.latest is None and _last(record, latest) is None:
+        kept = await _kept(control, record, latest)  # not inside of the edit: it may take seconds
     async with control.registry.edit() as edit:
-        record = control.record(ref)
-        latest = await control.latest(record)
-        if latest is None:
-            raise not_found(ref)
-        check_settled(control, record, latest)
-        if given.get("RevisionId", latest.revision_id) != latest.revision_id:
-            raise stale()
-        if given.get("CodeSha256", latest.code.sha256) != latest.code.sha256:
-            raise invalid(
-                f"CodeSHA256 ({given['CodeSha256']}) is different from current CodeSHA256 in $LATEST "
-                f"({latest.code.sha256}). Please try again with the CodeSHA256 in $LATEST."
-            )
+        record, latest = await _publishable(control, ref, given)
         before = record
-        if record.latest is None and _is_new(record, latest):
-            latest = await _kept(control, record, latest)
+        if kept is not None and content(kept) == content(latest):
+            latest = kept
+        elif record.latest is None and _last(record, latest) is None:
+            raise _changed(control, record)
         record, version = published(control, record, latest, given.get("Description"))
         if record is not before:
             await control.make_ready(record, version)
@@ -102,9 +98,35 @@ async def publish_version(control: Control, given: Input) -> Output:
     return shown(control, record, version, version.version)
 
 
-def _is_new(record: FunctionRecord, latest: VersionRecord) -> bool:
+async def _publishable(
+    control: Control, ref: FunctionRef, given: Input
+) -> tuple[FunctionRecord, VersionRecord]:
+    """The function and its $LATEST, if that may be published now. Raises CallerError."""
+    record = control.record(ref)
+    latest = await control.latest(record)
+    if latest is None:
+        raise not_found(ref)
+    check_settled(control, record, latest)
+    if given.get("RevisionId", latest.revision_id) != latest.revision_id:
+        raise stale()
+    if given.get("CodeSha256", latest.code.sha256) != latest.code.sha256:
+        raise invalid(
+            f"CodeSHA256 ({given['CodeSha256']}) is different from current CodeSHA256 in $LATEST "
+            f"({latest.code.sha256}). Please try again with the CodeSHA256 in $LATEST."
+        )
+    return record, latest
+
+
+def _last(record: FunctionRecord, latest: VersionRecord) -> VersionRecord | None:
+    """The version published last, if $LATEST has not changed since."""
     last = record.versions.get(str(record.next_version - 1))
-    return last is None or last.content != content(latest)
+    return last if last is not None and last.content == content(latest) else None
+
+
+def _changed(control: Control, record: FunctionRecord) -> InvalidRequest:
+    function = control.folder(record.name)
+    place = "its folder" if function is None else function.code
+    return conflict(f"{place} has changed while it was being published. Hint: publish it again")
 
 
 async def _kept(control: Control, record: FunctionRecord, latest: VersionRecord) -> VersionRecord:
@@ -126,9 +148,7 @@ async def _kept(control: Control, record: FunctionRecord, latest: VersionRecord)
             "Hint: a version is a copy of the folder; nothing in it may lead out of it"
         ) from exc
     if code.sha256 != latest.code.sha256:
-        raise conflict(
-            f"{function.code} has changed while it was being published. Hint: publish it again"
-        )
+        raise _changed(control, record)
     here = {**latest.here, "opt": opt} if opt else latest.here
     return replace(latest, code=code, here=here)
 

@@ -18,6 +18,7 @@ PID = struct.Struct("=iII")
 MAX_MESSAGE = 4 << 20
 MOST_COMPANIONS = 10
 SIGNAL = 0x53
+SOCKET = 0x4E
 WHAT = 24
 """Bits of a message's length; above them stands what it is about."""
 
@@ -116,6 +117,34 @@ class Control:
             await self._send(SIGNAL, struct.pack("=II", number, signal), -1)
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise ConfineError("the sandbox has ended") from exc
+
+    async def socket(self) -> socket.socket:
+        """A TCP socket of the sandbox's network namespace, not connected. Waits while pid 1 is frozen.
+
+        Raises ConfineError, or OSError when pid 1 could make none or no descriptor was free for it.
+        """
+        ours, theirs = socket.socketpair()
+        with trio.socket.from_stdlib_socket(ours) as answers, theirs:
+            try:
+                await self._send(SOCKET, b"", theirs.fileno())
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+                raise ConfineError("the sandbox has ended") from exc
+            theirs.close()
+            room = socket.CMSG_SPACE(4)
+            data, extras, flags, _ = await answers.recvmsg(4, room, socket.MSG_CMSG_CLOEXEC)
+        if flags & socket.MSG_CTRUNC:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        if len(data) != 4:
+            raise ConfineError("the sandbox has ended")
+        if not extras:
+            (number,) = struct.unpack("=I", data)
+            raise OSError(number, os.strerror(number & MOST_ERRNO))
+        (fd,) = struct.unpack("=i", extras[0][2][:4])
+        given = socket.socket(fileno=fd)
+        if (given.family, given.type) != (socket.AF_INET, socket.SOCK_STREAM):
+            given.close()
+            raise ConfineError("pid 1 sent what is no TCP socket")
+        return given
 
     async def _send(self, what: int, body: bytes, descriptor: int) -> None:
         head = struct.pack("=I", len(body) | what << WHAT)

@@ -124,7 +124,8 @@ def explain(
     for switch, found in forbidding(proc / "sys"):
         return Trouble(f"AppArmor lets only programs with a profile ({found})", switch.mend)
     profile = _text(proc / "self/attr/current")
-    if profile and not profile.startswith("unconfined"):
+    # "NAME (enforce)" is AppArmor's; other security modules write theirs into the same file.
+    if profile.endswith(" (enforce)"):
         return Trouble(
             f"the AppArmor profile {profile} holds us",
             "docker run --security-opt apparmor=unconfined ...",

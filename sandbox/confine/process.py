@@ -344,6 +344,15 @@ class BwrapSandbox:
             else:
                 return
 
+    async def dial(self, port: int) -> trio.SocketStream:
+        made = trio.socket.from_stdlib_socket(await self._control.socket())
+        try:
+            await made.connect(("127.0.0.1", port))
+        except BaseException:
+            made.close()
+            raise
+        return trio.SocketStream(made)
+
     def settle(self) -> None:
         if not self._killing:
             self._try(lambda: self._cgroup.limit_cpu(self.spec.limits.cpu_cores))

@@ -47,8 +47,9 @@ TYPE_MASK = 0xF
 NETLINK_ROUTE = 0
 PERSONALITY_QUERY = 1 << 31
 """personality(0xffffffff) only asks; of linux/personality.h no flag has this bit."""
-TIOCSTI, TIOCLINUX = 0x5412, 0x541C
-"""asm-generic/ioctls.h: put characters into a terminal's input (CVE-2017-5226 and its kin)."""
+TIOCSTI, TIOCLINUX, TIOCSETD = 0x5412, 0x541C, 0x5423
+"""asm-generic/ioctls.h: put characters into a terminal's input (CVE-2017-5226 and its kin); give it a line
+discipline (n_gsm, slip...: the kernel loads the module for whoever asks, CVE-2023-6546 and its kin)."""
 S_IFMT, S_IFCHR, S_IFBLK = 0o170000, 0o020000, 0o060000
 """linux/stat.h"""
 NUMBERS = 1024
@@ -157,7 +158,7 @@ def _arguments(builder: _Builder, refusal: Refusal) -> bytes:
             builder.add(rules, refuse, "socket", arg(0, equal, int(family)), raw)
     other = arg(2, builder.api.NE, NETLINK_ROUTE)
     builder.add(rules, no_family, "socket", arg(0, equal, int(socket.AF_NETLINK)), other)
-    for request in (TIOCSTI, TIOCLINUX):
+    for request in (TIOCSTI, TIOCLINUX, TIOCSETD):
         # Compared in 32 bits, as the kernel does: a request with high bits set is the same request.
         builder.add(rules, refuse, "ioctl", arg(1, masked, 0xFFFFFFFF, request))
     # Device nodes (no capability for it either); mkfifo and sockets are made with mknod too.

@@ -11,10 +11,13 @@ import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from rootfs.layout import Entry, Late
 from sandbox.confine.calls import Family
+
+if TYPE_CHECKING:
+    import trio  # `lambox --help` comes by here, and does not wait for it
 
 MIB = 1024 * 1024
 MOST_ERRNO = 4095
@@ -221,6 +224,12 @@ class Sandbox(Protocol):
 
     async def start(self, program: Program) -> None:
         """Execute `program` inside; returns when execve succeeded. Raises ProgramNotStarted."""
+
+    async def dial(self, port: int) -> trio.SocketStream:
+        """A TCP connection to 127.0.0.1:`port` as a process inside makes one, and as it alone could.
+
+        Waits while the sandbox is frozen. Raises OSError (nobody listens), ConfineError (it has ended).
+        """
 
     async def start_companion(self, program: Program) -> Companion:
         """Execute a further program, before or after `start`; returns when execve succeeded.

@@ -64,9 +64,10 @@ class Garbage:
         try:
             async with self._registry.edit():
                 places = {*in_use(), *_places(self._functions.prepared())}
-                trees = self._code.tree("").parent
                 referred = self._registry.packages()
-                used = referred | {place.name for place in places if place.parent == trees}
+                used = referred | {
+                    place.name for place in places if place.parent == self._code.trees
+                }
                 graves = await trio.to_thread.run_sync(self._retire, used)
         except (CallerError, PlatformFault):
             return False  # another server's folder

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -63,21 +63,30 @@ class AllFunctions:
         layers: LayerStore,
         runtimes: Runtimes,
         defaults: FunctionDefaults,
+        unavailable: Mapping[str, str] = MappingProxyType({}),
         draw: Callable[[], float] = random.random,
     ) -> None:
-        """`draw` gives numbers from 0 to below 1: which version a weighted alias goes to."""
+        """`unavailable`: networks this host does not give, and why. `draw` gives numbers from 0 to below 1: which
+        version a weighted alias goes to."""
         self._catalog = catalog
         self._registry = registry
         self._code = code
         self._layers = layers
         self._runtimes = runtimes
         self._defaults = defaults
+        self._unavailable = unavailable
         self._draw = draw
         self._ready: dict[Key, Ready] = {}
         self._shadowed: set[str] = set()
         """Folders that were told to be hidden by a function of the registry."""
         self._news = trio.Event()
         registry.on_change(self._changed)
+        self._settled: dict[
+            Key, tuple[FunctionVersion, int | None, int | None, FunctionVersion]
+        ] = {}
+        """What `_with_settings` made last of which: each invocation asks for it."""
+        self._reserved = (-1, -1), 0
+        """Generations of catalog and registry, and the sum as it was then."""
 
     # --- what the engine asks (runtimeapi.ports.Functions)
 
@@ -158,12 +167,16 @@ class AllFunctions:
 
     @property
     def reserved_total(self) -> int:
-        """Sum of all reserved concurrency."""
-        if not self._registry.functions():
-            return self._catalog.reserved_total
-        return sum(
-            one.reserved_concurrency or 0 for one in self.all() if isinstance(one, FunctionVersion)
-        )
+        """Sum of all reserved concurrency. Asked for at every invocation, so it is not summed up anew."""
+        generation = self._catalog.generation, self._registry.generation
+        if self._reserved[0] != generation:
+            total = sum(
+                one.reserved_concurrency or 0
+                for one in self.all()
+                if isinstance(one, FunctionVersion)
+            )
+            self._reserved = generation, total
+        return self._reserved[1]
 
     # --- making ready
 
@@ -186,8 +199,7 @@ class AllFunctions:
 
     def folder(self, name: str) -> FunctionVersion | BrokenFunction | None:
         """The folder of this name, whether the registry has a function of that name or not."""
-        self._catalog.refresh()
-        return next((one for one in self._catalog.all() if one.name == name), None)
+        return self._catalog.find(name)
 
     def prepare_all(self) -> None:
         """At the start: everything the registry has."""
@@ -201,6 +213,9 @@ class AllFunctions:
         code = self._tree(version.code.tree)
         runtime = config["Runtime"]
         self._runtimes.resolve(runtime)
+        network = version.here.get("network", self._defaults.network or "none")
+        if why := self._unavailable.get(network):
+            raise OSError(f'it was published with network = "{network}": {why}')
         opt = self._layers.merge(self._layer_trees(version))
         logged = config.get("LoggingConfig", {})
         here = version.here
@@ -217,7 +232,7 @@ class AllFunctions:
             memory_mb=config["MemorySize"],
             ephemeral_storage_mb=config["EphemeralStorage"]["Size"],
             idle_timeout_s=here.get("idle_timeout_s", self._defaults.idle_timeout),
-            network=here.get("network", self._defaults.network or "none"),
+            network=network,
             freeze=here.get("freeze", self._defaults.freeze),
             description=config.get("Description", ""),
             environment=MappingProxyType(dict(_variables(config))),
@@ -290,11 +305,16 @@ class AllFunctions:
         if record.reserved_concurrency is None and provisioned is None:
             return function
         reserved = record.reserved_concurrency
-        return replace(
+        before = self._settled.get((record.name, version))
+        if before is not None and before[0] is function and before[1:3] == (reserved, provisioned):
+            return before[3]
+        found = replace(
             function,
             reserved_concurrency=function.reserved_concurrency if reserved is None else reserved,
             provisioned_concurrency=provisioned or function.provisioned_concurrency,
         )
+        self._settled[record.name, version] = function, reserved, provisioned, found
+        return found
 
     def _tell_shadowed(self, folders: Container[str]) -> None:
         hidden = {
@@ -329,6 +349,7 @@ class AllFunctions:
         }
         for key in self._ready.keys() - known.keys():
             del self._ready[key]
+        self._settled.clear()
         self._news.set()
         self._news = trio.Event()
 

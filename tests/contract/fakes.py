@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,6 +25,7 @@ from runtimeapi.lanes import caller_lane, runtime_lane
 from runtimeapi.ports import BodyTruncated, Console, ResponseBody
 from runtimeapi.rapi import make_rapi_app
 from runtimeapi.server import CallerLimits, caller_config, environment_config, running_app
+from runtimeapi.sigv4 import SigV4
 from sandbox.errors import CallerError, FunctionFailed, FunctionNotFound
 from sandbox.extensionhost import ExtensionHost
 from sandbox.extensions import Extension
@@ -32,10 +33,12 @@ from sandbox.failures import Failure
 from sandbox.function import BrokenFunction, FunctionVersion
 from sandbox.invocation import Invocation, Outcome
 from sandbox.lifecycle import NextEvent, Refused
+from sandbox.telemetry import Subscription
 from sandbox.ticket import Ticket
 
 REGION = "us-east-1"
 ACCOUNT = "000000000000"
+EXTENSION = "6f3b4f5e-0c1d-4e2f-8a9b-0c1d2e3f4a5b"
 REQUEST_ID = "8f9ecd4a-4e4d-4bb4-a0a3-1b1c2d3e4f50"
 
 
@@ -129,6 +132,7 @@ class FakeEnvironment:
         self.extensions = ExtensionHost(function(extensions=("file",)), self.hooks, account=ACCOUNT)
         self.put = Events()
         self.posted: list[Posted] = []
+        self.subscriptions: list[tuple[str, Subscription]] = []
         self.refusal: Exception | None = None
         self.limit: int | None = None
         self.parked = trio.Event()
@@ -139,7 +143,15 @@ class FakeEnvironment:
         self.may_read.set()
 
     def extension_name(self, identifier: str | None) -> str:
-        return self.extensions.all.find(identifier).name
+        self._maybe_refuse()
+        if identifier != EXTENSION:
+            raise Refused(
+                403, "Extension.UnknownExtensionIdentifier", f"Unknown extension {identifier}"
+            )
+        return "agent"
+
+    def subscribe(self, extension: str, subscription: Subscription) -> None:
+        self.subscriptions.append((extension, subscription))
 
     async def next(self) -> NextEvent:
         send, receive = trio.open_memory_channel[NextEvent](1)
@@ -234,12 +246,15 @@ class FakeFunctions:
         self.qualifiers = {"1": "1", "2": "2", "blue": "2"}
         self.refusal: CallerError | None = None
         self.refreshed = 0
+        self.resolved = trio.Event()
+        """Somebody has asked for one."""
 
     def refresh(self) -> None:
         self.refreshed += 1
 
     def resolve(self, name: str, qualifier: str | None) -> FunctionVersion:
         """`qualifiers` says what else than $LATEST a qualifier means; `refusal` is raised instead."""
+        self.resolved.set()
         one = self.found.get(name)
         if one is None:
             raise FunctionNotFound(name)
@@ -265,7 +280,13 @@ Behaviour = Callable[[Invocation], Awaitable[Outcome]]
 
 
 async def echo(invocation: Invocation) -> Outcome:
-    return Outcome("success", invocation.payload, log_tail=b"START\nEND\n", duration_ms=1.5)
+    return Outcome(
+        "success",
+        invocation.payload,
+        log_tail=b"START\nEND\n",
+        duration_ms=1.5,
+        executed_version=invocation.function.version,
+    )
 
 
 class FakeInvoker:
@@ -363,12 +384,20 @@ async def callers(
     guard: Guard | None = None,
     limits: CallerLimits | None = None,
     secure: Callable[[], ssl.SSLContext] | None = None,
+    more: Sequence[FunctionVersion] = (),
+    url_keys: SigV4 | None = None,
 ) -> AsyncIterator[Callers]:
     broken = BrokenFunction("broken", Path("/nowhere"), "broken/function.toml:1: memory: mend it")
-    functions = FakeFunctions(function(), function("dotted.name"), broken)
+    functions = FakeFunctions(function(), function("dotted.name"), broken, *more)
     invoker, logs, sock = FakeInvoker(), FakeLogs(), listening()
     app = make_invoke_app(
-        functions, invoker, logs.console(), region=REGION, account=ACCOUNT, guard=guard
+        functions,
+        invoker,
+        logs.console(),
+        region=REGION,
+        account=ACCOUNT,
+        guard=guard,
+        url_keys=url_keys,
     )
     served_at = Callers(sock.getsockname(), functions, invoker, logs)
     lane = caller_lane(functions, invoker, region=REGION, account=ACCOUNT, guard=guard)

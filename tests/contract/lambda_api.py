@@ -49,6 +49,18 @@ def zipped(files: Mapping[str, str | bytes] | None = None) -> bytes:
     return written.getvalue()
 
 
+def asked(name: str, **changes: Any) -> dict[str, Any]:
+    """What CreateFunction is to be given."""
+    return {
+        "FunctionName": name,
+        "Runtime": PYTHON,
+        "Handler": "index.handler",
+        "Role": ROLE,
+        "Code": {"ZipFile": zipped()},
+        **changes,
+    }
+
+
 @dataclass
 class Api:
     """A server, as a caller and as a test see it."""
@@ -134,6 +146,8 @@ def client_of(url: str, *, key: str = "test", secret: str = "test") -> Any:
 def _validate(http_response: Any, parsed: dict[str, Any], model: Any, **_: Any) -> None:
     if http_response.status_code >= 300 or model.output_shape is None:
         return
+    if model.name == "GetFunctionCodeSigningConfig" and len(parsed) == 1:
+        return  # AWS was recorded to answer `{}` where there is none, whatever the model requires
     answer = {key: value for key, value in parsed.items() if key != "ResponseMetadata"}
     streams = [name for name, value in answer.items() if hasattr(value, "read")]
     for name in streams:

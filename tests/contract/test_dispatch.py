@@ -115,6 +115,20 @@ async def test_what_a_service_refuses_is_told_in_its_words(aws: Aws) -> None:
     assert "NonExistentQueue" in caught.value.code
 
 
+async def test_what_is_too_large_is_told_apart(aws: Aws) -> None:
+    """In the words of the services, since the codes are those of any bad parameter."""
+    large, send = b'"' + b"x" * 1_100_000 + b'"', dispatch(aws.url)
+    topic = aws.client("sns").create_topic(Name=aws.name())["TopicArn"]
+    async with endpoint(b"HTTP/1.1 413 Content Too Large\r\n\r\n") as one:
+        for target in (aws.queue().arn, topic, one.url):
+            with pytest.raises(Undelivered) as caught:
+                await send(message(target, payload=large))
+            assert caught.value.too_large, caught.value
+    with pytest.raises(Undelivered) as caught:
+        await send(message("arn:aws:sqs:us-east-1:123456789012:not-there"))
+    assert not caught.value.too_large
+
+
 async def test_without_an_endpoint_nothing_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even the look for where it could go."""
     monkeypatch.setattr(socket, "getaddrinfo", lambda *a: pytest.fail("a name was looked up"))

@@ -97,6 +97,19 @@ async def test_runtimes_split_anywhere(env: Environments, handed_over: list[byte
 
 
 @pytest.mark.trio
+@pytest.mark.parametrize(
+    "path", ["hello/invocations?Qualifier=blue", "hello%3A1/invocations", "hello:1/invocations"]
+)
+async def test_qualifiers_stay_here(callers: Callers, handed_over: list[bytes], path: str) -> None:
+    wire = await connect(callers.address)
+    async with wire:
+        for _ in range(2):
+            await wire.send(invoke(path=f"/2015-03-31/functions/{path}"))
+            assert (await wire.answer()).status == 200
+    assert handed_over == []
+
+
+@pytest.mark.trio
 async def test_byte_by_byte(callers: Callers, handed_over: list[bytes]) -> None:
     request = invoke(b'{"n": 1}')
     answer, _ = await exchange(callers.address, [bytes([byte]) for byte in request])

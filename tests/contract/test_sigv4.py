@@ -80,6 +80,9 @@ async def test_boto3_is_let_in(callers: Callers) -> None:
         arn = "arn:aws:lambda:us-east-1:000000000000:function:hello:$LATEST"
         answer = await call(client.invoke, FunctionName=arn, Qualifier="$LATEST")
         assert await call(answer["Payload"].read) == b"{}"
+        for named in ({"FunctionName": "hello:1"}, {"FunctionName": "hello", "Qualifier": "blue"}):
+            answer = await call(client.invoke, **named)
+            assert answer["StatusCode"] == 200
         large = b'"' + b"x" * 5_000_000 + b'"'
         answer = await call(client.invoke, FunctionName="hello", Payload=large)
         assert await call(answer["Payload"].read) == large

@@ -15,6 +15,8 @@ class Answer:
     status: int
     headers: dict[str, str]
     body: bytes
+    pairs: tuple[tuple[str, str], ...] = ()
+    """All headers, those too that are there several times."""
 
     @property
     def json(self) -> Any:
@@ -60,8 +62,8 @@ class Wire:
         body = b""
         while not isinstance(part := await self.event(), h11.EndOfMessage):
             body += part.data
-        headers = {name.decode(): value.decode() for name, value in response.headers}
-        return Answer(response.status_code, headers, body)
+        pairs = tuple((name.decode(), value.decode()) for name, value in response.headers)
+        return Answer(response.status_code, dict(pairs), body, pairs)
 
     async def ask(
         self,

@@ -83,6 +83,7 @@ async def test_no_socket_but_its_own_is_seen() -> None:
     assert len(tcp.splitlines()) == 2  # the listener
 
 
+@pytest.mark.optional
 @pytest.mark.skipif(
     ctypes.CDLL(None).syscall(444, None, 0, 1) < 6, reason="host: Landlock before Linux 6.12"
 )

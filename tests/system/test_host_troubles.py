@@ -183,6 +183,7 @@ def tree(folder: Path, files: dict[str, str]) -> Path:
             "docker run --security-opt apparmor=unconfined ...",
         ),
         ({"self/attr/current": "unconfined\n"}, "it failed", "does not say why", "--privileged"),
+        ({"self/attr/current": "kernel\0"}, "it failed", "does not say why", "--privileged"),
     ],
 )
 def test_what_shows_in_proc_only(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -197,7 +198,9 @@ def test_a_server_in_log_mode(start: Start) -> None:
     """Python forked and Node.js parked where the host can, a bootstrap executed by pid 1."""
     server = start(LAMBOX_SECCOMP="log")
     server.functions.add("py", HANDLER)
-    server.functions.add("js", NODE, 'runtime = "nodejs20.x"', "index.mjs")
+    node = shutil.which("node") is not None
+    if node:
+        server.functions.add("js", NODE, "", "index.mjs")
     server.functions.add("sh", BASH, 'runtime = "provided.al2023"', "bootstrap")
     if os.geteuid() == 0:
         server.wait_prepared()
@@ -206,7 +209,8 @@ def test_a_server_in_log_mode(start: Start) -> None:
     assert "seccomp in log mode" in text.split("isolated by")[1].splitlines()[0]
     assert server.invoke("py")["Payload"] == [True, -1, 1]
     assert server.invoke("py")["Payload"] == [True, -1, 1]
-    assert int(server.invoke("js")["Payload"]) >= 0
+    if node:
+        assert int(server.invoke("js")["Payload"]) >= 0
     assert server.invoke("sh")["Payload"] == "-19"  # EBADF: it ran
     ends = server.functions.folder / "py" / "handler.py"
     ends.write_text(HANDLER + "\n# changed\n")
@@ -218,7 +222,8 @@ def test_a_server_in_log_mode(start: Start) -> None:
         ("js", "seccomp: shmget would be refused by the filter for nodejs"),
         ("sh", "seccomp: vmsplice would be refused by the filter for provided"),
     ):
-        assert sum(f"[{function}] {line}" in one for one in told) == 1
+        if function != "js" or node:
+            assert sum(f"[{function}] {line}" in one for one in told) == 1
         assert sum(f"function {function}: {line}" in one for one in told) == 1
     server.invoke("py")  # a fresh environment, an old story
     assert server.stop() == 0

@@ -127,7 +127,7 @@ OUTSIDE = (
     'schedule = "rate(5 minutes)"', 'description = "x"', "# nothing",
     "maximum_retry_attempts = 1", "maximum_event_age = 60", 'on_success = "other"',
     'on_failure = "other"', 'dead_letter = "arn:aws:sqs:us-east-1:000000000000:q"',
-    'recursive_loop = "Allow"',
+    'recursive_loop = "Allow"', 'url = {auth_type = "NONE"}',
 )  # fmt: skip
 
 

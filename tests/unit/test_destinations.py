@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sandbox.destinations import MOST_SNS, Message, is_json, large, render
+from sandbox.destinations import Message, is_json, large, render
 from sandbox.eventconfig import parse_target
 from sandbox.function import LATEST
 from sandbox.queued import Accepted, Condition, Drop, Ended, Response, Role
 from tests.fakes import make_function, make_invocation
+from tests.machines import effort
 
 KEY = "0123456789abcdef0123456789abcdef"
 ID = "e5f1b1d2-0000-4000-8000-000000000001"
@@ -28,6 +32,7 @@ def message(
     target: str = QUEUE,
     payload: bytes = b'{"a": 1.10}',
     attempts: int = 3,
+    slim: bool = False,
     **changes: Any,
 ) -> Message:
     drop = Drop(role, parse_target(target))
@@ -40,7 +45,7 @@ def message(
         response=response,
         ended=Ended(condition, AT, 0.0, 60.0, (drop,)),
     )
-    return render(KEY, accepted, drop)
+    return render(KEY, accepted, drop, slim=slim)
 
 
 def test_a_record_of_a_success_as_aws_writes_it() -> None:
@@ -111,17 +116,9 @@ def test_what_is_no_json_is_a_string(payload: bytes, as_json: str) -> None:
         assert response == as_json or json.loads(response) == json.loads(as_json)
 
 
-def test_too_large_for_sns_a_failures_record_goes_without_payloads() -> None:
-    """As AWS's model says of OnFailure; a queue gets all of it."""
-    payload, topic = b'"' + b"x" * MOST_SNS + b'"', "arn:aws:sns:us-east-1:123456789012:t"
-    response = Response(200, b"{}", LATEST)
-    record = json.loads(message(response, target=topic, payload=payload).body)
+def test_a_slim_record_has_no_payloads() -> None:
+    record = json.loads(message(Response(200, b"{}", LATEST), slim=True).body)
     assert list(record) == ["version", "timestamp", "requestContext", "responseContext"]
-    for whole in (
-        message(response, payload=payload),
-        message(response, "Success", target=topic, payload=payload),
-    ):
-        assert json.loads(whole.body)["requestPayload"] == "x" * MOST_SNS
 
 
 def test_the_key_in_a_bucket_is_the_same_at_each_try() -> None:
@@ -153,6 +150,42 @@ def test_a_dead_letter_is_the_event_and_says_why(
         "ErrorCode": ("Number", code),
         "ErrorMessage": ("String", text),
     }
+
+
+DOCUMENTS = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@effort(60)
+@given(DOCUMENTS, st.binary(max_size=200) | DOCUMENTS.map(lambda one: json.dumps(one).encode()))
+def test_whatever_came_and_went_a_record_is_json_that_holds_it(event: Any, answer: bytes) -> None:
+    payload = json.dumps(event, ensure_ascii=False).encode("utf-8", "replace")
+    record = json.loads(message(Response(200, answer, LATEST), payload=payload).body)
+    assert record["requestPayload"] == json.loads(payload)
+    if is_json(answer):
+        assert record["responsePayload"] == json.loads(answer)
+    else:
+        text = answer.decode("utf-8", "replace") if answer else None
+        assert record["responsePayload"] == text
+
+
+@effort(60)
+@given(st.binary(max_size=2000), st.integers(100, 599))
+def test_whatever_went_wrong_a_dead_letters_attributes_are_what_sqs_takes(
+    answer: bytes, status: int
+) -> None:
+    found = message(Response(status, answer), role="dead letter")
+    (_, text), (_, code) = found.attributes["ErrorMessage"], found.attributes["ErrorCode"]
+    assert 0 < len(text.encode()) <= 1024
+    assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]", text)
+    assert code == str(status)
 
 
 def test_only_large_ones_are_worth_a_thread() -> None:

@@ -317,6 +317,10 @@ async def test_a_bad_response_mode_fails_the_invocation(autojump_clock: Clock) -
 class Sink:
     def __init__(self) -> None:
         self.chunks: list[bytes] = []
+        self.content_types: list[str | None] = []
+
+    def opened(self, content_type: str | None) -> None:
+        self.content_types.append(content_type)
 
     async def send(self, chunk: bytes) -> None:
         self.chunks.append(chunk)

@@ -47,7 +47,11 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "platform.report": (
         {"requestId": STRING, "status": STRING, "metrics": dict},
-        {"tracing": {"type": STRING, "value": STRING}, "errorType": STRING},
+        {
+            "spans": [{"name": STRING, "start": STRING, "durationMs": NUMBER}],
+            "tracing": {"type": STRING, "value": STRING},
+            "errorType": STRING,
+        },
     ),
     "platform.extension": (
         {"name": STRING, "state": STRING, "events": [STRING]},
@@ -129,6 +133,14 @@ def report(**changes: Any) -> events.Report:
             "REPORT RequestId: id\tDuration: 3.01 ms\tBilled Duration: 114 ms\t"
             "Memory Size: 128 MB\tMax Memory Used: 36 MB\tStatus: error\t"
             "Error Type: Runtime.ExitError",
+            "WARN",
+        ),
+        (
+            report(
+                status="timeout", error_type="Sandbox.Timedout", init_ms=None, max_memory_mb=None
+            ),
+            "REPORT RequestId: id\tDuration: 3.01 ms\tBilled Duration: 114 ms\t"
+            "Memory Size: 128 MB\tStatus: timeout",
             "WARN",
         ),
         (

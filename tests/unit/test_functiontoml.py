@@ -16,6 +16,7 @@ from sandbox.functiontoml import (
     parse,
     read,
 )
+from sandbox.functionurl import Cors, UrlConfig
 from sandbox.schedules import parse as parse_schedule
 
 
@@ -60,6 +61,16 @@ def test_every_key_is_taken() -> None:
         log_group = "/mine"
         [environment]
         COLOUR = "blue"
+        [url]
+        auth_type = "NONE"
+        invoke_mode = "RESPONSE_STREAM"
+        [url.cors]
+        allow_origins = ["https://a.example"]
+        allow_methods = ["*"]
+        allow_headers = ["x-a"]
+        expose_headers = ["x-b"]
+        allow_credentials = true
+        max_age = 60
     """)
     assert found == Description(
         runtime="python3.12",
@@ -86,6 +97,11 @@ def test_every_key_is_taken() -> None:
         system_log_level="DEBUG",
         log_group="/mine",
         environment={"COLOUR": "blue"},
+        url=UrlConfig(
+            "NONE",
+            "RESPONSE_STREAM",
+            Cors(("https://a.example",), ("*",), ("x-a",), ("x-b",), True, 60),
+        ),
     )
 
 
@@ -283,3 +299,43 @@ def test_a_huge_one_is_told(tmp_path: Path) -> None:
         file.truncate(1 << 40)
     with pytest.raises(FunctionTomlError, match="larger than 1048576 bytes"):
         read(tmp_path / "function.toml")
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ("url = true", "f/function.toml:1: url = true: must be a table. Hint: write [url]"),
+        ("[url]", "f/function.toml:1: [url]: auth_type is missing. Hint: "),
+        (
+            '[url]\nauth_type = "none"',
+            'f/function.toml:2: [url] auth_type = "none": must be one of "NONE", "AWS_IAM"',
+        ),
+        (
+            '[url]\nauth_type = "NONE"\nstream = true',
+            "f/function.toml:3: [url] stream = true: unknown key; the keys are auth_type, ",
+        ),
+        (
+            '[url]\nauth_type = "NONE"\ncors = "*"',
+            'f/function.toml:3: [url] cors = "*": must be a table. Hint: [url.cors]',
+        ),
+        (
+            '[url]\nauth_type = "NONE"\n[url.cors]\nmax_age = 86401',
+            "f/function.toml:4: [url.cors] max_age = 86401: must be a whole number of seconds from 0",
+        ),
+        (
+            '[url]\nauth_type = "NONE"\n[url.cors]\nallow_methods = ["OPTIONS"]',
+            'f/function.toml:4: [url.cors] allow_methods = ["OPTIONS"]: must be a list of text',
+        ),
+        (
+            '[url]\nauth_type = "NONE"\n[url.cors]\nallow_headers = ["a\\r\\nb"]',
+            "f/function.toml:4: [url.cors] allow_headers = ",
+        ),
+        (
+            '[url]\nauth_type = "NONE"\n[url.cors]\nallow_origins = ["*"]\nallow_credentials = true',
+            "f/function.toml:5: [url.cors] allow_credentials = true: not with allow_origins",
+        ),
+    ],
+)
+def test_mistakes_in_a_url_are_told(lines: str, told: str) -> None:
+    (problem,) = problems(lines)
+    assert problem.startswith(told)

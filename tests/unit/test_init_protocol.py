@@ -459,3 +459,45 @@ def test_nonsense_about_companions_ends_it_with_a_word(
         assert pid1.ended() == 125
         assert pid1.process.stderr is not None
         assert b"message" in pid1.process.stderr.read()
+
+
+def ask_for_socket(pid1: Pid1) -> tuple[int, list[int]]:
+    """What pid 1 says, and the descriptors it sent."""
+    ours, theirs = socket.socketpair()
+    ours.settimeout(LIMIT_S)
+    with ours, theirs:
+        socket.send_fds(pid1.control, [struct.pack("=I", 0x4E << 24)], [theirs.fileno()])
+        theirs.close()
+        data, fds, _, _ = socket.recv_fds(ours, 4, 4)
+    return struct.unpack("=I", data)[0], fds
+
+
+def test_a_socket_is_had_at_any_time_and_is_not_connected(init: str) -> None:
+    with running(init) as pid1:
+        assert pid1.start_companion("/bin/sleep", "60")[0] == 0
+        open_before = os.listdir(f"/proc/{pid1.process.pid}/fd")
+        for _ in range(3):
+            number, fds = ask_for_socket(pid1)
+            assert (number, len(fds)) == (0, 1)
+            with socket.socket(fileno=fds[0]) as given:
+                assert (given.family, given.type) == (socket.AF_INET, socket.SOCK_STREAM)
+                assert not os.get_blocking(given.fileno())
+                assert given.getsockname() == ("0.0.0.0", 0)
+        # Its answer to the next message comes when it is done with those: nothing of them stays with it.
+        assert pid1.start_companion("/bin/sleep", "60")[0] == 0
+        assert os.listdir(f"/proc/{pid1.process.pid}/fd") == open_before
+
+
+def test_who_asked_for_a_socket_may_have_gone(init: str) -> None:
+    with running(init) as pid1:
+        ours, theirs = socket.socketpair()
+        ours.close()
+        socket.send_fds(pid1.control, [struct.pack("=I", 0x4E << 24)], [theirs.fileno()])
+        theirs.close()
+        assert ask_for_socket(pid1)[0] == 0
+
+
+def test_a_request_for_a_socket_without_one_to_answer_on_is_the_end(init: str) -> None:
+    with running(init) as pid1:
+        pid1.control.sendall(struct.pack("=I", 0x4E << 24))
+        assert pid1.ended() != 0

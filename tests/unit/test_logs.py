@@ -20,7 +20,6 @@ from sandbox.logs import (
     LogBook,
     Tail,
     init_report_line,
-    report_line,
 )
 
 
@@ -110,42 +109,6 @@ async def test_followers_get_lines_and_never_hold_up_the_writer() -> None:
             book.write("f", "flood")
         assert await anext(lines) == "this"
     book.write("f", "nobody follows any more")
-
-
-def test_report_line_is_awss() -> None:
-    line = report_line(
-        "id",
-        duration_ms=3.014,
-        billed_ms=114,
-        memory_size_mb=128,
-        max_memory_mb=36,
-        init_ms=110.1,
-        status="success",
-        error_type="",
-    )
-    assert line == (
-        "REPORT RequestId: id\tDuration: 3.01 ms\tBilled Duration: 114 ms\tMemory Size: 128 MB\t"
-        "Max Memory Used: 36 MB\tInit Duration: 110.10 ms\t"
-    )
-
-
-def test_report_line_of_failures() -> None:
-    def line(status: str, error_type: str) -> str:
-        return report_line(
-            "id",
-            duration_ms=1,
-            billed_ms=1,
-            memory_size_mb=128,
-            max_memory_mb=None,
-            init_ms=None,
-            status=status,
-            error_type=error_type,
-        )
-
-    assert line("timeout", "Sandbox.Timedout").endswith("128 MB\tStatus: timeout")
-    assert line("error", "Runtime.ExitError").endswith(
-        "Status: error\tError Type: Runtime.ExitError"
-    )
 
 
 def test_init_report_line() -> None:

@@ -215,10 +215,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         """Ids of which one has to be taken; none if none is idle."""
         slots = self._slots(name)
         reserved = self.functions[name].reserved_concurrency
-        if slots is None or reserved is not None:
-            at_work = sum(one.at_work for one in slots.versions) if slots else 0
-            if slots is None or at_work >= (reserved or 0):
-                return set()
+        if slots is None or slots.waiting:
+            return set()  # those who have waited for room in a reservation come first
+        if reserved is not None and sum(one.at_work for one in slots.versions) >= reserved:
+            return set()
         fit = [one for one in slots.idle if not slots.outdated(one)]
         fit = [one for one in fit if one.function.revision == self.functions[name].revision]
         fit = [one for one in fit if one.provisioned] or fit

@@ -328,6 +328,7 @@ def test_sockets(program: bytes, family: int, kind: int, protocol: int, answer: 
         (0x5412, "EPERM"),  # TIOCSTI
         (0x1_0000_5412, "EPERM"),
         (0x541C, "EPERM"),  # TIOCLINUX
+        (0x5423, "EPERM"),  # TIOCSETD
     ],
 )
 def test_ioctls(program: bytes, request_: int, answer: str | None) -> None:

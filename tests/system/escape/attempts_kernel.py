@@ -119,9 +119,9 @@ KERNEL: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("line disciplines (modules loaded on demand)", """
             _, end = os.openpty()
             return sorted({attempt(fcntl.ioctl, end, 0x5423, struct.pack("=i", kind)) for kind in (21, 3, 13, 15)})""",
-            "['EINVAL'] | ['EPERM'] | ['EINVAL', 'EPERM']"),
+            "['EPERM']"),
         ("calls as a 32-bit program makes them", """
-            if not X86:
+            if not X86 or "User Mode Linux" in open("/proc/cpuinfo").read():  # there are none
                 return "SIGSYS"
             room = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
             room.write(bytes.fromhex("b814000000cd80c3"))
