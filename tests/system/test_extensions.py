@@ -119,6 +119,10 @@ def server(
         yield server
 
 
+ONCE = pytest.mark.parametrize("server", ["made ahead"], indirect=True)
+"""For what does not depend on how a sandbox comes about."""
+
+
 def functions_of(server: Server) -> Extended:
     assert isinstance(server.functions, Extended)
     return server.functions
@@ -192,6 +196,7 @@ BAD = {
 }
 
 
+@ONCE
 @pytest.mark.parametrize("name", BAD)
 def test_an_extension_that_fails_init(server: Server, name: str) -> None:
     code, error_type, reason = BAD[name]
@@ -203,6 +208,7 @@ def test_an_extension_that_fails_init(server: Server, name: str) -> None:
     until(lambda: server.environments(name) == [])
 
 
+@ONCE
 def test_a_file_that_cannot_be_executed(server: Server) -> None:
     functions_of(server).extend("text", plain="no program")
     path = functions_of(server).folder.parent / "layers" / "text" / "extensions" / "plain"
@@ -212,6 +218,7 @@ def test_a_file_that_cannot_be_executed(server: Server) -> None:
     assert "fork/exec /opt/extensions/plain: permission denied" in answer["Payload"]["errorMessage"]
 
 
+@ONCE
 def test_the_marker_turns_them_off(server: Server) -> None:
     functions_of(server).extend("off", bad="#!/bin/false\n")
     (functions_of(server).folder.parent / "layers" / "off" / "disable-extensions-jwigqn8j").touch()
@@ -219,6 +226,7 @@ def test_the_marker_turns_them_off(server: Server) -> None:
     assert server.environments("off")[0]["extensions"] == []
 
 
+@ONCE
 def test_a_crash_during_an_invocation(server: Server) -> None:
     functions_of(server).extend(
         "crash",
