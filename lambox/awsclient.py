@@ -40,6 +40,7 @@ ANSWER_S = 25.0
 """Longest silence of an endpoint."""
 AT_ONCE = 8
 """Calls of one service at a time; more wait."""
+POOL = 256
 EMULATORS_KEY = "test"
 OF_AWS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws", ".amazonaws.eu")
 
@@ -202,7 +203,8 @@ class AwsClients:
                 read_timeout=ANSWER_S,
                 # Whoever calls tries again, after longer and longer times.
                 retries={"total_max_attempts": 1},
-                max_pool_connections=AT_ONCE,
+                # Pollers of queues hold connections, too; one more than this is made and thrown away, with a warning.
+                max_pool_connections=POOL,
                 # What emulators and other people's S3 understand.
                 s3={"addressing_style": "path"},
                 request_checksum_calculation="when_required",

@@ -6,6 +6,7 @@ LocalStack, moto or ElasticMQ has them set already.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -60,3 +61,17 @@ AWS_SETTINGS: tuple[Setting, ...] = (
     _of("EventBridge", "endpoint_eventbridge", "AWS_ENDPOINT_URL_EVENTBRIDGE"),
     _of("S3", "endpoint_s3", "AWS_ENDPOINT_URL_S3"),
 )
+
+
+def is_server(endpoint: str, host: str, port: int) -> bool:
+    """Whether an endpoint is a server that listens on `host` (an IP address) and `port`."""
+    parts = urlsplit(endpoint)
+    try:
+        if (parts.port or (443 if parts.scheme == "https" else 80)) != port:
+            return False
+        name = parts.hostname or ""
+        address = ipaddress.ip_address("127.0.0.1" if name == "localhost" else name)
+    except ValueError:  # no port, a name
+        return False
+    listens = ipaddress.ip_address(host)
+    return address == listens or (listens.is_unspecified and address.is_loopback)

@@ -462,11 +462,14 @@ def ps(endpoint: str | None, config: Path | None) -> None:
     """Show the live environments of the running server."""
     server = need_server(config, endpoint)
     rows = ask(server.environments)
+    extended = any(row.get("extensions") for row in rows)
     table = plain_table(
         *("id", "function", "version", "type", "state", ">age", ">invocations"),
         *(">memory", ">of", "/tmp", ">cpu"),
+        *(["extensions"] if extended else []),
     )
     for row in rows:
+        found = [f"{one['name']} ({one['state']})" for one in row.get("extensions", ())]
         table.add_row(
             row["id"],
             row["function"],
@@ -479,6 +482,7 @@ def ps(endpoint: str | None, config: Path | None) -> None:
             quantity(row.get("memory_size_mb"), "MB"),
             row.get("tmp") or "-",
             quantity(row.get("cpu_s"), "s", 2),
+            *([", ".join(found) or "-"] if extended else []),
         )
     show(table)
     for row in ask(server.prepared):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from types import MappingProxyType
 
 import trio
 
@@ -54,10 +55,12 @@ async def open_lambda_api(
     layers: LayerStore,
     defaults: FunctionDefaults,
     clients: AwsClients,
+    unavailable: Mapping[str, str] = MappingProxyType({}),
     provisioned: Callable[[str, str], Provisioned | None] = lambda name, version: None,
 ) -> AsyncIterator[LambdaApi]:
     """All functions there are, and the API that changes them. Its background work ends with it.
 
+    `unavailable`: networks this host does not give, and why.
     `provisioned`: (function, version) -> how far the engine has come with its provisioned concurrency.
     """
     code = CodeStore(config.state / "code")
@@ -67,7 +70,13 @@ async def open_lambda_api(
         trio.open_nursery() as nursery,
     ):
         functions = AllFunctions(
-            catalog, registry, code=code, layers=layers, runtimes=runtimes, defaults=defaults
+            catalog,
+            registry,
+            code=code,
+            layers=layers,
+            runtimes=runtimes,
+            defaults=defaults,
+            unavailable=unavailable,
         )
         activator = Activator(registry, functions, _new_id)
         await trio.to_thread.run_sync(functions.prepare_all)

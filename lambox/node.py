@@ -22,6 +22,7 @@ from typing import Any
 import trio
 
 from lambox.awsclient import AwsClients, Endpoints
+from lambox.awssettings import is_server
 from lambox.callers import CallersFace
 from lambox.config import Config
 from lambox.dispatch import Dispatch
@@ -79,6 +80,7 @@ class Kitchen:
         self._runtimes = runtimes
         self._host = host.scan()
         self._preload = config.preload
+        self._log_mode = config.seccomp == "log"
         self._resolv_conf = resolv_conf
         self._roots: dict[tuple[str, str], tuple[Entry, ...]] = {}
 
@@ -99,7 +101,7 @@ class Kitchen:
             late=layout.late(
                 str(function.code), str(opt) if opt else None, function.ephemeral_storage_mb * MIB
             ),
-            preparation=self._preparation(runtime, env),
+            preparation=self._preparation(runtime, env, function),
             calls=runtime.family,
         )
         return spec, Program(argv=argv, env=env)
@@ -131,7 +133,11 @@ class Kitchen:
             self._roots[key] = layout.plan(runtime, host=self._host, resolv_conf=names)
         return self._roots[key]
 
-    def _preparation(self, runtime: Runtime, env: dict[str, str]) -> Preparation | None:
+    def _preparation(
+        self, runtime: Runtime, env: dict[str, str], function: FunctionVersion
+    ) -> Preparation | None:
+        if function.extensions and self._log_mode:
+            return None  # where a fork comes in, pid 1 has the other filter, and so would they
         prepared = environ.preparation(runtime, env)
         if prepared is None:
             return None
@@ -340,6 +346,7 @@ async def open_node(
                 *(config, catalog, runtimes),
                 layers=layers,
                 defaults=way_out.defaults,
+                unavailable=way_out.unavailable,
                 clients=clients,
                 # The scheduler, below, needs the functions; nobody asks for this before there are callers.
                 provisioned=lambda name, version: _provisioned(
@@ -476,8 +483,11 @@ def _finder(functions: Functions) -> Callable[[str, str | None], FunctionVersion
 
 
 def _endpoints(config: Config) -> Endpoints:
+    common = config.aws_endpoint
+    if common is not None and is_server(common, config.host, config.port):
+        common = None  # AWS_ENDPOINT_URL as callers of this server have it
     return Endpoints(
-        config.aws_endpoint,
+        common,
         {
             "sqs": config.endpoint_sqs,
             "sns": config.endpoint_sns,

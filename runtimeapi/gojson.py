@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any, cast
 
 from quart import Response, request
 
 from runtimeapi.app import respond
+from runtimeapi.connection import PACE_KEY
+from runtimeapi.pace import REFUSAL, Pace
 from runtimeapi.replies import Reply
 
 JSON = {"Content-Type": "application/json"}
@@ -31,6 +34,13 @@ def refusal(status: int, error_type: str, message: str) -> Reply:
 
 def render(reply: Reply) -> Response:
     return respond(reply.status, reply.headers, reply.body)
+
+
+def charge() -> None:
+    """The request in hand is none that a program makes often: more of them are answered later (`pace.py`)."""
+    pace = cast("Pace | None", cast(dict[str, Any], request.scope)["state"].get(PACE_KEY))
+    if pace is not None:
+        pace.charge(REFUSAL)
 
 
 def header(name: str) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from quart import Response, request
 
 from runtimeapi.app import FaceApp, respond
-from runtimeapi.gojson import go_json
+from runtimeapi.gojson import charge, go_json
 from runtimeapi.ports import RuntimeFace
 
 PATH = "/2026-01-15/metadata/execution-environment"
@@ -25,6 +25,7 @@ def mount_metadata(app: FaceApp, environment: Callable[[], RuntimeFace]) -> None
         # The method first, then the token: as AWS's own does.
         if request.method != "GET":
             return _plain(405, "Method Not Allowed")
+        charge()
         face = environment()
         given = request.headers.get("Authorization", "")
         token = given.removeprefix(BEARER).encode("utf-8", "replace")

@@ -43,6 +43,9 @@ from sandbox.ticket import Ticket
 log = logging.getLogger(__name__)
 LAST_WORDS_S = 0.1
 """How long a dead runtime's last request may still be on its way through our sockets."""
+MOST_FAILED = 32
+"""Environments that failed or timed out and are given the time of their Shutdown phase at the same time: it lasts
+2 s, in which they use memory beyond what is in flight. Others are killed at once."""
 FLUSH_S = 0.5
 """How long an idle environment waits at most, before it is frozen, for its telemetry to be taken."""
 LAST_WORDS_OF_INIT_S = 1.0
@@ -99,6 +102,8 @@ class Surroundings:
     """AWS account id, for extensions that ask for it."""
     zone_id: str = ""
     """Of the availability zone, as the metadata endpoint tells it (SPEC 1.9)."""
+    failed: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(MOST_FAILED))
+    """Holds the environments that failed and are being shut down."""
     told_calls: set[tuple[str, str]] = field(default_factory=set)
     """(function, system call) of log mode: what has been told is not told by each environment."""
 
@@ -278,6 +283,11 @@ class Environment(Conversation):
         """What extensions and the runtime beside them are given before the host kills (SPEC 6.3)."""
         if not self.extensions.all.shutdown_budget_s:
             return
+        if self._reason != "spindown":
+            try:
+                self._around.failed.acquire_on_behalf_of_nowait(self)
+            except trio.WouldBlock:
+                return
         if self.frozen:
             sandbox.thaw()
             self.frozen = False
@@ -292,6 +302,9 @@ class Environment(Conversation):
             )
         except ConfineError as exc:
             log.info("environment %s had no orderly end: %s", self.id, exc)
+        finally:
+            if self._reason != "spindown":
+                self._around.failed.release_on_behalf_of(self)
 
     async def _start(self, sandbox: Sandbox, program: Program, nursery: trio.Nursery) -> None:
         self._init_began_at = trio.current_time()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -63,15 +63,18 @@ class AllFunctions:
         layers: LayerStore,
         runtimes: Runtimes,
         defaults: FunctionDefaults,
+        unavailable: Mapping[str, str] = MappingProxyType({}),
         draw: Callable[[], float] = random.random,
     ) -> None:
-        """`draw` gives numbers from 0 to below 1: which version a weighted alias goes to."""
+        """`unavailable`: networks this host does not give, and why. `draw` gives numbers from 0 to below 1: which
+        version a weighted alias goes to."""
         self._catalog = catalog
         self._registry = registry
         self._code = code
         self._layers = layers
         self._runtimes = runtimes
         self._defaults = defaults
+        self._unavailable = unavailable
         self._draw = draw
         self._ready: dict[Key, Ready] = {}
         self._shadowed: set[str] = set()
@@ -212,6 +215,9 @@ class AllFunctions:
             raise OSError(f"its code {version.code.tree} is not in {self._code.folder}")
         runtime = config["Runtime"]
         self._runtimes.resolve(runtime)
+        network = version.here.get("network", self._defaults.network or "none")
+        if why := self._unavailable.get(network):
+            raise OSError(f'it was published with network = "{network}": {why}')
         opt = self._layers.opt(self._layer_zips(version))
         logged = config.get("LoggingConfig", {})
         here = version.here
@@ -228,7 +234,7 @@ class AllFunctions:
             memory_mb=config["MemorySize"],
             ephemeral_storage_mb=config["EphemeralStorage"]["Size"],
             idle_timeout_s=here.get("idle_timeout_s", self._defaults.idle_timeout),
-            network=here.get("network", self._defaults.network or "none"),
+            network=network,
             freeze=here.get("freeze", self._defaults.freeze),
             description=config.get("Description", ""),
             environment=MappingProxyType(dict(_variables(config))),

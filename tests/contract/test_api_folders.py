@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.registry.resolving import NotReady
 from tests.contract.lambda_api import PYTHON, Api, serving
 
 ARN = "arn:aws:lambda:us-east-1:123456789012:function:"
@@ -162,6 +163,16 @@ def test_a_version_has_the_layers_of_its_day(api: Api, tmp_path: Path) -> None:
         (opt,) = api.behind.functions.resolve("fn", qualifier).layers
         texts.append((opt / "data").read_text())
     assert texts == ["one", "two, and more", "two, and more"]
+
+
+def test_a_network_that_this_host_gives_no_more(api: Api) -> None:
+    api.client.publish_version(FunctionName="fn")
+    functions, record = api.behind.functions, api.behind.control.registry.function("fn")
+    assert record is not None
+    functions._unavailable = {"none": "it is switched off"}
+    made = functions.make(record, record.versions["1"])
+    assert isinstance(made, NotReady)
+    assert 'network = "none": it is switched off' in made.error.message
 
 
 def test_what_cannot_be_copied_is_not_published(api: Api) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -11,8 +12,12 @@ from typing import Any
 
 import pytest
 
+from rootfs.runtimes import Runtimes
 from runtimeapi.control import code, face
-from tests.contract.lambda_api import PYTHON, ROLE, Api, serving, zipped
+from runtimeapi.guard import Guard
+from runtimeapi.sigv4 import SigV4
+from tests.contract import lambda_api
+from tests.contract.lambda_api import PYTHON, ROLE, Api, client_of, serving, zipped
 
 ARN = "arn:aws:lambda:us-east-1:123456789012:function:"
 LACKING = "java21"
@@ -141,6 +146,24 @@ def test_code_comes_back_from_an_address_that_expires(api: Api) -> None:
         refused.value.close()
 
 
+def test_the_address_stands_for_credentials(tmp_path: Path) -> None:
+    """Of the one package alone; all else is refused without them."""
+    guard = Guard(auth=SigV4({"AKIDEXAMPLE": "secret"}.get, region="us-east-1"))
+    with serving(tmp_path, guard=guard) as api:
+        api.client.close()
+        api.client = client_of(api.url, key="AKIDEXAMPLE", secret="secret")
+        api.create("mine", Code={"ZipFile": zipped({"index.py": "# mine"})})
+        place = api.client.get_function(FunctionName="mine")["Code"]["Location"]
+        with urllib.request.urlopen(place) as answer:
+            assert answer.read() == zipped({"index.py": "# mine"})
+        other = "0" * 64
+        for wrong in (re.sub("[0-9a-f]{64}.zip", f"{other}.zip", place), api.url + "/_lambox/ps"):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(wrong)
+            assert refused.value.code == 403
+            refused.value.close()
+
+
 def test_lists_are_given_in_pages_and_with_all_versions(api: Api) -> None:
     for name in ("c", "a", "b"):
         api.create(name, Publish=name == "a")
@@ -188,6 +211,26 @@ def test_a_runtime_that_this_host_has_not_got(tmp_path: Path) -> None:
     with serving(tmp_path) as api:
         assert _settled(api, "lacking")["LastUpdateStatus"] == "Failed"
         assert api.refusal("invoke", FunctionName="lacking")[:2] == (502, "InvalidRuntimeException")
+
+
+def test_a_runtime_that_was_installed_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next start tries what had failed once more."""
+    found = lambda_api._runtimes()
+    fewer = {name: one for name, one in found.found.items() if name != PYTHON}
+    with monkeypatch.context() as patch:
+        patch.setattr(lambda_api, "_runtimes", lambda: Runtimes(fewer, found.default))
+        with serving(tmp_path) as api:
+            api.client.create_function(**asked("early", Publish=True))
+            assert _settled(api, "early")["State"] == "Failed"
+    with serving(tmp_path) as api:
+        api.wait("early")
+        for qualifier in ("$LATEST", "1"):
+            shown = api.client.get_function_configuration(FunctionName="early", Qualifier=qualifier)
+            assert (shown["State"], shown["LastUpdateStatus"]) == ("Active", "Successful")
+            assert "StateReason" not in shown
+            assert api.behind.functions.resolve("early", qualifier).version == qualifier
 
 
 def _settled(api: Api, name: str) -> Any:

@@ -14,7 +14,7 @@ from runtimeapi.extensions import parse_events
 from sandbox.extensions import Extension, InvokeEvent, ShutdownEvent, State
 from sandbox.lifecycle import Refused
 from tests.contract.fakes import ACCOUNT, LANES, Environments
-from tests.contract.wire import Answer, ask
+from tests.contract.wire import Answer, ask, connect
 
 PREFIX = "/2020-01-01/extension"
 METADATA = "/2026-01-15/metadata/execution-environment"
@@ -292,6 +292,16 @@ async def test_without_it_nothing_is_told(env: Environments, token: str | None) 
     answer = await ask(env.addresses[0], "GET", METADATA, headers=headers)
     assert (answer.status, answer.body) == (401, b"Unauthorized\n")
     assert answer.headers["content-type"].startswith("text/plain")
+
+
+async def test_who_asks_again_and_again_waits(env: Environments) -> None:
+    """What costs lambox more than it costs a program, and is of no use twice, is answered ever later."""
+    headers = {"Authorization": "Bearer the token"}
+    async with await connect(env.addresses[0]) as wire:
+        began = trio.current_time()
+        for _ in range(130):
+            assert (await wire.ask("GET", METADATA, b"", headers)).status == 200
+        assert trio.current_time() - began > 0.2
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import stat
 import textwrap
 import time
@@ -346,12 +347,14 @@ def test_the_end_of_the_server_is_told_and_leaves_nothing(start: Start, tmp_path
     functions = Extended(tmp_path / "functions")
     functions.extend("both", python=PYTHON, shell=SHELL)
     functions.extend("stubborn", stubborn=STUBBORN)
-    server = start(LAMBOX_GRACE_S="1")
+    server = start(prefix=["setsid"], LAMBOX_GRACE_S="1")
     for name in ("both", "stubborn"):
         server.invoke(name)
     pids = [each.pid for each in psutil.Process(server.process.pid).children(recursive=True)]
     began = time.monotonic()
-    assert server.stop() == 0
+    # As Ctrl-C does it: every process of the group is told.
+    os.killpg(server.process.pid, signal.SIGTERM)
+    assert server.process.wait(30) == 0
     # One of them uses all the time there is.
     assert 0.9 < time.monotonic() - began < 2.5
     text = server.log.read_text()

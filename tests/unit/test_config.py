@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lambox import capacity, config
+from lambox.awssettings import is_server
 from lambox.config import SETTINGS, Config, ConfigError, load
 from sandbox import functiontoml
 from sandbox.confine import cgroup, privilege
@@ -133,6 +134,25 @@ def test_where_awss_services_are_is_told_in_botocores_variables_too() -> None:
         None,
     )
     assert load(environ={}).aws_endpoint is None
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "host", "port", "ours"),
+    [
+        ("http://127.0.0.1:9000", "127.0.0.1", 9000, True),
+        ("http://localhost:9000/", "127.0.0.1", 9000, True),
+        ("http://localhost:9000", "0.0.0.0", 9000, True),
+        ("https://[::1]", "::1", 443, True),
+        ("http://localhost:4566", "127.0.0.1", 9000, False),
+        ("http://10.0.0.1:9000", "127.0.0.1", 9000, False),
+        ("http://lambox.example.com:9000", "127.0.0.1", 9000, False),
+        ("http://localhost:port", "127.0.0.1", 9000, False),
+    ],
+)
+def test_a_server_knows_its_own_address_where_callers_have_it(
+    endpoint: str, host: str, port: int, ours: bool
+) -> None:
+    assert is_server(endpoint, host, port) is ours
 
 
 def test_every_setting_has_a_variable_and_a_flag() -> None:

@@ -13,7 +13,7 @@ import trio.testing
 
 from sandbox.confine.spec import Exit
 from sandbox.environment import Environment
-from sandbox.extensions import InvokeEvent, ShutdownEvent
+from sandbox.extensions import InvokeEvent, Reason, ShutdownEvent
 from sandbox.failures import Failure
 from sandbox.lifecycle import Refused
 from tests.fakes import Body, FakeSandbox, World, echo, respond
@@ -449,6 +449,21 @@ async def test_the_reason_is_told(autojump_clock: trio.testing.MockClock, how: s
         assert outcome.status == ("timeout" if how == "timeout" else "error")
         await over(one)
         assert extension.told == ["INVOKE", how]
+
+
+@pytest.mark.parametrize("reason", ["spindown", "timeout", "failure"])
+async def test_so_many_that_failed_are_given_that_time_at_once(
+    autojump_clock: trio.testing.MockClock, reason: Reason
+) -> None:
+    others = trio.CapacityLimiter(1)
+    extension = Extension()
+    async with held(world(extension, failed=others), extensions=("one",)) as one:
+        await one.owner.ready.wait()
+        others.acquire_on_behalf_of_nowait("another")
+        one.environment.retire(reason)
+        await over(one)
+    # What was idle costs nothing that it did not cost before.
+    assert extension.told == ([reason] if reason == "spindown" else [])
 
 
 async def test_cancellation_in_the_middle_of_it_kills_at_once(
