@@ -1,14 +1,15 @@
-"""Owns settings of functions that are kept and shown, and change nothing here: recursion, runtime management."""
+"""Owns recursion and runtime management of functions; the latter is kept and shown, and changes nothing here."""
 
 from __future__ import annotations
 
 from runtimeapi.control.control import Control, invalid
+from runtimeapi.control.eventinvoke import folder_events
 from runtimeapi.control.parsing import Input
 from runtimeapi.control.qualifiers import attach, resolved
 from runtimeapi.control.rendering import Output
+from sandbox.registry.eventinvoke import RECURSION, event_config
 from sandbox.registry.records import LATEST
 
-RECURSION = "recursion"
 MANAGEMENT = "runtime_management"
 
 
@@ -22,7 +23,8 @@ async def put_function_recursion_config(control: Control, given: Input) -> Outpu
 
 async def get_function_recursion_config(control: Control, given: Input) -> Output:
     record = control.record(control.ref(given["FunctionName"]))
-    return record.attached.get(RECURSION, {}).get(LATEST) or {"RecursiveLoop": "Terminate"}
+    allowed = event_config(record, folder_events(control, record), None).allows_recursion
+    return {"RecursiveLoop": "Allow" if allowed else "Terminate"}
 
 
 async def put_runtime_management_config(control: Control, given: Input) -> Output:
@@ -54,7 +56,8 @@ OPERATIONS = {
     "GetRuntimeManagementConfig": get_runtime_management_config,
 }
 NOTES = {
-    "PutFunctionRecursionConfig": "Kept. lambox does not look for loops, so it never stops one.",
+    "PutFunctionRecursionConfig": "Loops are noticed where destinations call functions; not through queues, HTTP or "
+    "functions' own calls.",
     "PutRuntimeManagementConfig": "Kept. The runtime is the host's interpreter, whatever is chosen.",
 }
-ACCEPTED = frozenset({"PutFunctionRecursionConfig", "PutRuntimeManagementConfig"})
+ACCEPTED = frozenset({"PutRuntimeManagementConfig"})
