@@ -45,7 +45,7 @@ from sandbox.confine.launcher import BwrapLauncher, open_launcher
 from sandbox.confine.pool import PoolLimits
 from sandbox.confine.spec import MIB, Limits, Preparation, Program, SandboxSpec
 from sandbox.confine.storage import open_storage
-from sandbox.environment import Environment, ServeRuntimeApi, Surroundings
+from sandbox.environment import Environment
 from sandbox.errors import CallerError
 from sandbox.eventstore import EventStore
 from sandbox.function import FunctionVersion, Network
@@ -57,6 +57,7 @@ from sandbox.planner import Limits as NodeLimits
 from sandbox.provisioning import Provisioned
 from sandbox.scheduler import Scheduler, open_scheduler
 from sandbox.sources.sources import EventSources
+from sandbox.surroundings import ServeRuntimeApi, Surroundings
 from sandbox.ticket import Ticket
 
 log = logging.getLogger("lambox")

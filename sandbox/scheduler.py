@@ -22,7 +22,7 @@ import psutil
 import trio
 
 from sandbox import planner
-from sandbox.environment import Environment, Surroundings
+from sandbox.environment import Environment
 from sandbox.errors import FunctionNotFound, InvalidRuntime, PlatformFault, TooManyRequests
 from sandbox.failures import Failure
 from sandbox.function import LATEST, FunctionVersion
@@ -30,6 +30,7 @@ from sandbox.invocation import Invocation, Outcome
 from sandbox.planner import Limits, Load
 from sandbox.provisioning import INIT_FAILURE, INTERNAL_ERROR, Provisioned
 from sandbox.slots import Slots, Versions
+from sandbox.surroundings import Surroundings
 from sandbox.ticket import Ticket
 
 log = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ A frozen environment is not delivered to: nobody in it could take anything, and 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -371,11 +372,14 @@ class Telemetry:
 def _render(form: str, category: Category, what: PlatformEvent | str, at: float) -> bytes | None:
     """An event as a subscriber of this form gets it; None: it has no such event."""
     if isinstance(what, str):
-        if form == "objects" and parsed_object(what) is not None:
-            # As the function wrote it, but on one line: a TCP subscriber reads line by line.
-            record = what if "\n" not in what else events.to_json(parsed_object(what))
-        else:
+        parsed = parsed_object(what) if form == "objects" else None
+        if parsed is None:
             record = events.to_json(what)
+        elif "\n" in what or "\r" in what:
+            # A TCP subscriber reads line by line.
+            record = json.dumps(parsed, separators=(",", ":"))
+        else:
+            record = what
         return events.envelope(category, record, at).encode("utf-8", "replace")
     if form in SCHEMAS["logs"]:
         found = _of_logs_api(form, what)

@@ -126,7 +126,7 @@ def _none(ref: FunctionRef) -> CallerError:
 def _configured(control: Control, record: FunctionRecord) -> dict[str, Document]:
     """By qualifier, those of function.toml included."""
     found: dict[str, Document] = {}
-    folder = folder_events(control, record)
+    folder = _folder(control, record)
 
     def arn(target: Target) -> str:
         return control.function_arn(target.name, target.qualifier)
@@ -136,8 +136,7 @@ def _configured(control: Control, record: FunctionRecord) -> dict[str, Document]
     return {**found, **record.attached.get(FEATURE, {})}
 
 
-def folder_events(control: Control, record: FunctionRecord) -> EventConfig | None:
-    """What function.toml says of events, if it is a folder's function."""
+def _folder(control: Control, record: FunctionRecord) -> EventConfig | None:
     if record.latest is not None:
         return None
     try:

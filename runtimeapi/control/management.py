@@ -1,15 +1,17 @@
-"""Owns recursion and runtime management of functions; the latter is kept and shown, and changes nothing here."""
+"""Owns recursion (which the event queue goes by) and runtime management (kept and shown, and without effect here)."""
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from runtimeapi.control.control import Control, invalid
-from runtimeapi.control.eventinvoke import folder_events
 from runtimeapi.control.parsing import Input
 from runtimeapi.control.qualifiers import attach, resolved
 from runtimeapi.control.rendering import Output
-from sandbox.registry.eventinvoke import RECURSION, event_config
-from sandbox.registry.records import LATEST
+from sandbox.errors import CallerError
+from sandbox.registry.records import LATEST, FunctionRecord
 
+RECURSION = "recursion"
 MANAGEMENT = "runtime_management"
 
 
@@ -23,8 +25,15 @@ async def put_function_recursion_config(control: Control, given: Input) -> Outpu
 
 async def get_function_recursion_config(control: Control, given: Input) -> Output:
     record = control.record(control.ref(given["FunctionName"]))
-    allowed = event_config(record, folder_events(control, record), None).allows_recursion
-    return {"RecursiveLoop": "Allow" if allowed else "Terminate"}
+    return record.attached.get(RECURSION, {}).get(LATEST) or _of_folder(control, record)
+
+
+def _of_folder(control: Control, record: FunctionRecord) -> Output:
+    """What function.toml says; of a function of the API it says nothing."""
+    allows = False
+    with suppress(CallerError):  # a broken one
+        allows = control.functions.resolve(record.name, None).events.allows_recursion
+    return {"RecursiveLoop": "Allow" if allows else "Terminate"}
 
 
 async def put_runtime_management_config(control: Control, given: Input) -> Output:
@@ -56,8 +65,7 @@ OPERATIONS = {
     "GetRuntimeManagementConfig": get_runtime_management_config,
 }
 NOTES = {
-    "PutFunctionRecursionConfig": "Loops are noticed where destinations call functions; not through queues, HTTP or "
-    "functions' own calls.",
+    "PutFunctionRecursionConfig": "Loops of destinations are seen, those through queues and SDKs are not.",
     "PutRuntimeManagementConfig": "Kept. The runtime is the host's interpreter, whatever is chosen.",
 }
 ACCEPTED = frozenset({"PutRuntimeManagementConfig"})

@@ -79,6 +79,8 @@ class UrlFace:
         self._account = account
         self._keys = keys
         self._wall = wall
+        self._told: set[str] = set()
+        """URLs that were said to be closed for want of keys."""
 
     async def answer(self) -> Response | None:
         """Of the current request; None: it is no function URL's."""
@@ -127,6 +129,7 @@ class UrlFace:
         return url
 
     async def _invoke(self, url: FunctionUrl, visit: _Visit) -> Response:
+        self._tell_of_keys(url)
         signer = admit(url, visit.head, self._keys)
         function = self._function(url)
         body = await read_body(body_of(request), limit=MAX_PAYLOAD, operation="InvokeFunction")
@@ -153,6 +156,15 @@ class UrlFace:
         if answer is None:
             return _response(visit, url, BAD_GATEWAY)
         return _response(visit, url, answer, stream)
+
+    def _tell_of_keys(self, url: FunctionUrl) -> None:
+        if url.config.auth_type == "AWS_IAM" and self._keys is None and url.id not in self._told:
+            self._told.add(url.id)
+            log.warning(
+                "the function URL of %s has AuthType AWS_IAM, and nobody has a key to sign with. "
+                'Hint: auth_keys_file = "FILE", and auth = "none" if nothing else is to be signed',
+                url.function,
+            )
 
     def _function(self, url: FunctionUrl) -> FunctionVersion:
         try:

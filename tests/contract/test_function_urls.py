@@ -520,13 +520,17 @@ async def test_who_did_not_sign_this_very_request_is_refused() -> None:
         assert served.invoker.invoked == []
 
 
-async def test_without_keys_a_signature_opens_nothing() -> None:
+async def test_without_keys_a_signature_opens_nothing(caplog: pytest.LogCaptureFixture) -> None:
     async with serve(fast=True) as served:
         url = f"http://{host('signed', served.address[1])}/"
         found = await ask(served, "signed", "POST", "/", signed(url))
         assert found.status == 403
         assert found.json["Message"].startswith("Forbidden. For troubleshooting Function URL")
         assert served.invoker.invoked == []
+        await ask(served, "signed", "POST", "/", signed(url))
+    (told,) = [one.message for one in caplog.records if "AWS_IAM" in one.message]
+    assert "the function URL of signed" in told
+    assert "auth_keys_file" in told
 
 
 async def test_a_url_of_type_none_asks_for_nothing_where_the_api_does() -> None:
