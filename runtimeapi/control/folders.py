@@ -86,6 +86,8 @@ class Folders:
             "SnapStart": {"ApplyOn": "None", "OptimizationStatus": "Off"},
             "LoggingConfig": logs.response(function.name),
         }
+        if function.events.dead_letter is not None:
+            config["DeadLetterConfig"] = {"TargetArn": function.events.dead_letter.text}
         if function.environment:
             config["Environment"] = {"Variables": dict(function.environment)}
         return config
