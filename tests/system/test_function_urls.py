@@ -1,4 +1,4 @@
-"""Function URLs with real handlers: aws-lambda-powertools, Node.js streams; curl, the AWS CLI, a browser's preflight."""
+"""Function URLs with real handlers: powertools, Node.js streams; curl, the AWS CLI, a browser's preflight."""
 
 from __future__ import annotations
 
