@@ -87,7 +87,7 @@ async def publish_version(control: Control, given: Input) -> Output:
     async with control.registry.edit() as edit:
         record, latest = await _publishable(control, ref, given)
         before = record
-        if kept is not None and kept.identity == latest.identity:
+        if kept is not None and content(kept) == content(latest):
             latest = kept
         elif record.latest is None and _last(record, latest) is None:
             raise _changed(control, record)

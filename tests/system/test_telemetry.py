@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
+import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -281,3 +284,48 @@ def test_levels_with_text_are_refused_when_the_file_is_read(shared: Server) -> N
     problem = rows["wrong-level"]["problem"]
     assert f"{path.parent}/function.toml:1: system_log_level" in problem
     assert 'LogLevel is not supported when LogFormat is set to "Text".' in problem
+
+
+def zipped(code: str) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("handler.py", code)
+    return packed.getvalue()
+
+
+def test_a_logging_config_is_set_and_changed_by_the_lambda_api(shared: Server) -> None:
+    client = shared.client()
+    created = client.create_function(
+        FunctionName="configured",
+        Runtime=f"python3.{sys.version_info.minor}",
+        Role="arn:aws:iam::123456789012:role/r",
+        Handler="handler.handler",
+        Code={
+            "ZipFile": zipped("def handler(event, context):\n    return context.log_group_name\n")
+        },
+        LoggingConfig={"LogFormat": "JSON", "SystemLogLevel": "WARN", "LogGroup": "/mine"},
+    )
+    assert created["LoggingConfig"] == {
+        "LogFormat": "JSON",
+        "ApplicationLogLevel": "INFO",
+        "SystemLogLevel": "WARN",
+        "LogGroup": "/mine",
+    }
+    client.get_waiter("function_active_v2").wait(FunctionName="configured")
+    answer = shared.invoke("configured", LogType="Tail")
+    assert answer["Payload"] == "/mine"
+    assert base64.b64decode(answer["LogResult"]) == b""  # nothing of level WARN happened
+    with pytest.raises(client.exceptions.InvalidParameterValueException) as refused:
+        client.update_function_configuration(
+            FunctionName="configured",
+            LoggingConfig={"LogFormat": "Text", "SystemLogLevel": "WARN"},
+        )
+    assert refused.value.response["message"].startswith(
+        'LogLevel is not supported when LogFormat is set to "Text". '
+    )
+    client.update_function_configuration(
+        FunctionName="configured", LoggingConfig={"LogFormat": "Text"}
+    )
+    client.get_waiter("function_updated_v2").wait(FunctionName="configured")
+    answer = shared.invoke("configured", LogType="Tail")
+    assert base64.b64decode(answer["LogResult"]).startswith(b"START RequestId: ")
