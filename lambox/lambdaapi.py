@@ -80,6 +80,7 @@ async def open_lambda_api(
         )
         activator = Activator(registry, functions, _new_id)
         await trio.to_thread.run_sync(functions.prepare_all)
+        await _spared(activator.retry)
         nursery.start_soon(_spared, activator.finish)
 
         def in_background(work: Callable[[], Awaitable[None]]) -> None:

@@ -12,9 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import secrets
-import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import trio
@@ -23,12 +21,10 @@ from sandbox import events, failures
 from sandbox.confine.spec import (
     ConfineError,
     Exit,
-    Launcher,
     Program,
     ProgramNotStarted,
     RefusedCall,
     Sandbox,
-    SandboxSpec,
 )
 from sandbox.conversation import Conversation
 from sandbox.extensions import Extension, Reason
@@ -36,16 +32,13 @@ from sandbox.failures import Failure
 from sandbox.function import FunctionVersion
 from sandbox.lifecycle import Event, State
 from sandbox.logpipes import TOLD_LINE_COST, LogPipes
-from sandbox.logs import LogBook
-from sandbox.telemetry import Courier, Destination, Subscription
+from sandbox.surroundings import Surroundings
+from sandbox.telemetry import Subscription
 from sandbox.ticket import Ticket
 
 log = logging.getLogger(__name__)
 LAST_WORDS_S = 0.1
 """How long a dead runtime's last request may still be on its way through our sockets."""
-MOST_FAILED = 32
-"""Environments that failed or timed out and are given the time of their Shutdown phase at the same time: it lasts
-2 s, in which they use memory beyond what is in flight. Others are killed at once."""
 FLUSH_S = 0.5
 """How long an idle environment waits at most, before it is frozen, for its telemetry to be taken."""
 LAST_WORDS_OF_INIT_S = 1.0
@@ -55,11 +48,6 @@ LINGER_S = 0.1
 PROVISIONED_INIT_S = 130.0
 """Least time for the init of a provisioned environment (SPEC 3.6)."""
 MIB = 1024 * 1024
-
-MakeCourier = Callable[[Destination, Callable[[int], Awaitable[trio.SocketStream]]], Courier]
-"""(destination, how to connect to a port inside) -> who takes telemetry there."""
-ServeRuntimeApi = Callable[..., Awaitable[None]]
-"""async (listener, environment, *, task_status): the Runtime API, until cancelled."""
 
 
 class Owner(Protocol):
@@ -78,34 +66,6 @@ class Owner(Protocol):
         self, environment: Environment, failure: Failure | Exception | None
     ) -> None:
         """It takes no further invocation. `failure` is set when it never came to its first `next`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What all environments of a node share."""
-
-    launcher: Launcher
-    prepare: Callable[[FunctionVersion, str, bool], tuple[SandboxSpec, Program]]
-    """(function, environment id, whether provisioned) -> what to launch and what to run in it."""
-    serve: ServeRuntimeApi
-    logbook: LogBook
-    init_timeout_s: float = 10.0
-    freeze_delay_s: float = 0.1
-    max_age_s: float = 7200.0
-    wall: Callable[[], float] = time.time
-    """Unix time in seconds, for the deadline a runtime is told."""
-    idle_limit: Callable[[FunctionVersion], float] = lambda function: function.idle_timeout_s
-    """For how many seconds from now an environment may be idle."""
-    courier: MakeCourier | None = None
-    """None: nobody can subscribe to telemetry."""
-    account: str = ""
-    """AWS account id, for extensions that ask for it."""
-    zone_id: str = ""
-    """Of the availability zone, as the metadata endpoint tells it (SPEC 1.9)."""
-    failed: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(MOST_FAILED))
-    """Holds the environments that failed and are being shut down."""
-    told_calls: set[tuple[str, str]] = field(default_factory=set)
-    """(function, system call) of log mode: what has been told is not told by each environment."""
 
 
 class Environment(Conversation):
@@ -435,6 +395,7 @@ class Environment(Conversation):
                 )
             self.finish_turn()
             self._runtime_done()
+            self._tell_report()
             self._owner.environment_lost(self, failure)
 
     # --- what its runtime says (RuntimeFace)

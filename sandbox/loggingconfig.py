@@ -69,7 +69,7 @@ def from_api(given: Mapping[str, Any], before: LoggingConfig | None = None) -> L
     (InvalidParameterValueException) and InvalidRequest (ValidationException), with AWS's words.
     """
     problems = [
-        *_one_of(given, "LogFormat", FORMATS),
+        *_one_of(given, "LogFormat", ("JSON", "Text")),  # the model's order
         *_one_of(given, "ApplicationLogLevel", APPLICATION_LEVELS),
         *_one_of(given, "SystemLogLevel", SYSTEM_LEVELS),
         *_log_group(given),

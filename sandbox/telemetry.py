@@ -11,9 +11,12 @@ A frozen environment is not delivered to: nobody in it could take anything, and 
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol
 
 import trio
@@ -23,6 +26,7 @@ from sandbox.events import PlatformEvent
 from sandbox.lifecycle import Refused
 from sandbox.loggingconfig import parsed_object
 
+log = logging.getLogger(__name__)
 DELIVERY_S = 5.0
 """For one delivery, from the connection to the end of the answer."""
 RETRY_S = (0.1, 0.3, 1.0)
@@ -96,11 +100,14 @@ class Subscriber:
         *,
         wall: Callable[[], float],
         on_quiet: Callable[[], None],
+        on_lost: Callable[[str], None],
     ) -> None:
+        """`on_lost` is told once, with the reason, when events are given up for the first time."""
         self.subscription = subscription
         self._courier = courier
         self._wall = wall
         self._on_quiet = on_quiet
+        self._on_lost: Callable[[str], None] | None = on_lost
         self._items: list[bytes] = []
         self._bytes = 0
         self._flying = 0
@@ -208,6 +215,9 @@ class Subscriber:
             self._reason = UNDELIVERED + problem
             self._lost_bytes += lost[0] + self._flying
             self._lost_records += lost[1] + len(items)
+            if self._on_lost is not None:
+                self._on_lost(problem)
+                self._on_lost = None
         else:
             self._reason = events.SLOWER
         self._flying = 0
@@ -237,8 +247,9 @@ class Subscriber:
 class Telemetry:
     """All of it that is one environment's. Until `start`, nothing can be subscribed."""
 
-    def __init__(self, *, objects: bool, wall: Callable[[], float]) -> None:
+    def __init__(self, function: str, *, objects: bool, wall: Callable[[], float]) -> None:
         """`objects`: the log's format is JSON, so what the function logs as a JSON object stays one."""
+        self._function = function
         self.open = True
         """Init has not ended: extensions may subscribe, and what happens is kept for them."""
         self._objects = objects
@@ -284,6 +295,7 @@ class Telemetry:
             self._courier(subscription.destination),
             wall=self._wall,
             on_quiet=self._one_is_quiet,
+            on_lost=partial(self._one_lost, name),
         )
         for category, what, at in self._early:
             self._give([subscriber], category, what, at)
@@ -335,6 +347,14 @@ class Telemetry:
             return subscription.schema
         return "objects" if self._objects and subscription.schema > "2022-07-01" else "telemetry"
 
+    def _one_lost(self, name: str, problem: str) -> None:
+        log.warning(
+            "function %s: extension %s does not take its telemetry: %s",
+            self._function,
+            name,
+            problem,
+        )
+
     def _one_is_quiet(self) -> None:
         if self.quiet:
             self.on_quiet()
@@ -371,11 +391,14 @@ class Telemetry:
 def _render(form: str, category: Category, what: PlatformEvent | str, at: float) -> bytes | None:
     """An event as a subscriber of this form gets it; None: it has no such event."""
     if isinstance(what, str):
-        if form == "objects" and parsed_object(what) is not None:
-            # As the function wrote it, but on one line: a TCP subscriber reads line by line.
-            record = what if "\n" not in what else events.to_json(parsed_object(what))
-        else:
+        parsed = parsed_object(what) if form == "objects" else None
+        if parsed is None:
             record = events.to_json(what)
+        elif "\n" in what or "\r" in what:
+            # A TCP subscriber reads line by line.
+            record = json.dumps(parsed, separators=(",", ":"))
+        else:
+            record = what
         return events.envelope(category, record, at).encode("utf-8", "replace")
     if form in SCHEMAS["logs"]:
         found = _of_logs_api(form, what)

@@ -18,7 +18,7 @@ from sandbox.destinations import Message, large, render
 from sandbox.eventconfig import BadTarget, Target
 from sandbox.eventjournal import Aside
 from sandbox.eventstore import StoreProblem
-from sandbox.invocation import MAX_PAYLOAD
+from sandbox.invocation import MAX_ASYNC_PAYLOAD, MAX_PAYLOAD
 from sandbox.queued import Accepted, Drop, handed_over
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ FIRST_S, MOST_S = 1.0, 300.0
 AT_ONCE = 32
 """Messages on their way to one target; what sends them may allow fewer."""
 MOST_SHOWN = 64 * 1024
-"""Bytes of a payload that the log is given."""
+"""Bytes of a payload that the log is given where nobody asked for it."""
 
 
 class Undelivered(Exception):
@@ -96,7 +96,7 @@ class Teller:
                     ended.condition,
                     drop.target.text,
                     problem,
-                    shown(accepted.invocation.payload),
+                    shown(accepted.invocation.payload, MAX_ASYNC_PAYLOAD),
                 )
                 break
             # Once per event: thousands of them may wait for the same target.
@@ -146,7 +146,7 @@ class Teller:
                 accepted.name,
                 drop.target.text,
                 problem,
-                shown(accepted.invocation.payload),
+                shown(accepted.invocation.payload, MAX_ASYNC_PAYLOAD),
             )
             await self._send_as(key, drop, slim=True)
 
@@ -170,8 +170,8 @@ class Teller:
         await self._book.hand_over(key, drop, event)
 
 
-def shown(payload: bytes) -> str:
+def shown(payload: bytes, most: int = MOST_SHOWN) -> str:
     """A payload as the log gets it."""
-    if len(payload) <= MOST_SHOWN:
+    if len(payload) <= most:
         return repr(payload)
-    return f"{payload[:MOST_SHOWN]!r}... ({len(payload)} bytes)"
+    return f"{payload[:most]!r}... ({len(payload)} bytes)"

@@ -20,11 +20,12 @@ from sandbox.confine.spec import (
     SandboxSpec,
     Usage,
 )
-from sandbox.environment import Environment, Surroundings
+from sandbox.environment import Environment
 from sandbox.function import LATEST, FunctionVersion
 from sandbox.invocation import Invocation, new_request_id
 from sandbox.lifecycle import Refused
 from sandbox.logs import LogBook
+from sandbox.surroundings import Surroundings
 
 REGION, ACCOUNT = "us-east-1", "123456789012"
 Runtime = Callable[["Environment", "FakeSandbox"], Awaitable[None]]

@@ -31,14 +31,14 @@ async def put_function_concurrency(control: Control, given: Input) -> Output:
 async def get_function_concurrency(control: Control, given: Input) -> Output:
     ref = _unqualified(control, given)
     record = control.record(ref)
-    return {"ReservedConcurrentExecutions": _reserved(control, record)}
+    return {"ReservedConcurrentExecutions": reserved(control, record)}
 
 
-def _reserved(control: Control, record: FunctionRecord) -> int | None:
+def reserved(control: Control, record: FunctionRecord) -> int | None:
     """A folder's function may have it in its function.toml."""
     if record.reserved_concurrency is not None or record.latest is not None:
         return record.reserved_concurrency
-    found = next((one for one in control.functions.all() if one.name == record.name), None)
+    found = control.folder(record.name)
     return found.reserved_concurrency if isinstance(found, FunctionVersion) else None
 
 

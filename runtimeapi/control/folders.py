@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 import trio
 
+from rootfs.fingerprint import fingerprint
 from rootfs.packing import Packed, pack
 from runtimeapi.control.rendering import timestamp
 from sandbox.function import BrokenFunction, FunctionVersion
@@ -36,7 +37,8 @@ class Folders:
         """$LATEST. Reads the whole folder when it has changed since the last call."""
         if isinstance(function, BrokenFunction):
             return self._broken(function)
-        packed = await self._read(function)
+        # A file system that does not answer keeps nobody but who asks for it.
+        packed = await trio.to_thread.run_sync(self._read, function, abandon_on_cancel=True)
         published = record.next_version if record is not None else 1
         return VersionRecord(
             version=LATEST,
@@ -46,19 +48,22 @@ class Folders:
             here=_here(function),
             last_modified=timestamp(datetime.fromtimestamp(packed.modified, UTC)),
             # As SPEC 10.2 says, publishing changes it too.
-            revision_id=_uuid(function.name, function.revision, str(published)),
+            revision_id=_uuid(function.name, function.revision, packed.tree, str(published)),
         )
 
-    async def _read(self, function: FunctionVersion) -> Packed:
-        known = self._packed.get(function.name)
-        if known is not None and known[0] == function.revision:
-            return known[1]
+    def _read(self, function: FunctionVersion) -> Packed:
+        """Blocks."""
         try:
-            packed = await trio.to_thread.run_sync(pack, function.code)
+            # Not the function's revision: that leaves out what no environment need be replaced for.
+            looks = fingerprint(function.code).digest
+            known = self._packed.get(function.name)
+            if known is not None and known[0] == looks:
+                return known[1]
+            packed = pack(function.code)
         except (OSError, ValueError) as exc:
             log.warning("function %s: %s cannot be read: %s", function.name, function.code, exc)
             return UNREAD
-        self._packed[function.name] = function.revision, packed
+        self._packed[function.name] = looks, packed
         return packed
 
     def _config(self, function: FunctionVersion) -> Document:
@@ -82,6 +87,8 @@ class Folders:
             "SnapStart": {"ApplyOn": "None", "OptimizationStatus": "Off"},
             "LoggingConfig": logs.response(function.name),
         }
+        if function.events.dead_letter is not None:
+            config["DeadLetterConfig"] = {"TargetArn": function.events.dead_letter.text}
         if function.environment:
             config["Environment"] = {"Variables": dict(function.environment)}
         return config

@@ -9,6 +9,7 @@ from runtimeapi.arns import FunctionRef
 from runtimeapi.control import downloads
 from runtimeapi.control.checks import check_configuration, check_new, tell_ignored
 from runtimeapi.control.code import check_source, take_code
+from runtimeapi.control.concurrency import reserved as reserved_concurrency
 from runtimeapi.control.configuration import configured, defaults, shown
 from runtimeapi.control.control import (
     Control,
@@ -84,7 +85,7 @@ def _check_free(control: Control, ref: FunctionRef) -> None:
 async def get_function(control: Control, given: Input) -> Output:
     ref = control.ref(given["FunctionName"], given.get("Qualifier"))
     record, version = await control.version(ref)
-    reserved = record.reserved_concurrency
+    reserved = reserved_concurrency(control, record)
     if version.version == LATEST and record.latest is None:
         place = downloads.of_folder(control, ref.name)
     else:

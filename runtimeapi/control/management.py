@@ -1,12 +1,15 @@
-"""Owns settings of functions that are kept and shown, and change nothing here: recursion, runtime management."""
+"""Owns recursion (which the event queue goes by) and runtime management (kept and shown, and without effect here)."""
 
 from __future__ import annotations
+
+from contextlib import suppress
 
 from runtimeapi.control.control import Control, invalid
 from runtimeapi.control.parsing import Input
 from runtimeapi.control.qualifiers import attach, resolved
 from runtimeapi.control.rendering import Output
-from sandbox.registry.records import LATEST
+from sandbox.errors import CallerError
+from sandbox.registry.records import LATEST, FunctionRecord
 
 RECURSION = "recursion"
 MANAGEMENT = "runtime_management"
@@ -22,7 +25,15 @@ async def put_function_recursion_config(control: Control, given: Input) -> Outpu
 
 async def get_function_recursion_config(control: Control, given: Input) -> Output:
     record = control.record(control.ref(given["FunctionName"]))
-    return record.attached.get(RECURSION, {}).get(LATEST) or {"RecursiveLoop": "Terminate"}
+    return record.attached.get(RECURSION, {}).get(LATEST) or _of_folder(control, record)
+
+
+def _of_folder(control: Control, record: FunctionRecord) -> Output:
+    """What function.toml says; of a function of the API it says nothing."""
+    allows = False
+    with suppress(CallerError):  # a broken one
+        allows = control.functions.resolve(record.name, None).events.allows_recursion
+    return {"RecursiveLoop": "Allow" if allows else "Terminate"}
 
 
 async def put_runtime_management_config(control: Control, given: Input) -> Output:
@@ -54,7 +65,7 @@ OPERATIONS = {
     "GetRuntimeManagementConfig": get_runtime_management_config,
 }
 NOTES = {
-    "PutFunctionRecursionConfig": "Kept. lambox does not look for loops, so it never stops one.",
+    "PutFunctionRecursionConfig": "Loops of destinations are seen, those through queues and SDKs are not.",
     "PutRuntimeManagementConfig": "Kept. The runtime is the host's interpreter, whatever is chosen.",
 }
-ACCEPTED = frozenset({"PutFunctionRecursionConfig", "PutRuntimeManagementConfig"})
+ACCEPTED = frozenset({"PutRuntimeManagementConfig"})

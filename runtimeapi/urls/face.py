@@ -16,7 +16,7 @@ from runtimeapi.app import FaceApp, body_of, head_of, on_request_end
 from runtimeapi.guard import Guard
 from runtimeapi.intake import read_body, read_trace_id
 from runtimeapi.ports import Functions, Invoker
-from runtimeapi.replies import aws_error, blame, to_json
+from runtimeapi.replies import aws_error, blame
 from runtimeapi.sigv4 import RequestHead, SigV4
 from runtimeapi.urls import cors as cors_of
 from runtimeapi.urls.access import Signer, admit, forbidden
@@ -79,6 +79,8 @@ class UrlFace:
         self._account = account
         self._keys = keys
         self._wall = wall
+        self._told: set[str] = set()
+        """URLs that were said to be closed for want of keys."""
 
     async def answer(self) -> Response | None:
         """Of the current request; None: it is no function URL's."""
@@ -127,13 +129,14 @@ class UrlFace:
         return url
 
     async def _invoke(self, url: FunctionUrl, visit: _Visit) -> Response:
+        self._tell_of_keys(url)
         signer = admit(url, visit.head, self._keys)
         function = self._function(url)
         body = await read_body(body_of(request), limit=MAX_PAYLOAD, operation="InvokeFunction")
         heard = self._request(visit, body, signer)
         if signer is not None:
             await _aside(len(body), signer.prove, body)
-        payload = await _aside(len(body), _payload, heard)
+        payload = await _aside(_weight(heard), _payload, heard)
         if url.config.invoke_mode == "RESPONSE_STREAM":
             return await self._stream(url, visit, function, payload)
         outcome = await self._invoker.invoke(self._invocation(url, visit, function, payload))
@@ -153,6 +156,15 @@ class UrlFace:
         if answer is None:
             return _response(visit, url, BAD_GATEWAY)
         return _response(visit, url, answer, stream)
+
+    def _tell_of_keys(self, url: FunctionUrl) -> None:
+        if url.config.auth_type == "AWS_IAM" and self._keys is None and url.id not in self._told:
+            self._told.add(url.id)
+            log.warning(
+                "the function URL of %s has AuthType AWS_IAM, and nobody has a key to sign with. "
+                'Hint: auth_keys_file = "FILE", and auth = "none" if nothing else is to be signed',
+                url.function,
+            )
 
     def _function(self, url: FunctionUrl) -> FunctionVersion:
         try:
@@ -204,7 +216,7 @@ class UrlFace:
 
 def _payload(heard: UrlRequest) -> bytes:
     """The event. Raises InvalidRequest: base64 makes a body a third larger (SPEC 3.3)."""
-    payload = to_json(make_event(heard))
+    payload = make_event(heard)
     if len(payload) > MAX_PAYLOAD:
         raise InvalidRequest(
             f"Request must be smaller than {MAX_PAYLOAD} bytes for the InvokeFunction operation",
@@ -212,6 +224,12 @@ def _payload(heard: UrlRequest) -> bytes:
             status=413,
         )
     return payload
+
+
+def _weight(heard: UrlRequest) -> int:
+    """Bytes that cost as much as those of a body: of a query every third may be a parameter's."""
+    heads = sum(len(name) + len(value) for name, value in heard.headers)
+    return len(heard.body) + 8 * (len(heard.query) + heads)
 
 
 async def _aside(size: int, work: Callable[..., T], *given: Any) -> T:

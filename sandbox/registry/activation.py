@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import trio
 
+from sandbox.function import FunctionVersion
 from sandbox.registry.records import FunctionRecord, VersionRecord
 from sandbox.registry.registry import Registry
 from sandbox.registry.resolving import AllFunctions, NotReady, Ready
@@ -42,21 +43,20 @@ class Activator:
     async def _make(self, record: FunctionRecord, version: VersionRecord) -> Ready:
         return await trio.to_thread.run_sync(self._functions.make, record, version)
 
-    async def finish(self) -> None:
-        """At the start: what a killed server left in the middle of a change; and what failed is tried once more,
-        since this host may have by now what was missing."""
+    async def retry(self) -> None:
+        """At the start: what had failed runs if this host has by now what was missing."""
         for record in self._registry.functions():
-            failed = {
-                version.version: self._functions.ready(record, version)
+            mended = {
+                version.version: ready
                 for version in _versions(record)
                 if "Failed" in (version.state, version.last_update_status)
-            }
-            mended = {
-                number: ready
-                for number, ready in failed.items()
-                if ready is not None and not isinstance(ready, NotReady)
+                and isinstance(ready := self._functions.ready(record, version), FunctionVersion)
             }
             await self._settle(record, mended)
+
+    async def finish(self) -> None:
+        """At the start: what a killed server left in the middle of a change."""
+        for record in self._registry.functions():
             await self.activate(record.name)
 
     async def _settle(self, before: FunctionRecord, found: Mapping[str, Ready]) -> None:

@@ -49,6 +49,18 @@ def zipped(files: Mapping[str, str | bytes] | None = None) -> bytes:
     return written.getvalue()
 
 
+def asked(name: str, **changes: Any) -> dict[str, Any]:
+    """What CreateFunction is to be given."""
+    return {
+        "FunctionName": name,
+        "Runtime": PYTHON,
+        "Handler": "index.handler",
+        "Role": ROLE,
+        "Code": {"ZipFile": zipped()},
+        **changes,
+    }
+
+
 @dataclass
 class Api:
     """A server, as a caller and as a test see it."""

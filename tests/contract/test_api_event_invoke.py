@@ -198,21 +198,35 @@ def test_a_folders_own_settings_are_shown_and_can_be_replaced(api: Api) -> None:
     folder = api.functions / "folder"
     folder.mkdir()
     (folder / "handler.py").write_text("def handler(event, context): ...\n")
-    (folder / "function.toml").write_text('maximum_retry_attempts = 1\non_success = "other"\n')
+    (folder / "function.toml").write_text(
+        "maximum_retry_attempts = 1\non_success = 'other'\n"
+        f"dead_letter = '{TOPIC}'\nrecursive_loop = 'Allow'\n"
+    )
     ask = {"FunctionName": "folder"}
     found = api.client.get_function_event_invoke_config(**ask)
     assert found["DestinationConfig"] == {
         "OnSuccess": {"Destination": f"{ARN}:other"},
         "OnFailure": {},
     }
+    assert api.client.get_function_recursion_config(**ask)["RecursiveLoop"] == "Allow"
+    shown = api.client.get_function_configuration(**ask)
+    assert shown["DeadLetterConfig"] == {"TargetArn": TOPIC}
     status, code, message = api.refusal("delete_function_event_invoke_config", **ask)
     assert (status, code) == (409, "ResourceConflictException")
     assert message == "The EventInvokeConfig of folder is in its function.toml."
     api.client.update_function_event_invoke_config(**ask, MaximumEventAgeInSeconds=60)
     assert api.behind.functions.event_config("folder", None) == EventConfig(
-        1, 60, parse_target(f"{ARN}:other")
+        1, 60, parse_target(f"{ARN}:other"), None, parse_target(TOPIC), True
     )
     api.client.put_function_event_invoke_config(**ask, MaximumRetryAttempts=0)
-    assert api.behind.functions.event_config("folder", None) == EventConfig(0)
+    api.client.put_function_recursion_config(**ask, RecursiveLoop="Terminate")
+    assert api.behind.functions.event_config("folder", None) == EventConfig(
+        0, dead_letter=parse_target(TOPIC)
+    )
+    # A version that is published keeps its dead letters, and has its own EventInvokeConfig.
+    api.client.publish_version(**ask)
+    assert api.behind.functions.event_config("folder", "1") == EventConfig(
+        dead_letter=parse_target(TOPIC)
+    )
     api.client.delete_function_event_invoke_config(**ask)
     assert api.behind.functions.event_config("folder", None).retries == 1

@@ -149,6 +149,28 @@ def test_its_versions_are_copies(api: Api) -> None:
     assert [one["Version"] for one in versions] == ["$LATEST", "1"]
 
 
+def test_settings_that_replace_no_environment_are_content_too(api: Api) -> None:
+    client, toml = api.client, api.functions / "fn" / "function.toml"
+    before = client.get_function_configuration(FunctionName="fn")
+    toml.write_text("reserved_concurrency = 5\n" + TOML)
+    after = client.get_function_configuration(FunctionName="fn")
+    assert after["CodeSha256"] != before["CodeSha256"]
+    assert after["RevisionId"] != before["RevisionId"]
+    published = client.publish_version(FunctionName="fn", CodeSha256=after["CodeSha256"])
+    assert published["Version"] == "1"
+    assert client.get_function(FunctionName="fn")["Concurrency"] == {
+        "ReservedConcurrentExecutions": 5
+    }
+    functions = api.behind.functions
+    assert functions.resolve("fn", "1").reserved_concurrency == 5  # all versions share it
+    toml.write_text("reserved_concurrency = 6\n" + TOML)
+    functions.refresh()
+    assert functions.resolve("fn", "1").reserved_concurrency == 6
+    client.put_function_concurrency(FunctionName="fn", ReservedConcurrentExecutions=7)
+    assert functions.resolve("fn", "1").reserved_concurrency == 7
+    assert functions.resolve("fn", None).reserved_concurrency == 7
+
+
 def test_a_version_has_the_layers_of_its_day(api: Api, tmp_path: Path) -> None:
     layer = tmp_path / "layer"
     layer.mkdir()

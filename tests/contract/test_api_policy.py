@@ -414,3 +414,15 @@ def test_recursion_and_runtime_management(api: Api) -> None:
         partial(api.refusal, "get_function_recursion_config"),
     ):
         assert operation(FunctionName="none") == (404, RNF, f"Function not found: {ARN}:none")
+
+
+def test_a_folders_own_answer_to_loops(tmp_path: Path) -> None:
+    with serving(tmp_path) as api:
+        folder = api.folder("folder")
+        (folder / "function.toml").write_text(
+            'runtime = "python3.11"\nhandler = "index.handler"\nrecursive_loop = "Allow"\n'
+        )
+        name = {"FunctionName": "folder"}
+        assert api.client.get_function_recursion_config(**name)["RecursiveLoop"] == "Allow"
+        api.client.put_function_recursion_config(**name, RecursiveLoop="Terminate")
+        assert api.client.get_function_recursion_config(**name)["RecursiveLoop"] == "Terminate"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
+import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +87,11 @@ def kinds(events: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def test_a_subscriber_in_the_handlers_process_gets_everything(shared: Server) -> None:
-    shared.functions.add("inner", INTERNAL)
-    first = shared.invoke("inner", 1)
+@pytest.mark.parametrize("network", ["none", "host"])
+def test_a_subscriber_in_the_handlers_process_gets_everything(shared: Server, network: str) -> None:
+    name = f"on-{network}"
+    shared.functions.add(name, INTERNAL, f'network = "{network}"')
+    first = shared.invoke(name, 1)
     assert "FunctionError" not in first, first["Payload"]
     statuses, events, address = first["Payload"]
     assert statuses == [400, 200, 400]
@@ -94,7 +99,7 @@ def test_a_subscriber_in_the_handlers_process_gets_everything(shared: Server) ->
 
     def before_second() -> list[str]:
         nonlocal events
-        events = shared.invoke("inner", 2)["Payload"][1]
+        events = shared.invoke(name, 2)["Payload"][1]
         return kinds(events)
 
     until(lambda: "platform.report" in before_second())
@@ -118,7 +123,7 @@ def test_a_subscriber_in_the_handlers_process_gets_everything(shared: Server) ->
         "responseDuration",
         "runtimeOverhead",
     ]
-    assert shared.invoke("inner", "late")["Payload"][0] == 403
+    assert shared.invoke(name, "late")["Payload"][0] == 403
     shared.wait_log(
         "TELEMETRY\tName: inner\tState: Subscribed\tTypes: [Platform, Function, Extension]"
     )
@@ -279,3 +284,48 @@ def test_levels_with_text_are_refused_when_the_file_is_read(shared: Server) -> N
     problem = rows["wrong-level"]["problem"]
     assert f"{path.parent}/function.toml:1: system_log_level" in problem
     assert 'LogLevel is not supported when LogFormat is set to "Text".' in problem
+
+
+def zipped(code: str) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("handler.py", code)
+    return packed.getvalue()
+
+
+def test_a_logging_config_is_set_and_changed_by_the_lambda_api(shared: Server) -> None:
+    client = shared.client()
+    created = client.create_function(
+        FunctionName="configured",
+        Runtime=f"python3.{sys.version_info.minor}",
+        Role="arn:aws:iam::123456789012:role/r",
+        Handler="handler.handler",
+        Code={
+            "ZipFile": zipped("def handler(event, context):\n    return context.log_group_name\n")
+        },
+        LoggingConfig={"LogFormat": "JSON", "SystemLogLevel": "WARN", "LogGroup": "/mine"},
+    )
+    assert created["LoggingConfig"] == {
+        "LogFormat": "JSON",
+        "ApplicationLogLevel": "INFO",
+        "SystemLogLevel": "WARN",
+        "LogGroup": "/mine",
+    }
+    client.get_waiter("function_active_v2").wait(FunctionName="configured")
+    answer = shared.invoke("configured", LogType="Tail")
+    assert answer["Payload"] == "/mine"
+    assert base64.b64decode(answer["LogResult"]) == b""  # nothing of level WARN happened
+    with pytest.raises(client.exceptions.InvalidParameterValueException) as refused:
+        client.update_function_configuration(
+            FunctionName="configured",
+            LoggingConfig={"LogFormat": "Text", "SystemLogLevel": "WARN"},
+        )
+    assert refused.value.response["message"].startswith(
+        'LogLevel is not supported when LogFormat is set to "Text". '
+    )
+    client.update_function_configuration(
+        FunctionName="configured", LoggingConfig={"LogFormat": "Text"}
+    )
+    client.get_waiter("function_updated_v2").wait(FunctionName="configured")
+    answer = shared.invoke("configured", LogType="Tail")
+    assert base64.b64decode(answer["LogResult"]).startswith(b"START RequestId: ")

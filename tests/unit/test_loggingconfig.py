@@ -48,6 +48,40 @@ def test_an_update_keeps_what_it_does_not_name() -> None:
     assert from_api({}, before) == before
 
 
+OWN = {"LogGroup": "/aws/lambda/f"}
+JSON_SHOWN = {"LogFormat": "JSON", "ApplicationLogLevel": "INFO", "SystemLogLevel": "INFO"}
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ([{"LogFormat": "JSON"}], {**JSON_SHOWN, **OWN}),
+        (
+            [{"LogFormat": "JSON", "ApplicationLogLevel": "DEBUG"}],
+            {**JSON_SHOWN, **OWN, "ApplicationLogLevel": "DEBUG"},
+        ),
+        (
+            [{"LogFormat": "JSON", "SystemLogLevel": "DEBUG"}],
+            {**JSON_SHOWN, **OWN, "SystemLogLevel": "DEBUG"},
+        ),
+        ([{"LogGroup": "cool_lambda"}], {"LogFormat": "Text", "LogGroup": "cool_lambda"}),
+        ([{"LogFormat": "JSON"}, {"LogFormat": "Text"}], {"LogFormat": "Text", **OWN}),
+        (
+            [{"LogFormat": "JSON"}, {"LogGroup": "cool_lambda"}],
+            {**JSON_SHOWN, "LogGroup": "cool_lambda"},
+        ),
+    ],
+)
+def test_updates_are_answered_as_aws_was_recorded_to(
+    given: list[dict[str, str]], shown: dict[str, str]
+) -> None:
+    """localstack's test_function_partial_advanced_logging_configuration_update and its neighbours."""
+    config = LoggingConfig()
+    for update in given:
+        config = from_api(update, config)
+    assert config.response("f") == shown
+
+
 @pytest.mark.parametrize(
     "given",
     [{"ApplicationLogLevel": "INFO"}, {"LogFormat": "Text", "SystemLogLevel": "DEBUG"}],
@@ -67,7 +101,7 @@ def test_levels_are_jsons(given: dict[str, Any]) -> None:
         (
             {"LogFormat": "XML"},
             "1 validation error detected: Value 'XML' at 'loggingConfig.logFormat' failed to "
-            "satisfy constraint: Member must satisfy enum value set: [Text, JSON]",
+            "satisfy constraint: Member must satisfy enum value set: [JSON, Text]",
         ),
         ({"SystemLogLevel": "TRACE"}, "at 'loggingConfig.systemLogLevel' failed"),
         ({"ApplicationLogLevel": 3}, "at 'loggingConfig.applicationLogLevel' failed"),
