@@ -17,10 +17,10 @@ from runtimeapi.control.code import check_source, take_code
 from runtimeapi.control.configuration import configured, shown
 from runtimeapi.control.control import (
     Control,
+    check_revision,
     conflict,
     function_not_found,
     invalid,
-    stale,
 )
 from runtimeapi.control.parsing import Input
 from runtimeapi.control.references import referenced
@@ -90,8 +90,7 @@ def _changeable(
             "Hint: edit what is in the folder (its configuration is function.toml); it is taken up at once"
         )
     latest = record.latest
-    if given.get("RevisionId", latest.revision_id) != latest.revision_id:
-        raise stale()
+    check_revision(given, latest.revision_id)
     check_settled(control, record, latest)
     return record, latest
 

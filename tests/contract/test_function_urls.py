@@ -240,6 +240,8 @@ async def test_who_asks_for_nothing_that_is_here_is_refused() -> None:
             assert (found.status, found.body) == (403, b'{"Message":null}')
             assert found.headers["x-amzn-errortype"] == "AccessDeniedException"
             assert found.headers["content-type"] == "application/json"
+        await wire.send(raw("POST", "/", unknown, body=b"x" * 300_000))  # left unread
+        assert (await wire.answer()).status == 403
         # DNS rebinding: a name of somebody else's that leads here.
         evil = host("plain").replace("localhost", "evil.example")
         for target, name in (
