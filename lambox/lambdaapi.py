@@ -60,12 +60,13 @@ async def open_lambda_api(
     defaults: FunctionDefaults,
     clients: AwsClients,
     unavailable: Mapping[str, str] = MappingProxyType({}),
-    provisioned: Callable[[str, str], Provisioned | None] = lambda name, version: None,
+    provisioned: Callable[[str, str], Provisioned] = lambda name, version: Provisioned(0),
 ) -> AsyncIterator[LambdaApi]:
     """All functions there are, and the API that changes them. Its background work ends with it.
 
     `unavailable`: networks this host does not give, and why.
-    `provisioned`: (function, version) -> how far the engine has come with its provisioned concurrency.
+    `provisioned`: (function, version) -> how far the engine has come with its provisioned concurrency; raises
+    CallerError where the version cannot run.
     """
     code = CodeStore(config.state / "code")
     async with (

@@ -46,7 +46,6 @@ from sandbox.confine.pool import PoolLimits
 from sandbox.confine.spec import MIB, Limits, Preparation, Program, SandboxSpec
 from sandbox.confine.storage import open_storage
 from sandbox.environment import Environment
-from sandbox.errors import CallerError
 from sandbox.eventstore import EventStore
 from sandbox.function import FunctionVersion, Network
 from sandbox.invocation import Invocation, Outcome
@@ -54,7 +53,6 @@ from sandbox.keepwarm import KeepWarm, idle_limit_s
 from sandbox.loggingconfig import DEFAULT_LEVEL
 from sandbox.logs import LogBook
 from sandbox.planner import Limits as NodeLimits
-from sandbox.provisioning import Provisioned
 from sandbox.scheduler import Scheduler, open_scheduler
 from sandbox.sources.sources import EventSources
 from sandbox.surroundings import ServeRuntimeApi, Surroundings
@@ -367,8 +365,8 @@ async def open_node(
                 unavailable=way_out.unavailable,
                 clients=clients,
                 # The scheduler, below, needs the functions; nobody asks for this before there are callers.
-                provisioned=lambda name, version: _provisioned(
-                    scheduler, api.functions, name, version
+                provisioned=lambda name, version: scheduler.provisioned(
+                    api.functions.resolve(name, version)
                 ),
             )
         )
@@ -478,16 +476,6 @@ def _runtime_api(rapi: ServedApp) -> ServeRuntimeApi:
         )
 
     return serve
-
-
-def _provisioned(
-    scheduler: Scheduler, functions: Functions, name: str, version: str
-) -> Provisioned | None:
-    """None: the version cannot run now."""
-    try:
-        return scheduler.provisioned(functions.resolve(name, version))
-    except CallerError:
-        return None
 
 
 def _finder(functions: Functions) -> Callable[[str, str | None], FunctionVersion]:

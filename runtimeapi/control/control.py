@@ -64,8 +64,8 @@ class Control:
     """Bucket, key and version of an object; writes it into a file. Raises CallerError, in AWS's words."""
     account_concurrency: int = 1000
     """AccountLimit.ConcurrentExecutions."""
-    provisioned: Callable[[str, str], Provisioned | None] = lambda name, version: None
-    """(function, version) -> how far the engine has come; None: it has not heard of it."""
+    provisioned: Callable[[str, str], Provisioned] = lambda name, version: Provisioned(0)
+    """(function, version) -> how far the engine has come. Raises CallerError: the version cannot run."""
     mapping_problems: dict[str, str] = field(default_factory=dict)
     """What keeps event source mappings from their queues or functions just now, by UUID."""
     new_id: Callable[[], str] = field(default=lambda: str(uuid.uuid4()))
