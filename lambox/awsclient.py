@@ -176,6 +176,8 @@ class AwsClients:
             raise Refused("ParamValidationError", str(exc), where) from exc
         except (said.BotoCoreError, OSError, ValueError) as exc:
             raise Unreachable(f"{where}: {exc}") from exc
+        except Exception as exc:  # botocore trips over answers of another form, such as `[]`
+            raise Unreachable(f"{where}: its answer cannot be read: {exc!r}") from exc
 
     def _client(self, service: str, region: str) -> BaseClient:
         with self._making:  # sessions are no two threads' at once

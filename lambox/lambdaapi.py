@@ -24,7 +24,7 @@ from runtimeapi.control.control import Control, host_architecture
 from runtimeapi.control.folders import Folders
 from runtimeapi.intake import read_trace_id
 from sandbox.catalog import Catalog
-from sandbox.errors import PlatformFault
+from sandbox.errors import CallerError, PlatformFault
 from sandbox.function import FunctionVersion
 from sandbox.functiontoml import FunctionDefaults
 from sandbox.invocation import Invocation, Outcome
@@ -124,11 +124,16 @@ def _recover(database: Database, code: CodeStore) -> None:
 
 
 async def _spared(work: Callable[[], Awaitable[None]]) -> None:
-    """A disk that takes no more ends one piece of work, not the server: the next start takes it up."""
+    """What goes wrong ends one piece of work, not the server: the next start takes it up."""
     try:
         await work()
+    except CallerError as exc:
+        # The folder is another server's, which has work of its own for what is to be done.
+        log.info("work that the Lambda API had begun is left to another server: %s", exc)
     except PlatformFault as exc:
         log.error("work that the Lambda API had begun is left for the next start: %s", exc)
+    except Exception:
+        log.exception("work that the Lambda API had begun is left for the next start")
 
 
 def event_sources(

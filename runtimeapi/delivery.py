@@ -117,7 +117,8 @@ class TcpCourier:
         except BaseException as exc:
             # Cut off in the middle of an event: on this connection nothing can follow.
             self.close()
-            if isinstance(exc, trio.BrokenResourceError):
+            # Closed: it has subscribed anew, to another place, in the middle of this.
+            if isinstance(exc, trio.BrokenResourceError | trio.ClosedResourceError):
                 raise Undelivered("the connection broke") from exc
             raise
 

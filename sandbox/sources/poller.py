@@ -124,6 +124,10 @@ class Poller:
                 except QueueProblem as exc:
                     self._trouble(f"{self.source.queue_arn}: {exc}")
                     continue
+                except Exception as exc:
+                    log.exception("event source of %s", self.source.function_arn)
+                    self._trouble(f"{self.source.queue_arn}: {exc!r}")
+                    continue
                 if messages:
                     self._at_work += 1
                     nursery.start_soon(self._process, messages)
@@ -189,6 +193,10 @@ class Poller:
         except QueueProblem as exc:
             # They come again, though they are done: at least once.
             self._trouble(f"{self.source.queue_arn}: {exc}")
+        except Exception as exc:
+            # What one queue gives must not end all the others, and the server.
+            log.exception("event source of %s", self.source.function_arn)
+            self._trouble(f"{self.source.queue_arn}: {exc!r}")
         finally:
             self._at_work -= 1
             self._room.set()

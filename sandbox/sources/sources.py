@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import trio
 
-from sandbox.errors import PlatformFault
+from sandbox.errors import CallerError, PlatformFault
 from sandbox.registry.records import MappingRecord
 from sandbox.registry.registry import Registry
 from sandbox.sources.poller import Poller, Source, source_of
@@ -41,6 +41,13 @@ class EventSources:
         self._news.set()
 
     async def run(self) -> None:
+        try:
+            self._registry.check_writable()
+        except (CallerError, PlatformFault) as exc:
+            # Whoever holds the state folder polls; what it changes would not be seen here.
+            if self._registry.mappings():
+                log.warning("event source mappings are not polled by this server: %s", exc)
+            return
         async with trio.open_nursery() as nursery:
             while True:
                 self._news = trio.Event()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.aws import ACCOUNT, Aws, Queue
-from tests.contract.lambda_api import Api, serving
+from tests.contract.lambda_api import Api, asked, serving
 
 IPV = "InvalidParameterValueException"
 
@@ -137,6 +137,26 @@ def test_a_mapping_goes_on_after_a_restart(tmp_path: Path, aws: Aws, queue: Queu
     with serving(tmp_path, aws_endpoint=aws.url) as api:
         until(lambda: api.invoker.invoked)
         assert settled(api, name)["State"] == "Enabled"
+
+
+def test_a_second_server_of_the_folder_leaves_mappings_and_states_alone(
+    tmp_path: Path, aws: Aws, queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(tmp_path, aws_endpoint=aws.url) as first:
+        first.create("worker")
+        first.client.create_function(**asked("other"))  # it may still be Pending
+        name = first.client.create_event_source_mapping(
+            FunctionName="worker", EventSourceArn=queue.arn
+        )["UUID"]
+        with serving(tmp_path, aws_endpoint=aws.url) as second:
+            queue.sqs.send_message(QueueUrl=queue.url, MessageBody="one")
+            until(lambda: first.invoker.invoked)
+            assert second.client.get_event_source_mapping(UUID=name)["UUID"] == name
+            code = second.refusal("delete_event_source_mapping", UUID=name)[1]
+            assert code == "ResourceConflictException"
+            assert not second.invoker.invoked
+        assert settled(first, name)["State"] == "Enabled"
+    assert "event source mappings are not polled by this server" in caplog.text
 
 
 def test_what_is_refused(api: Api, aws: Aws, queue: Queue) -> None:

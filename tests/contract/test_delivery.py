@@ -201,6 +201,27 @@ async def test_a_tcp_peer_that_went_is_dialled_anew() -> None:
         to.close()
 
 
+async def test_a_new_subscription_in_the_middle_of_a_delivery_is_no_trouble_of_the_environments() -> (
+    None
+):
+    said = ""
+    async with listening(never) as port, trio.open_nursery() as nursery:
+        to = courier(Destination("TCP", port), dial)
+
+        async def deliver() -> None:
+            nonlocal said
+            try:
+                await to.deliver([b"x" * 20_000_000])
+            except Undelivered as exc:
+                said = str(exc)
+
+        nursery.start_soon(deliver)
+        await trio.sleep(0.05)  # it stands in the middle, or is not yet there
+        to.close()
+        nursery.cancel_scope.deadline = trio.current_time() + 5
+    assert said == "the connection broke"
+
+
 @pytest.mark.parametrize("protocol", ["HTTP", "TCP"])
 async def test_nobody_listens(protocol: str) -> None:
     async with listening(hang_up) as port:

@@ -222,6 +222,17 @@ async def test_nobody_there_is_told() -> None:
         await dispatch(f"http://127.0.0.1:{port}")(message("arn:aws:sqs:us-east-1:123456789012:q"))
 
 
+@pytest.mark.parametrize("body", [b"[]", b"5", b'{"Messages":[5]}', b"null", b"<html>"])
+async def test_an_answer_of_another_form_is_told(body: bytes) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-amz-json-1.0\r\n"
+    length = b"Content-Length: %d\r\n\r\n" % len(body)
+    async with endpoint(head + length + body) as there:
+        clients = AwsClients(Endpoints(there.url, environ={}))
+        url = clients.queue_url(account="123456789012", name="work")
+        with contextlib.suppress(Unreachable):
+            await clients.call("sqs", "receive_message", {"QueueUrl": url}, region="us-east-1")
+
+
 def test_a_server_does_not_import_botocore_before_it_needs_it() -> None:
     code = "import sys, lambox.node; print([name for name in sys.modules if 'botocore' in name])"
     done = subprocess.run(

@@ -159,6 +159,25 @@ async def test_a_partial_failure_brings_back_what_failed(autojump_clock: MockClo
     assert queue.messages == {}
 
 
+async def test_what_a_queue_never_gives_ends_nothing(autojump_clock: MockClock) -> None:
+    class Odd(ClockedQueue):
+        async def receive(self, most: int, wait_s: int) -> list[Message]:
+            found = await super().receive(most, wait_s)
+            if self.asked == 1:
+                raise TypeError("that is no answer")
+            return [{"Body": "no MessageId"}] if self.asked == 2 else found
+
+    queue, engine = Odd(visibility_s=1), Engine(ok())
+    queue.send("a")
+    told = await polled(queue, engine, 20)
+    assert [text.partition(": ")[2] for text in told] == [
+        "TypeError('that is no answer')",
+        "KeyError('MessageId')",
+        "",
+    ]
+    assert (engine.batches, queue.messages) == ([["a"]], {})
+
+
 async def test_a_window_gathers_a_large_batch(autojump_clock: MockClock) -> None:
     queue, engine = ClockedQueue(), Engine(ok())
     queue.send(*map(str, range(35)))
