@@ -27,6 +27,7 @@ from sandbox.confine.spec import (
     Sandbox,
 )
 from sandbox.conversation import Conversation
+from sandbox.errors import PlatformFault
 from sandbox.extensions import Extension, Reason
 from sandbox.failures import Failure
 from sandbox.function import FunctionVersion
@@ -200,6 +201,14 @@ class Environment(Conversation):
                     nursery.start_soon(self._watch_exit, sandbox)
                     await self._ending.wait()
                     await self._shut_down(sandbox)
+                except Exception as exc:
+                    # Whoever waits gets it as the answer: a fresh environment would end the same way.
+                    self._lose(exc)
+                    raise
+                except trio.Cancelled:
+                    if nursery.cancel_scope.cancel_called:  # one of its own tasks has failed
+                        self._lose(PlatformFault(f"environment {self.id} ended badly"))
+                    raise
                 finally:
                     # Before the nursery unwinds: its tasks may be writing to a process that will
                     # never read, and only its death wakes them.

@@ -266,9 +266,9 @@ class Scheduler:
     async def _run(self, environment: Environment) -> None:
         try:
             await environment.run()
-        except Exception:
+        except* Exception:
             # One environment's trouble (a tree that will not die, a broken cgroup) is told and
-            # stays its own.
+            # stays its own, also where it comes along with our own cancellation.
             log.exception("environment %s ended badly", environment.id)
             if not environment.lost:
                 environment.retire()

@@ -379,6 +379,28 @@ async def test_submit_tells_the_end_at_once_and_withdraw_takes_back(autojump_clo
     assert not second.done
 
 
+@pytest.mark.parametrize("where", ["start", "serve"])
+async def test_a_start_that_trips_is_the_callers_answer_and_not_begun_for_ever(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    world = World(sleepy)
+
+    async def trips(*_: Any, task_status: Any = None) -> None:
+        if task_status is not None:
+            task_status.started()
+            await trio.lowlevel.checkpoint()
+        raise OSError("too many open files")
+
+    if where == "start":
+        monkeypatch.setattr(FakeSandbox, "start", trips)
+    else:
+        world.surroundings = replace(world.surroundings, serve=trips)
+    async with scheduling(world) as scheduler:
+        with trio.fail_after(5), pytest.raises(PlatformFault):
+            await run(scheduler, make_function())
+    assert len(world.launcher.sandboxes) == 1
+
+
 async def test_quick_invocations_queue_for_a_moment_rather_than_start_an_environment_each(
     autojump_clock: Clock,
 ) -> None:
