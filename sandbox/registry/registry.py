@@ -20,6 +20,7 @@ from sandbox.registry.records import (
     kind_of,
     packages,
 )
+from sandbox.registry.soundness import check
 
 log = logging.getLogger(__name__)
 
@@ -150,8 +151,10 @@ class Registry:
             kind = KINDS.get(key[0])
             try:
                 if kind is not None:
-                    self._records[key] = msgspec.json.decode(value, type=kind)
-            except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+                    record = msgspec.json.decode(value, type=kind)
+                    check(key[1], record)
+                    self._records[key] = record
+            except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
                 self._all_read = False
                 log.error("%s: the %s %s cannot be read: %s", self._database.path, *key, exc)
         if not self._database.ours:

@@ -188,6 +188,9 @@ class AllFunctions:
             return NotReady(InvalidRuntime(str(exc)), "InvalidRuntime")
         except (LayerProblem, OSError) as exc:
             return NotReady(FunctionFailed(f"{record.name}: {exc}"), "InternalError")
+        except Exception as exc:  # what is unforeseen is this version's trouble, not the server's
+            log.exception("function %s, version %s", record.name, version.version)
+            return NotReady(FunctionFailed(f"{record.name}: {exc!r}"), "InternalError")
 
     def keep_ready(self, record: FunctionRecord, version: VersionRecord, ready: Ready) -> None:
         """From now on this is what runs."""

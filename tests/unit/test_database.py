@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sqlite3
@@ -12,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -251,6 +253,63 @@ async def test_a_record_that_names_no_package_is_not_committed(tmp_path: Path) -
         with pytest.raises(InvalidRequest, match="was removed meanwhile"):
             await put(registry, layer("one"))
         assert registry.layers() == []
+
+
+def _config(**changes: Any) -> dict[str, Any]:
+    found = {
+        "Runtime": "python3.11",
+        "Timeout": 3,
+        "MemorySize": 128,
+        "EphemeralStorage": {"Size": 512},
+    }
+    return {**found, **changes}
+
+
+def _function(**changes: Any) -> dict[str, Any]:
+    latest = {
+        "version": "$LATEST",
+        "config": _config(),
+        "code": {"tree": "t", "sha256": "s", "size": 1},
+        "identity": "i",
+        "last_modified": "",
+        "revision_id": "r",
+    }
+    return {"name": "odd", "birth": "b", "latest": {**latest, **changes.pop("latest", {})}} | changes
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        ("function", _function(latest={"config": {}})),
+        ("function", _function(latest={"config": _config(Timeout="3")})),
+        ("function", _function(latest={"config": _config(Environment={"Variables": {"A": 5}})})),
+        ("function", _function(latest={"config": _config(Layers=[{"Arn": "a"}])})),
+        ("function", _function(latest={"code": {"tree": "../../etc", "sha256": "", "size": 1}})),
+        ("function", _function(latest={"code": {"tree": "a\0b", "sha256": "", "size": 1}})),
+        ("function", _function(latest={"here": {"freeze": "no"}})),
+        ("function", _function(versions={"x": _function()["latest"]})),
+        ("function", _function(versions={"1": _function()["latest"]})),
+        ("function", _function(attached={"url": {"$LATEST": {}}})),
+        ("function", _function(attached={"provisioned": {"1": {}}})),
+        ("function", _function(attached={"event_invoke": {"1": {"DestinationConfig": []}}})),
+        ("function", _function(attached={"policy": {"$LATEST": {"Policy": 5}}})),
+        ("function", _function(name="another")),
+        ("mapping", {"name": "odd", "function": "f", "qualifier": None, "document": {}}),
+        ("layer", {"name": "odd", "versions": {"0x1": {}}}),
+    ],
+)
+async def test_a_row_that_nobody_could_work_with_is_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, row: dict[str, Any]
+) -> None:
+    sound = ("function", "sound"), json.dumps(_function(name="sound")).encode()
+    async with opened(tmp_path) as database:
+        await database.rows()
+        await database.commit({(kind, "odd"): json.dumps(row).encode(), sound[0]: sound[1]})
+    async with opened(tmp_path) as database, open_registry(database) as registry:
+        assert [one.name for one in registry.functions()] == ["sound"]
+        assert (registry.mappings(), registry.layers()) == ([], [])
+        assert not registry.complete
+    assert f"the {kind} odd cannot be read" in caplog.text
 
 
 async def test_one_row_that_cannot_be_read_leaves_the_others_and_stops_the_sweeping(
