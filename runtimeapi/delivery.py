@@ -7,6 +7,7 @@ sizes are bounded here.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -36,11 +37,12 @@ def courier(destination: Destination, connect: Connect) -> Courier:
 async def _connected(connect: Connect, port: int) -> trio.SocketStream:
     try:
         stream = await connect(port)
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     except ConfineError as exc:
         raise Undelivered(str(exc)) from exc
     except OSError as exc:
-        raise Undelivered(f"cannot connect to port {port}: {exc.strerror}") from exc
-    stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        reason = os.strerror(exc.errno) if exc.errno else str(exc)
+        raise Undelivered(f"cannot connect to port {port}: {reason}") from exc
     return stream
 
 

@@ -60,6 +60,8 @@ class Conversation:
         """Answered; END and REPORT are still to be written."""
         self._undone: Turn | None = None
         """Answered; the runtime has not asked for the next event yet, and somebody wants to know when."""
+        self._unreported: tuple[events.Report, float, float] | None = None
+        """For subscribers, with the moment (the loop's clock, Unix time) at which the runtime was done."""
         self._parked: list[Deliver] = []
         self.extensions = ExtensionHost(function, self, account=account)
         self._init_ms: float | None = None
@@ -144,6 +146,8 @@ class Conversation:
         if self.lost or self._life.state is not State.READY or extensions.busy:
             return
         if extensions.init_ended:
+            if self._unreported is not None:
+                self._tell_report()
             self._owner_decides()
         elif extensions.all_ready:
             extensions.end_init()
@@ -441,18 +445,30 @@ class Conversation:
     def _runtime_done(self, status: str = "", error_type: str = "") -> None:
         """The runtime asked for the next event, or (`status`) failed before it did.
 
-        Subscribers are told of END and REPORT now: for them an invocation's report is its last event.
+        Subscribers are told of END and REPORT now: for them an invocation's report is its last event, and
+        waits for the extensions that are at work on it.
         """
         turn, self._undone = self._undone, None
         if turn is None:
             return
         self.finish_turn()
-        now = trio.current_time()
-        done, fault = turn.done(now=now, wall=self._wall(), status=status, error_type=error_type)
+        now, wall = trio.current_time(), self._wall()
+        done, fault = turn.done(now=now, wall=wall, status=status, error_type=error_type)
+        end, report = turn.last_events()
         self._stream.platform(done)
-        for event in (fault, *turn.last_events()):
-            if event is not None:
-                self._stream.hear(event)
+        if fault is not None:
+            self._stream.hear(fault)
+        self._stream.hear(end)
+        if self.extensions.all.busy:
+            self._unreported = report, now, wall
+        else:
+            self._stream.hear(report)
+
+    def _tell_report(self) -> None:
+        if self._unreported is not None:
+            (report, since, wall), self._unreported = self._unreported, None
+            overhead = events.Span("extensionOverhead", wall, (trio.current_time() - since) * 1000)
+            self._stream.hear(report._replace(spans=(overhead,)))
 
     # --- logs
 

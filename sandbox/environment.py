@@ -395,6 +395,7 @@ class Environment(Conversation):
                 )
             self.finish_turn()
             self._runtime_done()
+            self._tell_report()
             self._owner.environment_lost(self, failure)
 
     # --- what its runtime says (RuntimeFace)

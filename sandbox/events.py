@@ -186,11 +186,12 @@ class RuntimeDone(NamedTuple):
                 "producedBytes": self.produced_bytes,
             },
         }
-        spans = [
-            {"name": name, "start": iso(start), "durationMs": round(duration_ms, 3)}
-            for name, start, duration_ms in self.spans
-        ]
-        return _with(record, spans=spans, tracing=tracing(self.trace_id), errorType=self.error_type)
+        return _with(
+            record,
+            spans=_shown(self.spans),
+            tracing=tracing(self.trace_id),
+            errorType=self.error_type,
+        )
 
 
 class End(NamedTuple):
@@ -223,6 +224,7 @@ class Report(NamedTuple):
     init_ms: float | None
     error_type: str = ""
     trace_id: str = ""
+    spans: Sequence[Span] = ()
 
     @property
     def kind(self) -> str:
@@ -246,7 +248,12 @@ class Report(NamedTuple):
         if self.init_ms is not None:
             metrics["initDurationMs"] = round(self.init_ms, 2)
         record = {"requestId": self.request_id, "status": self.status, "metrics": metrics}
-        return _with(record, tracing=tracing(self.trace_id), errorType=self.error_type)
+        return _with(
+            record,
+            spans=_shown(self.spans),
+            tracing=tracing(self.trace_id),
+            errorType=self.error_type,
+        )
 
 
 class Fault(NamedTuple):
@@ -353,6 +360,13 @@ class LogsDropped(NamedTuple):
             "droppedRecords": self.dropped_records,
             "reason": self.reason,
         }
+
+
+def _shown(spans: Sequence[Span]) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "start": iso(start), "durationMs": round(duration_ms, 3)}
+        for name, start, duration_ms in spans
+    ]
 
 
 def _with(record: dict[str, Any], **optional: Any) -> dict[str, Any]:

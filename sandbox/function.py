@@ -28,7 +28,7 @@ class FunctionVersion:
     code: Path
     """The folder that is /var/task inside."""
     revision: str
-    """Changes whenever code, layers or configuration change."""
+    """Changes whenever code, layers or configuration change that a running environment would see."""
     version: str = LATEST
     layers: tuple[Path, ...] = ()
     """Folders, in AWS's order (a later one overwrites an earlier one in /opt)."""

@@ -28,7 +28,7 @@ class LogStream:
         self.tail: Tail | None = None
         """Of the invocation that is out, if it wants one."""
         self.json = function.log_format == "JSON"
-        self.telemetry = Telemetry(objects=self.json, wall=wall)
+        self.telemetry = Telemetry(function.name, objects=self.json, wall=wall)
         self.heard = True
         """Somebody subscribed to telemetry, or still may."""
         self.detailed = True

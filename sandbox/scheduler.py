@@ -178,7 +178,6 @@ class Scheduler:
         """This version is no more. What waits is served as it was admitted, nothing is kept for later."""
         slots.versions.part(slots)
         slots.provision.wanted = 0
-        slots.let_idle_go()
         for environment in list(slots.provision.starting):
             slots.let_go(environment)
         self._tidy(slots)
@@ -187,8 +186,10 @@ class Scheduler:
         """Nothing is kept of what is no more. Those at work go when they come free."""
         if not slots.gone:
             return
-        for environment in () if slots.waiting else list(slots.starting):
-            slots.let_go(environment)
+        if not slots.waiting:
+            slots.let_idle_go()
+            for environment in list(slots.starting):
+                slots.let_go(environment)
         if slots.over:
             versions = slots.versions
             versions.leaving.discard(slots)
@@ -319,8 +320,6 @@ class Scheduler:
             slots.let_go(environment)
         elif slots.waiting and slots.may_work:
             self._dispatch(slots, environment)
-        elif slots.gone:
-            slots.let_go(environment)
         else:
             slots.put_idle(environment)
         if was_starting:

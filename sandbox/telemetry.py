@@ -12,9 +12,11 @@ A frozen environment is not delivered to: nobody in it could take anything, and 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol
 
 import trio
@@ -24,6 +26,7 @@ from sandbox.events import PlatformEvent
 from sandbox.lifecycle import Refused
 from sandbox.loggingconfig import parsed_object
 
+log = logging.getLogger(__name__)
 DELIVERY_S = 5.0
 """For one delivery, from the connection to the end of the answer."""
 RETRY_S = (0.1, 0.3, 1.0)
@@ -97,11 +100,14 @@ class Subscriber:
         *,
         wall: Callable[[], float],
         on_quiet: Callable[[], None],
+        on_lost: Callable[[str], None],
     ) -> None:
+        """`on_lost` is told once, with the reason, when events are given up for the first time."""
         self.subscription = subscription
         self._courier = courier
         self._wall = wall
         self._on_quiet = on_quiet
+        self._on_lost: Callable[[str], None] | None = on_lost
         self._items: list[bytes] = []
         self._bytes = 0
         self._flying = 0
@@ -209,6 +215,9 @@ class Subscriber:
             self._reason = UNDELIVERED + problem
             self._lost_bytes += lost[0] + self._flying
             self._lost_records += lost[1] + len(items)
+            if self._on_lost is not None:
+                self._on_lost(problem)
+                self._on_lost = None
         else:
             self._reason = events.SLOWER
         self._flying = 0
@@ -238,8 +247,9 @@ class Subscriber:
 class Telemetry:
     """All of it that is one environment's. Until `start`, nothing can be subscribed."""
 
-    def __init__(self, *, objects: bool, wall: Callable[[], float]) -> None:
+    def __init__(self, function: str, *, objects: bool, wall: Callable[[], float]) -> None:
         """`objects`: the log's format is JSON, so what the function logs as a JSON object stays one."""
+        self._function = function
         self.open = True
         """Init has not ended: extensions may subscribe, and what happens is kept for them."""
         self._objects = objects
@@ -285,6 +295,7 @@ class Telemetry:
             self._courier(subscription.destination),
             wall=self._wall,
             on_quiet=self._one_is_quiet,
+            on_lost=partial(self._one_lost, name),
         )
         for category, what, at in self._early:
             self._give([subscriber], category, what, at)
@@ -335,6 +346,14 @@ class Telemetry:
         if subscription.api == "logs":
             return subscription.schema
         return "objects" if self._objects and subscription.schema > "2022-07-01" else "telemetry"
+
+    def _one_lost(self, name: str, problem: str) -> None:
+        log.warning(
+            "function %s: extension %s does not take its telemetry: %s",
+            self._function,
+            name,
+            problem,
+        )
 
     def _one_is_quiet(self) -> None:
         if self.quiet:

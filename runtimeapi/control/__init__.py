@@ -9,7 +9,7 @@
 `operations.py` which function answers which operation: one table out of the modules below
 `qualifiers.py`, `paging.py`: what many operations share
 `functions.py`, `versions.py`, `aliases.py`, `layers.py`, ...: the operations, one resource each
-`management.py` what is kept without effect       `absent.py` answers about what lambox has none of
+`management.py` recursion, runtime management       `absent.py` answers about what lambox has none of
 
 An operation is `async def name(control: Control, given: Input) -> Output`: dicts with botocore's member names.
 It raises CallerError with AWS's code and message, and changes the registry in one `edit`.

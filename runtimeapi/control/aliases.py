@@ -8,11 +8,11 @@ from runtimeapi.arns import FunctionRef
 from runtimeapi.control.control import (
     LATEST,
     Control,
+    check_revision,
     conflict,
     invalid,
     missing,
     not_found,
-    stale,
 )
 from runtimeapi.control.paging import page
 from runtimeapi.control.parsing import Input
@@ -64,8 +64,7 @@ async def update_alias(control: Control, given: Input) -> Output:
         if before is None:
             arn = control.function_arn(record.name, given["Name"])
             raise missing(f"Alias not found: {arn}")
-        if given.get("RevisionId", before.revision_id) != before.revision_id:
-            raise stale()
+        check_revision(given, before.revision_id)
         weights = _weights(given)
         alias = replace(
             before,

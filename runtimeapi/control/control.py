@@ -157,10 +157,17 @@ def stale(call: str = "GetFunction/GetAlias") -> InvalidRequest:
     )
 
 
+def check_revision(given: Input, latest: str) -> None:
+    """The request's RevisionId, if it has one that says something. Raises CallerError."""
+    if given.get("RevisionId") not in (None, "", latest):
+        raise stale()
+
+
 __all__ = [
     "LATEST",
     "Control",
     "Operation",
+    "check_revision",
     "conflict",
     "function_not_found",
     "invalid",

@@ -37,7 +37,8 @@ class Folders:
         """$LATEST. Reads the whole folder when it has changed since the last call."""
         if isinstance(function, BrokenFunction):
             return self._broken(function)
-        packed = await trio.to_thread.run_sync(self._read, function)
+        # A file system that does not answer keeps nobody but who asks for it.
+        packed = await trio.to_thread.run_sync(self._read, function, abandon_on_cancel=True)
         published = record.next_version if record is not None else 1
         return VersionRecord(
             version=LATEST,

@@ -17,10 +17,10 @@ from runtimeapi.control.code import check_source, take_code
 from runtimeapi.control.configuration import configured, shown
 from runtimeapi.control.control import (
     Control,
+    check_revision,
     conflict,
     function_not_found,
     invalid,
-    stale,
 )
 from runtimeapi.control.parsing import Input
 from runtimeapi.control.references import referenced
@@ -30,6 +30,10 @@ from sandbox.registry.records import Code, FunctionRecord, VersionRecord
 
 UPDATING = "The function is being created."
 """AWS's own words for an update as well."""
+OUTSIDE = frozenset(
+    {"DeadLetterConfig", "Description", "KMSKeyArn", "Role", "SnapStart", "VpcConfig"}
+)
+"""Members of the configuration of which nothing is to be seen inside of an environment here."""
 
 
 async def update_function_code(control: Control, given: Input) -> Output:
@@ -49,7 +53,7 @@ async def update_function_code(control: Control, given: Input) -> Output:
     async with control.registry.edit() as edit:
         record, latest = _changeable(control, ref, given)
         config = configured(latest.config, _only(given, "Architectures"), record.name)
-        latest = _updated(control, latest, config, code)
+        latest = _updated(control, latest, config, code, control.new_id())
         record = record.with_version(latest)
         answer = latest
         if given.get("Publish"):
@@ -68,7 +72,8 @@ async def update_function_configuration(control: Control, given: Input) -> Outpu
         config = configured(latest.config, given, record.name)
         if "Layers" in given:
             config["Layers"] = referenced(control, given["Layers"])
-        latest = _updated(control, latest, config, latest.code)
+        identity = latest.identity if _unnoticed(latest.config, config) else control.new_id()
+        latest = _updated(control, latest, config, latest.code, identity)
         record = record.with_version(latest)
         edit.put(record)
     tell_ignored(record.name, given)
@@ -90,20 +95,30 @@ def _changeable(
             "Hint: edit what is in the folder (its configuration is function.toml); it is taken up at once"
         )
     latest = record.latest
-    if given.get("RevisionId", latest.revision_id) != latest.revision_id:
-        raise stale()
+    check_revision(given, latest.revision_id)
     check_settled(control, record, latest)
     return record, latest
 
 
+def _unnoticed(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether environments that run already would be the same with what is configured now: they are kept then."""
+    return all(
+        name in OUTSIDE or before.get(name) == after.get(name) for name in before.keys() | after
+    )
+
+
 def _updated(
-    control: Control, latest: VersionRecord, config: dict[str, Any], code: Code
+    control: Control,
+    latest: VersionRecord,
+    config: dict[str, Any],
+    code: Code,
+    identity: str,
 ) -> VersionRecord:
     changed = replace(
         latest,
         config=config,
         code=code,
-        identity=control.new_id(),
+        identity=identity,
         revision_id=control.new_id(),
         last_modified=control.stamp(),
         last_update_status="InProgress",

@@ -17,10 +17,10 @@ from runtimeapi.control.configuration import content, shown
 from runtimeapi.control.control import (
     LATEST,
     Control,
+    check_revision,
     conflict,
     invalid,
     not_found,
-    stale,
 )
 from runtimeapi.control.paging import page
 from runtimeapi.control.parsing import Input
@@ -107,9 +107,8 @@ async def _publishable(
     if latest is None:
         raise not_found(ref)
     check_settled(control, record, latest)
-    if given.get("RevisionId", latest.revision_id) != latest.revision_id:
-        raise stale()
-    if given.get("CodeSha256", latest.code.sha256) != latest.code.sha256:
+    check_revision(given, latest.revision_id)
+    if given.get("CodeSha256") not in (None, "", latest.code.sha256):
         raise invalid(
             f"CodeSHA256 ({given['CodeSha256']}) is different from current CodeSHA256 in $LATEST "
             f"({latest.code.sha256}). Please try again with the CodeSHA256 in $LATEST."

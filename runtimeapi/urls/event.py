@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from runtimeapi.replies import to_json
+
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 HOP_BY_HOP = frozenset(
     {
@@ -72,8 +74,8 @@ class UrlRequest:
     """requestContext.authorizer.iam"""
 
 
-def make_event(request: UrlRequest) -> dict[str, Any]:
-    """Blocks for large bodies: 6 MB take 10 ms."""
+def make_event(request: UrlRequest) -> bytes:
+    """The event as JSON. Blocks for large bodies: 6 MB take 15 ms."""
     headers, cookies = _headers(request)
     path = request.path.decode("latin-1")
     domain = headers.get("host", "")
@@ -109,13 +111,8 @@ def make_event(request: UrlRequest) -> dict[str, Any]:
     if parameters := query_parameters(request.query):
         event["queryStringParameters"] = parameters
     event["requestContext"] = context
-    if request.body:
-        event["body"], event["isBase64Encoded"] = _body(
-            request.body, headers.get("content-type", "")
-        )
-    else:
-        event["isBase64Encoded"] = False
-    return event
+    body = _body(request.body, headers.get("content-type", ""))
+    return to_json(event)[:-1] + body + b"}"
 
 
 def clf_time(at: float) -> str:
@@ -166,13 +163,16 @@ def _text(value: bytes) -> str:
         return value.decode("latin-1")
 
 
-def _body(body: bytes, content_type: str) -> tuple[str, bool]:
+def _body(body: bytes, content_type: str) -> bytes:
+    """The last members of the event. base64 is JSON as it is: nothing is escaped, nothing looked through again."""
+    if not body:
+        return b',"isBase64Encoded":false'
     if is_text(content_type):
         try:
-            return body.decode(), False
+            return b',"body":%b,"isBase64Encoded":false' % to_json(body.decode())
         except UnicodeDecodeError:
             pass
-    return base64.b64encode(body).decode(), True
+    return b',"body":"%b","isBase64Encoded":true' % base64.b64encode(body)
 
 
 def is_text(content_type: str) -> bool:

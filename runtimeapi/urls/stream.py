@@ -80,7 +80,7 @@ class UrlStream(Streaming):
             error = self._error()
         if error is None:
             raise StopAsyncIteration
-        raise Unfinished(f"function {self._function}: its streamed response broke off: {error}")
+        raise Unfinished(f"function {self._function}: its streamed response broke off: {error!a}")
 
     def _error(self) -> str | None:
         end = self._end

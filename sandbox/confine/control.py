@@ -19,6 +19,8 @@ MAX_MESSAGE = 4 << 20
 MOST_COMPANIONS = 10
 SIGNAL = 0x53
 SOCKET = 0x4E
+SEND_S = 1.0
+"""For a few bytes that the socket's buffer takes at once."""
 WHAT = 24
 """Bits of a message's length; above them stands what it is about."""
 
@@ -125,10 +127,13 @@ class Control:
         """
         ours, theirs = socket.socketpair()
         with trio.socket.from_stdlib_socket(ours) as answers, theirs:
-            try:
-                await self._send(SOCKET, b"", theirs.fileno())
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-                raise ConfineError("the sandbox has ended") from exc
+            # Who asks may be cancelled any time, and a message that was begun has to be finished.
+            with trio.move_on_after(SEND_S) as patience:
+                patience.shield = True
+                try:
+                    await self._send(SOCKET, b"", theirs.fileno())
+                except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+                    raise ConfineError("the sandbox has ended") from exc
             theirs.close()
             room = socket.CMSG_SPACE(4)
             data, extras, flags, _ = await answers.recvmsg(4, room, socket.MSG_CMSG_CLOEXEC)

@@ -287,9 +287,9 @@ class AllFunctions:
     ) -> FunctionVersion:
         """What is the function's rather than the version's, and may change while environments run."""
         provisioned = _provisioned(record, version)
-        if record.reserved_concurrency is None and provisioned is None:
+        reserved = self._reservation(record)
+        if provisioned is None and reserved in (None, function.reserved_concurrency):
             return function
-        reserved = record.reserved_concurrency
         before = self._settled.get((record.name, version))
         if before is not None and before[0] is function and before[1:3] == (reserved, provisioned):
             return before[3]
@@ -300,6 +300,13 @@ class AllFunctions:
         )
         self._settled[record.name, version] = function, reserved, provisioned, found
         return found
+
+    def _reservation(self, record: FunctionRecord) -> int | None:
+        """All versions share it: those of a folder what its function.toml says now."""
+        if record.reserved_concurrency is not None or record.latest is not None:
+            return record.reserved_concurrency
+        one = self.folder(record.name)
+        return one.reserved_concurrency if isinstance(one, FunctionVersion) else None
 
     def _tell_shadowed(self, folders: Container[str]) -> None:
         hidden = {

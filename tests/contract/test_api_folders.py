@@ -161,6 +161,14 @@ def test_settings_that_replace_no_environment_are_content_too(api: Api) -> None:
     assert client.get_function(FunctionName="fn")["Concurrency"] == {
         "ReservedConcurrentExecutions": 5
     }
+    functions = api.behind.functions
+    assert functions.resolve("fn", "1").reserved_concurrency == 5  # all versions share it
+    toml.write_text("reserved_concurrency = 6\n" + TOML)
+    functions.refresh()
+    assert functions.resolve("fn", "1").reserved_concurrency == 6
+    client.put_function_concurrency(FunctionName="fn", ReservedConcurrentExecutions=7)
+    assert functions.resolve("fn", "1").reserved_concurrency == 7
+    assert functions.resolve("fn", None).reserved_concurrency == 7
 
 
 def test_a_version_has_the_layers_of_its_day(api: Api, tmp_path: Path) -> None:

@@ -38,69 +38,68 @@ def statements(api: Api, **where: str) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("given", "principal", "condition"),
-    [
-        (
-            {"Principal": "s3.amazonaws.com", "SourceArn": "arn:aws:s3:::bucket"},
-            {"Service": "s3.amazonaws.com"},
-            {"ArnLike": {"AWS:SourceArn": "arn:aws:s3:::bucket"}},
-        ),
-        (
-            {"Principal": "*", "SourceAccount": "111111111111"},
-            "*",
-            {"StringEquals": {"AWS:SourceAccount": "111111111111"}},
-        ),
-        ({"Principal": "111111111111"}, {"AWS": "arn:aws:iam::111111111111:root"}, None),
-        (
-            {"Principal": "arn:aws:iam::111111111111:user/me"},
-            {"AWS": "arn:aws:iam::111111111111:user/me"},
-            None,
-        ),
-        (
-            {"Principal": "alexa-appkit.amazon.com", "EventSourceToken": "amzn1.ask.skill.x-1"},
-            {"Service": "alexa-appkit.amazon.com"},
-            {"StringEquals": {"lambda:EventSourceToken": "amzn1.ask.skill.x-1"}},
-        ),
-        (
-            {
-                "Principal": "*",
-                "Action": "lambda:InvokeFunctionUrl",
-                "SourceArn": "arn:aws:s3:::bucket",
-                "SourceAccount": "111111111111",
-                "FunctionUrlAuthType": "NONE",
-                "PrincipalOrgID": "o-1234567890",
-                "InvokedViaFunctionUrl": True,
+STATEMENTS: list[tuple[dict[str, Any], object, object]] = [
+    (
+        {"Principal": "s3.amazonaws.com", "SourceArn": "arn:aws:s3:::bucket"},
+        {"Service": "s3.amazonaws.com"},
+        {"ArnLike": {"AWS:SourceArn": "arn:aws:s3:::bucket"}},
+    ),
+    (
+        {"Principal": "*", "SourceAccount": "111111111111"},
+        "*",
+        {"StringEquals": {"AWS:SourceAccount": "111111111111"}},
+    ),
+    ({"Principal": "111111111111"}, {"AWS": "arn:aws:iam::111111111111:root"}, None),
+    (
+        {"Principal": "arn:aws:iam::111111111111:user/me"},
+        {"AWS": "arn:aws:iam::111111111111:user/me"},
+        None,
+    ),
+    (
+        {"Principal": "alexa-appkit.amazon.com", "EventSourceToken": "amzn1.ask.skill.x-1"},
+        {"Service": "alexa-appkit.amazon.com"},
+        {"StringEquals": {"lambda:EventSourceToken": "amzn1.ask.skill.x-1"}},
+    ),
+    (
+        {
+            "Principal": "*",
+            "Action": "lambda:InvokeFunctionUrl",
+            "SourceArn": "arn:aws:s3:::bucket",
+            "SourceAccount": "111111111111",
+            "FunctionUrlAuthType": "NONE",
+            "PrincipalOrgID": "o-1234567890",
+            "InvokedViaFunctionUrl": True,
+        },
+        "*",
+        {
+            "StringEquals": {
+                "AWS:SourceAccount": "111111111111",
+                "lambda:FunctionUrlAuthType": "NONE",
+                "aws:PrincipalOrgID": "o-1234567890",
             },
-            "*",
-            {
-                "StringEquals": {
-                    "AWS:SourceAccount": "111111111111",
-                    "lambda:FunctionUrlAuthType": "NONE",
-                    "aws:PrincipalOrgID": "o-1234567890",
-                },
-                "ArnLike": {"AWS:SourceArn": "arn:aws:s3:::bucket"},
-                "Bool": {"lambda:InvokedViaFunctionUrl": "true"},
-            },
-        ),
-    ],
-)
-def test_a_statement_as_aws_writes_it(
-    api: Api, given: dict[str, Any], principal: object, condition: object
-) -> None:
-    added = api.client.add_permission(**{**INVOKE, "StatementId": "sid", **given})
-    assert added["ResponseMetadata"]["HTTPStatusCode"] == 201
-    expected = {
-        "Sid": "sid",
-        "Effect": "Allow",
-        "Principal": principal,
-        "Action": given.get("Action", "lambda:InvokeFunction"),
-        "Resource": f"{ARN}:one",
-    }
-    if condition is not None:
-        expected["Condition"] = condition
-    assert added["Statement"] == json.dumps(expected, separators=(",", ":"))
-    assert statements(api) == [expected]
+            "ArnLike": {"AWS:SourceArn": "arn:aws:s3:::bucket"},
+            "Bool": {"lambda:InvokedViaFunctionUrl": "true"},
+        },
+    ),
+]
+
+
+def test_statements_as_aws_writes_them(api: Api) -> None:
+    for given, principal, condition in STATEMENTS:
+        added = api.client.add_permission(**{**INVOKE, "StatementId": "sid", **given})
+        assert added["ResponseMetadata"]["HTTPStatusCode"] == 201
+        expected = {
+            "Sid": "sid",
+            "Effect": "Allow",
+            "Principal": principal,
+            "Action": given.get("Action", "lambda:InvokeFunction"),
+            "Resource": f"{ARN}:one",
+        }
+        if condition is not None:
+            expected["Condition"] = condition
+        assert added["Statement"] == json.dumps(expected, separators=(",", ":"))
+        assert statements(api) == [expected]
+        api.client.remove_permission(FunctionName="one", StatementId="sid")
 
 
 def test_each_qualifier_has_its_own_policy(api: Api) -> None:
@@ -414,3 +413,15 @@ def test_recursion_and_runtime_management(api: Api) -> None:
         partial(api.refusal, "get_function_recursion_config"),
     ):
         assert operation(FunctionName="none") == (404, RNF, f"Function not found: {ARN}:none")
+
+
+def test_a_folders_own_answer_to_loops(tmp_path: Path) -> None:
+    with serving(tmp_path) as api:
+        folder = api.folder("folder")
+        (folder / "function.toml").write_text(
+            'runtime = "python3.11"\nhandler = "index.handler"\nrecursive_loop = "Allow"\n'
+        )
+        name = {"FunctionName": "folder"}
+        assert api.client.get_function_recursion_config(**name)["RecursiveLoop"] == "Allow"
+        api.client.put_function_recursion_config(**name, RecursiveLoop="Terminate")
+        assert api.client.get_function_recursion_config(**name)["RecursiveLoop"] == "Terminate"

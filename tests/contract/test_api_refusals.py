@@ -156,6 +156,15 @@ CREATE_REFUSALS: list[tuple[dict[str, object], int, str, str]] = [
         ONE + f"'{'x' * 65}' at 'functionName'" + FAILED + "have length less than or equal to 64",
     ),
     (
+        {"FunctionName": ARN + "x" * 100},
+        400,
+        "ValidationException",
+        ONE
+        + f"'{ARN}{'x' * 100}' at 'functionName'"
+        + FAILED
+        + "have length less than or equal to 140",
+    ),
+    (
         {"FunctionName": ARN.replace("us-east-1", "eu-west-1") + "f"},
         404,
         "ResourceNotFoundException",

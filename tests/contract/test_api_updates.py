@@ -6,15 +6,17 @@ import base64
 import hashlib
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from sandbox.registry.database import Database, DatabaseProblem
 from sandbox.registry.resolving import AllFunctions
-from tests.contract.lambda_api import Api, serving, zipped
+from tests.contract.lambda_api import Api, asked, serving, zipped
 
 ARN = "arn:aws:lambda:us-east-1:123456789012:function:"
 INVALID = "InvalidParameterValueException"
@@ -203,6 +205,32 @@ def test_a_disk_that_takes_no_more_leaves_a_change_to_the_next_start(
         api.wait("fn")
         version = api.behind.functions.resolve("fn", None)
         assert (version.code / "index.py").read_text() == "# other"
+
+
+def test_many_at_a_time(api: Api) -> None:
+    """One of those that create a function does, one update at a time is taken, one version comes of it."""
+
+    def tried(operation: str, **given: Any) -> str:
+        try:
+            answer = getattr(api.client, operation)(**given)
+        except ClientError as exc:
+            return str(exc.response["Error"]["Code"])
+        return str(answer["Version"])
+
+    with ThreadPoolExecutor(6) as pool:
+        made = list(pool.map(lambda _: tried("create_function", **asked("fn")), range(6)))
+        assert sorted(made) == ["$LATEST"] + 5 * ["ResourceConflictException"]
+        api.wait("fn")
+        versions = list(pool.map(lambda _: tried("publish_version", FunctionName="fn"), range(6)))
+        assert versions == 6 * ["1"]
+        revision = api.client.get_function_configuration(FunctionName="fn")["RevisionId"]
+        update = {"FunctionName": "fn", "ZipFile": OTHER, "RevisionId": revision}
+        updated = list(pool.map(lambda _: tried("update_function_code", **update), range(6)))
+        assert sorted(updated)[0] == "$LATEST"
+        assert set(sorted(updated)[1:]) <= {
+            "PreconditionFailedException",
+            "ResourceConflictException",
+        }
 
 
 def test_gone_while_it_was_made_ready(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -207,6 +208,12 @@ async def test_nobody_listens(protocol: str) -> None:
     to = courier(Destination(protocol, port), dial)  # type: ignore[arg-type]
     with pytest.raises(Undelivered, match=f"cannot connect to port {port}"):
         await to.deliver(ITEMS)
+
+    async def refused(port: int) -> trio.SocketStream:
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "trio says more here")
+
+    with pytest.raises(Undelivered, match=f"^cannot connect to port {port}: Connection refused$"):
+        await courier(Destination("HTTP", port), refused).deliver(ITEMS)
 
     async def gone(port: int) -> trio.SocketStream:
         raise ConfineError("the sandbox has ended")

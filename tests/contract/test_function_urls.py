@@ -10,6 +10,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import h11
@@ -19,12 +20,15 @@ from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
+from lambox.callers import CallersFace
+from lambox.config import load
 from runtimeapi.sigv4 import SigV4
 from runtimeapi.urls.prelude import CONTENT_TYPE, DELIMITER, MAX_PRELUDE
 from sandbox.errors import FunctionFailed, TooManyRequests
 from sandbox.functionurl import Cors, InvokeMode, UrlConfig, derived_id
 from sandbox.invocation import MAX_PAYLOAD, Invocation, Outcome
 from tests.contract.fakes import ACCOUNT, LANES, REGION, Callers, callers, function
+from tests.contract.test_tls import make_certificate, secured
 from tests.contract.wire import Answer, connect
 
 HERE = "https://app.example"
@@ -240,6 +244,8 @@ async def test_who_asks_for_nothing_that_is_here_is_refused() -> None:
             assert (found.status, found.body) == (403, b'{"Message":null}')
             assert found.headers["x-amzn-errortype"] == "AccessDeniedException"
             assert found.headers["content-type"] == "application/json"
+        await wire.send(raw("POST", "/", unknown, body=b"x" * 300_000))  # left unread
+        assert (await wire.answer()).status == 403
         # DNS rebinding: a name of somebody else's that leads here.
         evil = host("plain").replace("localhost", "evil.example")
         for target, name in (
@@ -531,6 +537,35 @@ async def test_without_keys_a_signature_opens_nothing(caplog: pytest.LogCaptureF
     (told,) = [one.message for one in caplog.records if "AWS_IAM" in one.message]
     assert "the function URL of signed" in told
     assert "auth_keys_file" in told
+
+
+@pytest.mark.parametrize("auth", ["none", "sigv4"])
+async def test_keys_of_the_configuration_are_those_of_aws_iam(tmp_path: Path, auth: str) -> None:
+    keys = tmp_path / "keys"
+    keys.touch(0o600)
+    keys.write_text('AKIALAMBOX = "0123456789abcdef"\n')
+    flags = {"auth": auth, "auth_keys_file": str(keys), "state": str(tmp_path / "state")}
+    face = CallersFace(load(flags, environ={}))
+    async with serve(fast=True, guard=face.guard, url_keys=face.url_keys) as served:
+        served.invoker.behaviour = returning("ok")
+        url = f"http://{host('signed', served.address[1])}/"
+        headers = signed(url, secret="0123456789abcdef")
+        assert (await ask(served, "signed", "POST", "/", headers)).status == 200
+        assert (await ask(served, "signed", "POST", "/")).status == 403
+        async with await connect(served.address) as wire:
+            found = await wire.ask("POST", "/invoke/plain", b"{}")
+            assert found.status == (200 if auth == "none" else 403)
+
+
+async def test_a_url_over_tls_says_so(tmp_path: Path) -> None:
+    pem = make_certificate(tmp_path)
+    flags = {"tls_cert": str(pem[0]), "tls_key": str(pem[1]), "state": str(tmp_path / "state")}
+    face = CallersFace(load(flags, environ={}))
+    async with serve(fast=True, secure=face.secure) as served, await secured(served, pem) as wire:
+        served.invoker.behaviour = returning("ok")
+        assert (await wire.ask("GET", f"/{derived_id('plain', REGION, ACCOUNT)}/a")).status == 200
+        event = json.loads(served.invoker.invoked[0].payload)
+        assert (event["rawPath"], event["headers"]["x-forwarded-proto"]) == ("/a", "https")
 
 
 async def test_a_url_of_type_none_asks_for_nothing_where_the_api_does() -> None:

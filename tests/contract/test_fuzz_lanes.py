@@ -54,7 +54,10 @@ EDITS = st.lists(
     max_size=2,
 )
 CUTS = st.lists(st.integers(0, 600), max_size=4)
+AT_URL = b"Host: %b.lambda-url.us-east-1.localhost" % (b"a" * 32)
 ODD = (
+    invoke().replace(b"Host: 127.0.0.1:9001", AT_URL),
+    invoke(path=f"/{'a' * 32}/invoke/hello"),
     head("POST", INVOKE, {"Transfer-Encoding": "chunked"}) + chunked(b"{", b"}"),
     head("POST", INVOKE, {"Expect": "100-continue", "Content-Length": "2"}) + b"{}",
     invoke(b"[1, 2"),

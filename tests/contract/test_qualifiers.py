@@ -18,7 +18,7 @@ from sandbox.function import FunctionVersion
 from sandbox.invocation import Invocation, Outcome
 from sandbox.registry.records import FunctionRecord
 from tests.contract.fakes import LANES, Callers
-from tests.contract.lambda_api import Api, serving
+from tests.contract.lambda_api import Api, serving, zipped
 from tests.contract.test_invoke_api import ARN
 from tests.contract.versioned import add_alias, add_version, change
 from tests.contract.wire import Answer, ask, connect, head
@@ -216,6 +216,29 @@ def test_concurrency_of_the_registry_is_every_versions_and_made_once(api: Api) -
     api.client.delete_function_concurrency(FunctionName="hello")
     assert found() == before
     assert functions.reserved_total == 0
+
+
+def test_what_environments_would_not_notice_keeps_them(api: Api) -> None:
+    def revision_after(**change: Any) -> str:
+        api.client.update_function_configuration(FunctionName="hello", **change)
+        api.wait("hello")
+        return api.behind.functions.get("hello").revision
+
+    before = api.behind.functions.get("hello")
+    other = "arn:aws:iam::123456789012:role/other"
+    assert revision_after(Description="other", Role=other) == revision_after() == before.revision
+    assert api.behind.functions.get("hello").description == "other"
+    seen = {before.revision}
+    for new in (
+        {"Timeout": 9},
+        {"MemorySize": 256},
+        {"Environment": {"Variables": {"AB": "1"}}},
+    ):
+        seen.add(revision_after(**new))
+    # The same code once more: whoever uploads it wants it to begin anew, as it does at AWS.
+    api.client.update_function_code(FunctionName="hello", ZipFile=zipped())
+    api.wait("hello")
+    assert len(seen | {api.behind.functions.get("hello").revision}) == 5
 
 
 def test_a_pending_function_is_awss_409(api: Api) -> None:

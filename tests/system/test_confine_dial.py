@@ -60,6 +60,19 @@ async def test_a_frozen_sandbox_is_waited_for_and_the_wait_may_be_left() -> None
                 assert await stream.receive_some() == b"inside"
 
 
+async def test_one_who_is_cancelled_spoils_nothing_for_the_next() -> None:
+    with nothing_left():
+        async with confined() as box:
+            await box.python(LISTENING)
+            port = await box.heard()
+            with trio.CancelScope() as at_once:
+                at_once.cancel()
+                await box.sandbox.dial(port)
+            assert at_once.cancelled_caught
+            async with await box.sandbox.dial(port) as stream:
+                assert await stream.receive_some() == b"inside"
+
+
 async def test_a_dead_sandbox_has_ended() -> None:
     async with confined() as box:
         await box.ask("1")

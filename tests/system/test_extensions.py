@@ -18,7 +18,6 @@ from typing import Any
 import psutil
 import pytest
 
-from sandbox.confine import privilege
 from tests.system.conftest import Functions, Server, Start, serving, until
 
 pytestmark = pytest.mark.system
@@ -112,14 +111,16 @@ class Extended(Functions):
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    if request.param == "made ahead" and not privilege.may_mount():
-        pytest.skip("host: sandboxes made ahead need a namespace of our own")
     folder = tmp_path_factory.mktemp("extended")
     folder.chmod(0o755)
     how = {} if request.param == "made ahead" else {"LAMBOX_ZYGOTE": "false"}
     functions = Extended(folder / "functions")
     with serving(functions, folder / "state", folder / "log", **how) as server:
         yield server
+
+
+ONCE = pytest.mark.parametrize("server", ["made ahead"], indirect=True)
+"""For what does not depend on how a sandbox comes about."""
 
 
 def functions_of(server: Server) -> Extended:
@@ -135,7 +136,7 @@ def printed(server: Server, name: str) -> list[dict[str, Any]]:
 
 
 def test_a_life_with_two_extensions(server: Server) -> None:
-    functions_of(server).extend("both", HANDLER, "idle_timeout = 0.5", python=PYTHON, shell=SHELL)
+    functions_of(server).extend("both", HANDLER, "idle_timeout = 0.2", python=PYTHON, shell=SHELL)
     answers = [server.invoke("both")["Payload"] for _ in range(2)]
     assert json.loads(answers[0]["metadata"]) == {"AvailabilityZoneID": "use1-az1"}
     (row,) = server.environments("both")
@@ -195,6 +196,7 @@ BAD = {
 }
 
 
+@ONCE
 @pytest.mark.parametrize("name", BAD)
 def test_an_extension_that_fails_init(server: Server, name: str) -> None:
     code, error_type, reason = BAD[name]
@@ -206,6 +208,7 @@ def test_an_extension_that_fails_init(server: Server, name: str) -> None:
     until(lambda: server.environments(name) == [])
 
 
+@ONCE
 def test_a_file_that_cannot_be_executed(server: Server) -> None:
     functions_of(server).extend("text", plain="no program")
     path = functions_of(server).folder.parent / "layers" / "text" / "extensions" / "plain"
@@ -215,6 +218,7 @@ def test_a_file_that_cannot_be_executed(server: Server) -> None:
     assert "fork/exec /opt/extensions/plain: permission denied" in answer["Payload"]["errorMessage"]
 
 
+@ONCE
 def test_the_marker_turns_them_off(server: Server) -> None:
     functions_of(server).extend("off", bad="#!/bin/false\n")
     (functions_of(server).folder.parent / "layers" / "off" / "disable-extensions-jwigqn8j").touch()
@@ -222,6 +226,7 @@ def test_the_marker_turns_them_off(server: Server) -> None:
     assert server.environments("off")[0]["extensions"] == []
 
 
+@ONCE
 def test_a_crash_during_an_invocation(server: Server) -> None:
     functions_of(server).extend(
         "crash",

@@ -6,6 +6,7 @@ Requests are written by botocore's own serializer. The messages are those of Loc
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from typing import Any
@@ -15,7 +16,7 @@ from botocore.serialize import create_serializer
 
 from runtimeapi.control import model
 from runtimeapi.control.constraints import compiled
-from runtimeapi.control.parsing import Input, parse
+from runtimeapi.control.parsing import LARGE, PIECE, Input, parse
 from sandbox.errors import CallerError
 
 PLACE = "arn:aws:lambda:us-east-1:111111111111"
@@ -496,3 +497,30 @@ def test_null_in_lists_and_maps() -> None:
     assert "'{A=null}' at 'environment.variables'" in told(
         {"Environment": {"Variables": {"A": None}}}
     )
+
+
+def test_large_code_is_read_as_small_is() -> None:
+    code = bytes(range(256)) * 8192  # 2 MiB: several pieces
+    assert len(code) % 3
+    assert read("UpdateFunctionCode", FunctionName="f", ZipFile=code)["ZipFile"] == code
+    told = base64.b64encode(code).decode()
+    for text in (
+        told[: PIECE - 2] + "==" + told[PIECE:],  # padded in the middle
+        told[:-1],
+        told[:PIECE] + "*" + told[PIECE + 1 :],
+        told + "\u00e4",
+    ):
+        body = json.dumps({"ZipFile": text}).encode()
+        assert len(body) > LARGE
+        with pytest.raises(CallerError, match="ZipFile is no valid base64"):
+            parsed("PUT", "/2015-03-31/functions/f/code", body=body)
+    for body in (
+        b"[" + b" " * LARGE + b"]",
+        b'{"ZipFile": NaN' + b" " * LARGE + b"}",
+        b" " * LARGE + b"{",
+    ):
+        with pytest.raises(CallerError, match="Could not parse request body into json"):
+            parsed("PUT", "/2015-03-31/functions/f/code", body=body)
+    spaced = b'{"Description": "\\ud800\xc3\xa4"}' + b" " * LARGE
+    found = parsed("PUT", "/2015-03-31/functions/f/configuration", body=spaced)
+    assert found["Description"] == "?\u00e4"

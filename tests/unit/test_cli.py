@@ -36,6 +36,7 @@ HELLO = {
     "memory_mb": 128,
     "versions": [str(number) for number in range(1, 8)],
     "code": "/srv/functions/hello",
+    "urls": ["http://0123.lambda-url.us-east-1.localhost:9000/"],
 }
 BROKEN = {"name": "broken", "state": "broken", "problem": "function.toml:1: [no] such key"}
 ENVIRONMENT = {
@@ -392,6 +393,7 @@ def test_list_of_a_server(runner: CliRunner, server: FakeServer) -> None:
     row = "hello python3.11 handler.handler 128 MB 15 s 3 4 5 6 7 ready"  # the newest five
     assert row.split() in lines
     assert "broken: function.toml:1: [no] such key" in result.stdout
+    assert "hello is at http://0123.lambda-url.us-east-1.localhost:9000/" in result.stdout
 
 
 def test_list_of_a_folder(

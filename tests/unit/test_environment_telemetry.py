@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,22 +20,32 @@ Clock = trio.testing.MockClock
 
 
 @asynccontextmanager
-async def subscribed(peer: Peer, **how: Any) -> AsyncIterator[Held]:
-    """An environment whose runtime is a subscriber too (an internal extension), and answers at once."""
+async def subscribed(
+    peer: Peer, *, events: Sequence[str] = (), works_s: float = 0, **how: Any
+) -> AsyncIterator[Held]:
+    """An environment whose runtime is a subscriber too (an internal extension), and answers at once.
+
+    `events`: what the extension wants to be told; it works on each for `works_s`.
+    """
+
+    async def extension(environment: Environment, identifier: str) -> None:
+        while True:
+            await environment.extensions.next(identifier)
+            await trio.sleep(works_s)
 
     async def runtime(environment: Environment, sandbox: FakeSandbox) -> None:
-        registered = environment.extensions.register("inner", [])
+        registered = environment.extensions.register("inner", list(events))
         environment.subscribe(
             environment.extension_name(registered.identifier), subscription(**how)
         )
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(environment.extensions.next, registered.identifier)
+            nursery.start_soon(extension, environment, registered.identifier)
             while True:
                 event = await environment.next()
                 await respond(environment, event.request_id, Body(b'"x"'))
 
     world = World(runtime, courier=lambda destination, dial: peer)
-    async with held(world, idle_timeout_s=5000) as it:
+    async with held(world, idle_timeout_s=5000, timeout_s=3) as it:
         await it.owner.ready.wait()
         yield it
 
@@ -120,3 +130,34 @@ async def test_one_who_takes_nothing_has_a_share_of_the_end(autojump_clock: Cloc
         it.environment.retire()
         await trio.sleep(0.55)
         assert it.sandbox.killed
+
+
+def overheads(peer: Peer) -> list[Any]:
+    return [
+        one["record"].get("spans")
+        for batch in peer.batches
+        for one in batch
+        if one["type"] == "platform.report"
+    ]
+
+
+async def test_a_report_waits_for_extensions_and_says_how_long(autojump_clock: Clock) -> None:
+    peer = Peer()
+    async with subscribed(peer, events=["INVOKE"], works_s=0.5, timeout_ms=25) as it:
+        await it.invoke()
+        await trio.sleep(0.3)
+        assert peer.got[-1] == "platform.runtimeDone"
+        await trio.sleep(0.3)
+        assert peer.got[-1] == "platform.report"
+    ((span,),) = overheads(peer)
+    assert (span["name"], span["durationMs"]) == ("extensionOverhead", pytest.approx(500))
+
+
+async def test_a_report_comes_even_if_the_extension_never_ends(autojump_clock: Clock) -> None:
+    peer = Peer()
+    async with subscribed(peer, events=["INVOKE"], works_s=math.inf, timeout_ms=25) as it:
+        await it.invoke()
+        await it.owner.lost.wait()
+        await trio.sleep(1)
+    ((span,),) = overheads(peer)
+    assert span["durationMs"] == pytest.approx(3000, rel=0.1)

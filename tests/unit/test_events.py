@@ -47,7 +47,11 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "platform.report": (
         {"requestId": STRING, "status": STRING, "metrics": dict},
-        {"tracing": {"type": STRING, "value": STRING}, "errorType": STRING},
+        {
+            "spans": [{"name": STRING, "start": STRING, "durationMs": NUMBER}],
+            "tracing": {"type": STRING, "value": STRING},
+            "errorType": STRING,
+        },
     ),
     "platform.extension": (
         {"name": STRING, "state": STRING, "events": [STRING]},

@@ -87,7 +87,7 @@ class Peer:
 
 @asynccontextmanager
 async def telemetry(peer: Peer, *, objects: bool = False) -> AsyncIterator[Telemetry]:
-    it = Telemetry(objects=objects, wall=trio.current_time)
+    it = Telemetry("f", objects=objects, wall=trio.current_time)
     async with trio.open_nursery() as nursery:
         it.start(nursery, lambda _: peer)
         yield it
@@ -127,7 +127,7 @@ async def test_what_is_kept_of_an_init_is_bounded_and_what_is_not_is_told(
 async def test_each_gets_the_types_it_asked_for(autojump_clock: Clock) -> None:
     first, second = Peer(), Peer()
     peers = [first, second]
-    it = Telemetry(objects=False, wall=trio.current_time)
+    it = Telemetry("f", objects=False, wall=trio.current_time)
     async with trio.open_nursery() as nursery:
         it.start(nursery, lambda _: peers.pop(0))
         it.subscribe("a", subscription(types=("platform",)))
@@ -215,7 +215,9 @@ async def test_what_cannot_be_delivered_is_dropped_and_told(autojump_clock: Cloc
     assert peer.dropped[0] == 1
 
 
-async def test_the_dropped_are_counted_again_if_the_count_is_lost(autojump_clock: Clock) -> None:
+async def test_the_dropped_are_counted_again_if_the_count_is_lost(
+    autojump_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     peer = Peer()
     peer.failures = 2 * (len(RETRY_S) + 1)
     async with telemetry(peer) as it:
@@ -226,6 +228,10 @@ async def test_the_dropped_are_counted_again_if_the_count_is_lost(autojump_clock
         it.tell("function", "found", 1.0)
         await trio.sleep(2)
     assert peer.dropped[0] == 2
+    # And whoever runs the server is told once.
+    assert [record.getMessage() for record in caplog.records] == [
+        "function f: extension agent does not take its telemetry: refused"
+    ]
 
 
 async def test_a_frozen_environment_is_left_alone(autojump_clock: Clock) -> None:

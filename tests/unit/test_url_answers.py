@@ -42,6 +42,8 @@ def answer(payload: bytes | object, content_type: str = "application/json") -> U
         (b"null", b"null"),
         (b'{"a b": " \\" , ", "n": 1e400}', b'{"a b":" \\" , ","n":1e400}'),
         (b"12345678901234567890.5", b"12345678901234567890.5"),
+        (b"[" + b"1, " * 100_000 + b"1]", b"[" + b"1, " * 100_000 + b"1]"),
+        (b' {"a": "\\ud800", "b": [1 , 2]}', b'{"a":"?","b":[1,2]}'),
         ('"h\u00e9 \\u00e9"'.encode(), "h\u00e9 \u00e9".encode()),
     ],
 )
@@ -115,7 +117,9 @@ def test_status_codes_and_bodies(result: object, status: int, body: bytes) -> No
         b"not JSON",
         b"\xff",
         b"[" * 100_000,
-        b'{"statusCode":200,"body":' + b"[" * 900 + b"]" * 900 + b"}",
+        b'{"statusCode":200,"body":' + b"[" * 9000 + b"]" * 9000 + b"}",
+        b'{"statusCode":200} x',
+        b'{"statusCode":200,"headers":{"a":NaN}}',
     ],
     ids=lambda result: str(result)[:40],
 )

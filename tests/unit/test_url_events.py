@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtimeapi.replies import to_json
 from runtimeapi.urls.event import UrlRequest, clf_time, is_text, make_event
 
 ID = "0123456789abcdefghijklmnopqrstuv"
@@ -34,7 +33,7 @@ def event(**changes: Any) -> dict[str, Any]:
         "trace_id": "Root=1-00000000-000000000000000000000000",
         "at": 1583348638.390,
     }
-    found: dict[str, Any] = json.loads(to_json(make_event(UrlRequest(**{**values, **changes}))))
+    found: dict[str, Any] = json.loads(make_event(UrlRequest(**{**values, **changes})))
     return found
 
 
