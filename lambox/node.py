@@ -181,6 +181,7 @@ class Node:
         self._face = face
         self.functions = api.functions
         self._control = api.control
+        self._garbage = api.garbage
         self.isolation = f"{launcher.describe()}, {way_out.describe()}"
         """How functions are isolated here, in one line."""
         self._scheduler = scheduler
@@ -271,6 +272,7 @@ class Node:
             await nursery.start(self._serve_callers, served, listening)
             nursery.start_soon(self._watch_functions)
             nursery.start_soon(self._keepwarm.run)
+            nursery.start_soon(self._garbage.run, self._scheduler.in_use)
             nursery.start_soon(self._sources.run)
             nursery.start_soon(face.watch)
             port = listening.getsockname()[1]

@@ -249,6 +249,7 @@ async def _serve(
             )
             async with running_app(app, caller_config(), lane) as served:
                 invoker.nursery = nursery
+                nursery.start_soon(behind.garbage.run)
                 sources = event_sources(behind, clients, invoker.invoke, behind.functions.resolve)
                 nursery.start_soon(sources.run)
                 await nursery.start(served.serve, sock, {})
