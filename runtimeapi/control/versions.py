@@ -153,11 +153,11 @@ async def _kept(control: Control, record: FunctionRecord, latest: VersionRecord)
 
 
 def _copy(control: Control, function: FunctionVersion) -> tuple[Code, str | None]:
-    kept = control.code.put(_zip(function.code))
-    code = Code(tree=kept.tree, sha256=kept.sha256, size=kept.size)
+    kept = control.code.put(_zip(function.code), may_be_empty=True)
+    code = Code(tree=kept.tree, sha256=kept.sha256, size=kept.size, unzipped=kept.unzipped)
     opt = None
     for folder in function.layers:
-        opt = control.code.put(_zip(folder)).tree
+        opt = control.code.put(_zip(folder), may_be_empty=True).tree
     return code, opt
 
 

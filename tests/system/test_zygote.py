@@ -423,15 +423,33 @@ def test_variables_count_as_in_a_fresh_interpreter(
 
 def test_json_logs_are_asked_for_per_function(start: Start, functions: Functions) -> None:
     """awslambdaric reads this when it is imported, which the zygote did long ago."""
-    code = "import logging\ndef handler(event, context):\n    logging.getLogger().error('told')\n"
-    functions.add(
-        "logs", code, 'memory_size = 512\n[environment]\nAWS_LAMBDA_LOG_FORMAT = "JSON"\n'
-    )
+    code = """
+        import gc, logging
+        def handler(event, context):
+            logging.getLogger().info("not this")
+            logging.getLogger().error("told")
+            if event:
+                raise ValueError("broken")
+            return gc.get_freeze_count()
+    """
+    variables = """
+        memory_size = 512
+        [environment]
+        AWS_LAMBDA_LOG_FORMAT = "JSON"
+        AWS_LAMBDA_LOG_LEVEL = "WARN"
+    """
+    functions.add("logs", code, variables)
     server = start()
     server.wait_prepared()
-    text = base64.b64decode(server.invoke("logs", LogType="Tail")["LogResult"]).decode()
+    answer = server.invoke("logs", LogType="Tail")
+    text = base64.b64decode(answer["LogResult"]).decode()
     (line,) = [line for line in text.splitlines() if "told" in line]
     assert json.loads(line)["message"] == "told"
+    assert "not this" not in text
+    assert answer["Payload"] > 0  # it is a fork, and no fresh interpreter
+    text = base64.b64decode(server.invoke("logs", 1, LogType="Tail")["LogResult"]).decode()
+    (line,) = [line for line in text.splitlines() if "broken" in line]
+    assert json.loads(line)["errorType"] == "ValueError"
 
 
 def test_a_functions_own_module_comes_before_a_preloaded_one(
