@@ -199,7 +199,8 @@ SETTINGS: tuple[Setting, ...] = (
         _path,
         _state,
         "a folder",
-        "where accepted events and unpacked layers are kept",
+        "what must outlive the server: the Lambda API's functions and layers, accepted events; "
+        "`:memory:` is a private temporary folder that goes with it",
         "/var/lib/lambox; ~/.local/state/lambox unless root",
         True,
     ),

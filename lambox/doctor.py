@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lambox import throwaway
 from lambox.config import Config
 from rootfs import runtimes, watch
 from sandbox.confine import (
@@ -248,7 +249,7 @@ def _uids(config: Config) -> Iterator[Result]:
 
 
 def _state(config: Config) -> Iterator[Result]:
-    folder = config.state.absolute()
+    folder = throwaway.place(config.state).absolute()
     existing = _existing(folder)
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         yield Result("state folder", "ok", str(folder))
@@ -304,7 +305,7 @@ def _tmp(config: Config) -> Iterator[Result]:
         yield Result(name, "note", f'{in_memory} (tmp = "memory")', "lambox serve --tmp auto")
         return
     try:
-        storage.try_out(Images(_existing(config.state), cgroup.own_name()))
+        storage.try_out(Images(_existing(throwaway.place(config.state)), cgroup.own_name()))
     except IsolationUnavailable as exc:
         said = f"{exc}".partition("\nHint: ")[0]
         verdict: Verdict = "missing" if config.tmp == "disk" else "note"

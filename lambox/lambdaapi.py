@@ -16,6 +16,7 @@ import trio
 from lambox.awsclient import AwsClients
 from lambox.config import Config
 from lambox.queues import SqsQueue
+from lambox.s3code import S3Code
 from rootfs.codestore import CodeStore
 from rootfs.runtimes import Runtimes
 from rootfs.trees import LayerStore
@@ -29,7 +30,8 @@ from sandbox.functiontoml import FunctionDefaults
 from sandbox.invocation import Invocation, Outcome
 from sandbox.provisioning import Provisioned
 from sandbox.registry.activation import Activator
-from sandbox.registry.database import open_database
+from sandbox.registry.database import Database, open_database
+from sandbox.registry.garbage import Garbage
 from sandbox.registry.registry import open_registry
 from sandbox.registry.resolving import AllFunctions
 from sandbox.sources.poller import Poller, Source
@@ -44,6 +46,8 @@ class LambdaApi:
 
     functions: AllFunctions
     control: Control
+    garbage: Garbage
+    """To be `run` by whoever knows what is running."""
 
 
 @asynccontextmanager
@@ -56,17 +60,18 @@ async def open_lambda_api(
     defaults: FunctionDefaults,
     clients: AwsClients,
     unavailable: Mapping[str, str] = MappingProxyType({}),
-    provisioned: Callable[[str, str], Provisioned | None] = lambda name, version: None,
+    provisioned: Callable[[str, str], Provisioned] = lambda name, version: Provisioned(0),
 ) -> AsyncIterator[LambdaApi]:
     """All functions there are, and the API that changes them. Its background work ends with it.
 
     `unavailable`: networks this host does not give, and why.
-    `provisioned`: (function, version) -> how far the engine has come with its provisioned concurrency.
+    `provisioned`: (function, version) -> how far the engine has come with its provisioned concurrency; raises
+    CallerError where the version cannot run.
     """
     code = CodeStore(config.state / "code")
     async with (
         open_database(config.state) as database,
-        open_registry(database) as registry,
+        open_registry(database, code.missing) as registry,
         trio.open_nursery() as nursery,
     ):
         functions = AllFunctions(
@@ -78,6 +83,7 @@ async def open_lambda_api(
             defaults=defaults,
             unavailable=unavailable,
         )
+        await trio.to_thread.run_sync(_recover, database, code)
         activator = Activator(registry, functions, _new_id)
         await trio.to_thread.run_sync(functions.prepare_all)
         await _spared(activator.retry)
@@ -103,10 +109,18 @@ async def open_lambda_api(
                 account_concurrency=config.account_concurrency,
                 provisioned=provisioned,
                 new_id=_new_id,
+                fetch_code=S3Code(clients, config.region).fetch,
                 queue_timeout_s=lambda arn: SqsQueue(clients, arn).visibility_timeout_s(),
             ),
+            Garbage(database, registry, functions, code, layers),
         )
         nursery.cancel_scope.cancel()
+
+
+def _recover(database: Database, code: CodeStore) -> None:
+    with database.alone() as alone:
+        if alone:
+            code.recover()
 
 
 async def _spared(work: Callable[[], Awaitable[None]]) -> None:

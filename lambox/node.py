@@ -46,7 +46,6 @@ from sandbox.confine.pool import PoolLimits
 from sandbox.confine.spec import MIB, Limits, Preparation, Program, SandboxSpec
 from sandbox.confine.storage import open_storage
 from sandbox.environment import Environment
-from sandbox.errors import CallerError
 from sandbox.eventstore import EventStore
 from sandbox.function import FunctionVersion, Network
 from sandbox.invocation import Invocation, Outcome
@@ -54,7 +53,6 @@ from sandbox.keepwarm import KeepWarm, idle_limit_s
 from sandbox.loggingconfig import DEFAULT_LEVEL
 from sandbox.logs import LogBook
 from sandbox.planner import Limits as NodeLimits
-from sandbox.provisioning import Provisioned
 from sandbox.scheduler import Scheduler, open_scheduler
 from sandbox.sources.sources import EventSources
 from sandbox.surroundings import ServeRuntimeApi, Surroundings
@@ -183,6 +181,7 @@ class Node:
         self._face = face
         self.functions = api.functions
         self._control = api.control
+        self._garbage = api.garbage
         self.isolation = f"{launcher.describe()}, {way_out.describe()}"
         """How functions are isolated here, in one line."""
         self._scheduler = scheduler
@@ -273,6 +272,7 @@ class Node:
             await nursery.start(self._serve_callers, served, listening)
             nursery.start_soon(self._watch_functions)
             nursery.start_soon(self._keepwarm.run)
+            nursery.start_soon(self._garbage.run, self._scheduler.in_use)
             nursery.start_soon(self._sources.run)
             nursery.start_soon(face.watch)
             port = listening.getsockname()[1]
@@ -365,8 +365,8 @@ async def open_node(
                 unavailable=way_out.unavailable,
                 clients=clients,
                 # The scheduler, below, needs the functions; nobody asks for this before there are callers.
-                provisioned=lambda name, version: _provisioned(
-                    scheduler, api.functions, name, version
+                provisioned=lambda name, version: scheduler.provisioned(
+                    api.functions.resolve(name, version)
                 ),
             )
         )
@@ -476,16 +476,6 @@ def _runtime_api(rapi: ServedApp) -> ServeRuntimeApi:
         )
 
     return serve
-
-
-def _provisioned(
-    scheduler: Scheduler, functions: Functions, name: str, version: str
-) -> Provisioned | None:
-    """None: the version cannot run now."""
-    try:
-        return scheduler.provisioned(functions.resolve(name, version))
-    except CallerError:
-        return None
 
 
 def _finder(functions: Functions) -> Callable[[str, str | None], FunctionVersion]:

@@ -9,12 +9,14 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import trio
 
 from lambox.config import Config
 from lambox.node import Node, open_node
+from lambox.throwaway import throwaway_state, wanted
 from runtimeapi.intake import read_trace_id
 from sandbox.invocation import Invocation, Outcome, new_request_id
 
@@ -69,7 +71,7 @@ def serve(config: Config, on_ready: Callable[[Node, str], None], on_line: OnLine
 
         async with trio.open_nursery() as nursery:
             await nursery.start(watch, nursery.cancel_scope)
-            async with open_node(config, on_line=on_line) as node, trio.open_nursery() as inner:
+            async with open_node(own, on_line=on_line) as node, trio.open_nursery() as inner:
                 url = await inner.start(node.serve)
                 # What has been imported and built stays: no collection needs to walk through it again
                 # (100,000 objects, tens of milliseconds in the middle of somebody's invocation).
@@ -79,7 +81,9 @@ def serve(config: Config, on_ready: Callable[[Node, str], None], on_line: OnLine
             nursery.cancel_scope.cancel()
         return 0 if len(requests) < 2 else 128 + requests[-1]
 
-    return trio.run(main)
+    with throwaway_state() if wanted(config.state) else nullcontext(config.state) as state:
+        own = dataclasses.replace(config, state=state)
+        return trio.run(main)
 
 
 def _has_terminal() -> bool:

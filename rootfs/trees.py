@@ -8,6 +8,7 @@ whoever finds it finds it whole, and a second server making the same one does no
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import lzma
 import os
@@ -15,12 +16,16 @@ import shutil
 import stat
 import struct
 import tempfile
+import threading
+import time
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from rootfs.fingerprint import fingerprint
+from rootfs.publishing import publish, sync_tree
 
 MAX_LAYERS = 5
 MAX_UNZIPPED = 262_144_000
@@ -29,6 +34,10 @@ MAX_ENTRIES = 200_000
 MAX_DEPTH = 100
 """Folders in one another."""
 CHUNK = 1024 * 1024
+MAKING, GONE = ".making-", ".gone-"
+KEPT_S = 300.0
+"""A merged folder that was asked for is not removed for so long, however little it is used: who asked may be
+about to use it."""
 BROKEN = (
     zipfile.BadZipFile,
     zlib.error,
@@ -43,6 +52,10 @@ BROKEN = (
 """What zipfile and the decompressors raise for archives that are not as they should be."""
 
 
+NO_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
+"""The file system has no file of such a name: the archive's fault, not the disk's."""
+
+
 class LayerProblem(Exception):
     """A layer cannot be used; the message names it."""
 
@@ -54,6 +67,10 @@ class LayerStore:
         self.folder = folder
         self.limit = limit
         self._digests: dict[tuple[str, int, int, int], str] = {}
+        self._asked: dict[str, float] = {}
+        """Names of merged folders -> when they were last asked for."""
+        self._making: set[Path] = set()
+        self._lock = threading.Lock()
 
     def opt(self, layers: Sequence[Path]) -> Path | None:
         """The folder to be bound at /opt; None if there are no layers. Raises LayerProblem.
@@ -65,15 +82,53 @@ class LayerStore:
             return None
         if len(layers) > MAX_LAYERS:
             raise LayerProblem(f"Cannot reference more than {MAX_LAYERS} layers.")
-        key = hashlib.sha256()
-        for layer in layers:
-            key.update(self._key(layer).encode() + b"\0")
+        keys = [self._key(layer) for layer in layers]
         if len(layers) == 1 and layers[0].is_dir():
             return layers[0]
-        place = self.folder / key.hexdigest()[:32]
-        if not place.is_dir():
-            self._publish(layers, place)
+        return self._merged(keys, layers, link=False)
+
+    def merge(self, trees: Sequence[Path]) -> Path | None:
+        """`opt` of folders whose content their names stand for (`codestore.py`): nothing is read that is there."""
+        if len(trees) < 2:
+            return trees[0] if trees else None
+        return self._merged([f"tree {tree.name}" for tree in trees], trees, link=True)
+
+    def _merged(self, keys: Sequence[str], layers: Sequence[Path], *, link: bool) -> Path:
+        digest = hashlib.sha256()
+        for key in keys:
+            digest.update(key.encode() + b"\0")
+        place = self.folder / digest.hexdigest()[:32]
+        with self._lock:
+            self._asked[place.name] = time.monotonic()
+            there = place.is_dir()
+        if not there:
+            self._publish(layers, place, link=link)
         return place
+
+    def sweep(self, used: Collection[str]) -> int:
+        """Remove merged folders whose names are not in `used`, and what a killed server left half made or half
+        removed; returns how many. No other server may be using the folder. Blocks."""
+        graves = []
+        with self._lock:
+            for place in list(self.folder.iterdir()) if self.folder.is_dir() else []:
+                if place.name.startswith((MAKING, GONE)):
+                    if place not in self._making:
+                        graves.append(place)
+                elif place.name not in used and not self._wanted(place.name):
+                    # The name goes first: half a folder must never be found under it.
+                    grave = Path(tempfile.mkdtemp(prefix=GONE, dir=self.folder))
+                    place.rename(grave / place.name)
+                    graves.append(grave)
+        for grave in graves:
+            shutil.rmtree(grave, ignore_errors=True)
+        return len(graves)
+
+    def _wanted(self, name: str) -> bool:
+        asked = self._asked.get(name)
+        if asked is not None and time.monotonic() - asked < KEPT_S:
+            return True
+        self._asked.pop(name, None)
+        return False
 
     def _key(self, layer: Path) -> str:
         try:
@@ -99,30 +154,34 @@ class LayerStore:
                 self._digests[looks] = hashlib.file_digest(file, "sha256").hexdigest()
         return self._digests[looks]
 
-    def _publish(self, layers: Sequence[Path], place: Path) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".making-", dir=self.folder))
+    def _publish(self, layers: Sequence[Path], place: Path, *, link: bool) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._lock:
+                work = Path(tempfile.mkdtemp(prefix=MAKING, dir=self.folder))
+                self._making.add(work)
+        except OSError as exc:
+            raise self._cannot(exc) from exc
         try:
             budget = self.limit
             for layer in layers:
-                budget -= self._put(layer, work, budget)
+                budget -= self._put(layer, work, budget, link=link)
             work.chmod(0o755)
-            try:
-                work.rename(place)
-            except OSError:
-                if not place.is_dir():  # otherwise another server was faster
-                    raise
+            sync_tree(work)
+            publish(work, place)
         except OSError as exc:
-            raise LayerProblem(
-                f"cannot merge layers in {self.folder}: {exc.strerror or exc}"
-            ) from exc
+            raise self._cannot(exc) from exc
         finally:
             shutil.rmtree(work, ignore_errors=True)
+            self._making.discard(work)
 
-    def _put(self, layer: Path, work: Path, budget: int) -> int:
+    def _cannot(self, exc: OSError) -> LayerProblem:
+        return LayerProblem(f"cannot merge layers in {self.folder}: {exc.strerror or exc}")
+
+    def _put(self, layer: Path, work: Path, budget: int, *, link: bool) -> int:
         try:
             if layer.is_dir():
-                return copy_tree(layer, work)
+                return copy_tree(layer, work, link=link)
             return unzip(layer, work, budget)
         except ZipTooLarge as exc:
             raise LayerProblem(self._too_large(layer)) from exc
@@ -135,8 +194,11 @@ class ZipTooLarge(Exception):
     """More bytes unzipped than there may be."""
 
 
-def copy_tree(source: Path, target: Path) -> int:
-    """Lay a folder over `target`; returns bytes copied. Links stay links, all become readable."""
+def copy_tree(source: Path, target: Path, *, link: bool = False) -> int:
+    """Lay a folder over `target`; returns bytes copied. Links stay links, all become readable.
+
+    `link`: the source never changes and all in it is readable, so its files may be the same files.
+    """
     size = 0
     for folder, names, files in os.walk(source):
         into = target / Path(folder).relative_to(source)
@@ -149,18 +211,27 @@ def copy_tree(source: Path, target: Path) -> int:
                 place.symlink_to(os.readlink(origin))
             elif stat.S_ISREG(info.st_mode):
                 _clear(place)
-                shutil.copyfile(origin, place)
-                place.chmod(_mode(info.st_mode))
+                if not (link and _linked(origin, place)):
+                    shutil.copyfile(origin, place)
+                    place.chmod(_mode(info.st_mode))
                 size += info.st_size
             else:
                 raise LayerProblem(f"{origin}: is neither file, folder nor link")
     return size
 
 
-def unzip(archive: Path, target: Path, limit: int, *, root: str = "/opt/") -> int:
+def _linked(origin: Path, place: Path) -> bool:
+    """Not on every file system, nor as often as one likes (EMLINK)."""
+    with suppress(OSError):
+        os.link(origin, place)
+        return True
+    return False
+
+
+def unzip(archive: Path, target: Path, limit: int, *, roots: tuple[str, ...] = ("/opt/",)) -> int:
     """Lay a zip over `target`; returns bytes written. Refuses everything that would leave `target`.
 
-    `root` is where functions see it: absolute links may lead there. Raises LayerProblem, ZipTooLarge.
+    `roots` are where functions see it: absolute links may lead there. Raises LayerProblem, ZipTooLarge.
 
     Names are checked, and no entry is ever written through a symbolic link, so the order of entries
     cannot be used to climb out. Sizes are counted while writing and entries before they are read: a header may lie.
@@ -174,11 +245,15 @@ def unzip(archive: Path, target: Path, limit: int, *, root: str = "/opt/") -> in
             )
         with zipfile.ZipFile(archive) as opened:
             for member in opened.infolist():
-                size += _extract(opened, member, target, archive, limit - size, root)
+                size += _extract(opened, member, target, archive, limit - size, roots)
     except BROKEN as exc:
         raise LayerProblem(
             f"{archive}: Could not unzip the file ({exc}). Hint: zip it again"
         ) from exc
+    except OSError as exc:
+        if exc.errno not in NO_NAME:
+            raise
+        raise LayerProblem(f"{archive}: {exc.strerror}") from exc
     return size
 
 
@@ -198,7 +273,7 @@ def _extract(
     target: Path,
     archive: Path,
     limit: int,
-    root: str,
+    roots: tuple[str, ...],
 ) -> int:
     mode = member.external_attr >> 16
     place = target.joinpath(*_parts(member.filename, archive))
@@ -219,7 +294,7 @@ def _extract(
             place,
             target,
             archive,
-            root,
+            roots,
         )
         return 0
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
@@ -245,15 +320,12 @@ def _parts(name: str, archive: Path) -> tuple[str, ...]:
     return path.parts
 
 
-def _link(to: str, place: Path, target: Path, archive: Path, root: str) -> None:
-    """Relative links within the layer and absolute ones into `root` are what layers use."""
-    inside = target / to.removeprefix(root) if to.startswith(root) else place.parent / to
+def _link(to: str, place: Path, target: Path, archive: Path, roots: tuple[str, ...]) -> None:
+    """Relative links within the layer and absolute ones into one of `roots` are what layers use."""
+    root = next((one for one in roots if to.startswith(one)), None)
+    inside = place.parent / to if root is None else target / to.removeprefix(root)
     resolved = Path(os.path.normpath(inside))
-    if (
-        not to
-        or (os.path.isabs(to) and not to.startswith(root))
-        or not resolved.is_relative_to(target)
-    ):
+    if not to or (os.path.isabs(to) and root is None) or not resolved.is_relative_to(target):
         raise LayerProblem(
             f"{archive}: link {place.relative_to(target)} -> {to} points outside of the layer"
         )

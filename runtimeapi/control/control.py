@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import BinaryIO
 
 from rootfs.codestore import CodeStore
 from runtimeapi.arns import FunctionRef, parse_function_name
@@ -31,7 +32,7 @@ def host_architecture() -> str:
     return ARCHITECTURES.get(machine, machine)
 
 
-async def no_s3(bucket: str, key: str, version: str | None) -> bytes:
+async def no_s3(bucket: str, key: str, version: str | None, into: BinaryIO) -> None:
     raise invalid(
         f"S3Bucket: there is no S3 to get s3://{bucket}/{key} from. Hint: send the zip itself as ZipFile"
     )
@@ -59,12 +60,12 @@ class Control:
     folders: Folders
     queue_timeout_s: Callable[[str], Awaitable[int]]
     """Visibility timeout of the SQS queue with this ARN. Raises sandbox.sources.poller.QueueProblem."""
-    fetch_code: Callable[[str, str, str | None], Awaitable[bytes]] = no_s3
-    """Bucket, key and version of an object -> its bytes. Raises CallerError, in AWS's words."""
+    fetch_code: Callable[[str, str, str | None, BinaryIO], Awaitable[None]] = no_s3
+    """Bucket, key and version of an object; writes it into a file. Raises CallerError, in AWS's words."""
     account_concurrency: int = 1000
     """AccountLimit.ConcurrentExecutions."""
-    provisioned: Callable[[str, str], Provisioned | None] = lambda name, version: None
-    """(function, version) -> how far the engine has come; None: it has not heard of it."""
+    provisioned: Callable[[str, str], Provisioned] = lambda name, version: Provisioned(0)
+    """(function, version) -> how far the engine has come. Raises CallerError: the version cannot run."""
     mapping_problems: dict[str, str] = field(default_factory=dict)
     """What keeps event source mappings from their queues or functions just now, by UUID."""
     new_id: Callable[[], str] = field(default=lambda: str(uuid.uuid4()))

@@ -8,7 +8,7 @@ from functools import partial
 from runtimeapi.arns import FunctionRef
 from runtimeapi.control import downloads
 from runtimeapi.control.checks import check_configuration, check_new, tell_ignored
-from runtimeapi.control.code import check_source, take_code
+from runtimeapi.control.code import check_source, taken_code
 from runtimeapi.control.concurrency import reserved as reserved_concurrency
 from runtimeapi.control.configuration import configured, defaults, shown
 from runtimeapi.control.control import (
@@ -20,7 +20,7 @@ from runtimeapi.control.control import (
 from runtimeapi.control.paging import Key, page
 from runtimeapi.control.parsing import Input
 from runtimeapi.control.qualifiers import names_alias
-from runtimeapi.control.references import referenced
+from runtimeapi.control.references import check_size, referenced
 from runtimeapi.control.rendering import Output
 from runtimeapi.control.versions import published
 from sandbox.errors import CallerError
@@ -38,9 +38,9 @@ async def create_function(control: Control, given: Input) -> Output:
     if "Layers" in given:
         config["Layers"] = referenced(control, given["Layers"])
     _check_free(control, ref)
-    code = await take_code(control, given["Code"])
-    async with control.registry.edit() as edit:
+    async with taken_code(control, given["Code"]) as code, control.registry.edit() as edit:
         _check_free(control, ref)
+        check_size(code, config)
         latest = VersionRecord(
             version=LATEST,
             config=config,

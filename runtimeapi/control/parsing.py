@@ -49,7 +49,7 @@ def parse(
         place = member.serialization.get("location")
         wire = member.serialization.get("name", name)
         if place == "uri":
-            value: Any = labels.get(wire)
+            value: Any = _from_text(member, labels.get(wire))
         elif place == "querystring":
             value = _from_query(member, query.get(wire))
         elif place == "header":

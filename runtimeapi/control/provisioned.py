@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from runtimeapi.arns import FunctionRef
 from runtimeapi.control.control import Control, conflict, invalid, not_found
 from runtimeapi.control.paging import page
@@ -9,7 +11,8 @@ from runtimeapi.control.parsing import Input
 from runtimeapi.control.qualifiers import attach, nothing_there, resolved
 from runtimeapi.control.rendering import Output
 from sandbox.concurrency import check_provisioned
-from sandbox.errors import FunctionNotFound, InvalidRequest
+from sandbox.errors import CallerError, FunctionNotFound, InvalidRequest
+from sandbox.provisioning import INTERNAL_ERROR, Provisioned
 from sandbox.registry.records import LATEST, FunctionRecord
 
 FEATURE = "provisioned"
@@ -103,16 +106,20 @@ async def delete_provisioned_concurrency_config(control: Control, given: Input) 
 
 def _shown(control: Control, record: FunctionRecord, qualifier: str) -> Output:
     document = record.attached[FEATURE][qualifier]
-    state = control.provisioned(record.name, _version(record, qualifier))
     wanted = document[REQUESTED]
-    # An engine that has not yet heard of the newest request is in the middle of it.
-    heard = state is not None and state.requested == wanted
+    try:
+        state = control.provisioned(record.name, _version(record, qualifier))
+    except CallerError as exc:
+        state = Provisioned(wanted, status="FAILED", reason=f"{INTERNAL_ERROR}: {exc.message}")
+    if state.requested != wanted:
+        # It has not yet heard of the newest request.
+        state = replace(state, status="IN_PROGRESS", reason=None)
     return {
         REQUESTED: wanted,
-        "AllocatedProvisionedConcurrentExecutions": state.allocated if state else 0,
-        "AvailableProvisionedConcurrentExecutions": state.available if state else 0,
-        "Status": state.status if state is not None and heard else "IN_PROGRESS",
-        "StatusReason": state.reason if state is not None and heard else None,
+        "AllocatedProvisionedConcurrentExecutions": state.allocated,
+        "AvailableProvisionedConcurrentExecutions": state.available,
+        "Status": state.status,
+        "StatusReason": state.reason,
         "LastModified": document["LastModified"],
     }
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rootfs.trees import MAX_LAYERS
+from rootfs.trees import MAX_LAYERS, MAX_UNZIPPED
 from runtimeapi.control.control import Control, invalid
-from sandbox.registry.records import Document
+from sandbox.registry.records import Code, Document
 
 
 def referenced(control: Control, arns: Sequence[str]) -> list[Document]:
@@ -35,8 +35,23 @@ def referenced(control: Control, arns: Sequence[str]) -> list[Document]:
                 f"function. {seen[name]} and {arn} are versions of the same layer."
             )
         seen[name] = arn
-        found.append({"Arn": arn, "CodeSize": version.code.size, "tree": version.code.tree})
+        code = version.code
+        found.append(
+            {"Arn": arn, "CodeSize": code.size, "tree": code.tree, "unzipped": code.unzipped}
+        )
     return found
+
+
+def check_size(code: Code, config: Document) -> None:
+    """Of code and layers together, unzipped. Raises CallerError."""
+    layers = sum(layer["unzipped"] for layer in config.get("Layers", ()))
+    if layers >= MAX_UNZIPPED:
+        raise invalid(f"Layers consume more than the available size of {MAX_UNZIPPED} bytes")
+    if layers and code.unzipped + layers >= MAX_UNZIPPED:
+        raise invalid(
+            "Function code combined with layers exceeds the maximum allowed size of "
+            f"{MAX_UNZIPPED} bytes. The actual size is {code.unzipped + layers} bytes."
+        )
 
 
 def _parts(arn: str) -> tuple[str, str, str, str]:

@@ -13,7 +13,7 @@ from runtimeapi.control.checks import (
     check_supported,
     tell_ignored,
 )
-from runtimeapi.control.code import check_source, take_code
+from runtimeapi.control.code import check_source, taken_code
 from runtimeapi.control.configuration import configured, shown
 from runtimeapi.control.control import (
     Control,
@@ -23,7 +23,7 @@ from runtimeapi.control.control import (
     invalid,
 )
 from runtimeapi.control.parsing import Input
-from runtimeapi.control.references import referenced
+from runtimeapi.control.references import check_size, referenced
 from runtimeapi.control.rendering import Output
 from runtimeapi.control.versions import check_settled, published
 from sandbox.registry.records import Code, FunctionRecord, VersionRecord
@@ -47,12 +47,13 @@ async def update_function_code(control: Control, given: Input) -> Output:
     check_source(given)
     check_architectures(control, given)
     if given.get("DryRun"):
-        code = await take_code(control, given, keep=False)
-        return shown(control, record, replace(latest, code=code))
-    code = await take_code(control, given)
-    async with control.registry.edit() as edit:
+        async with taken_code(control, given, keep=False) as code:
+            check_size(code, latest.config)
+            return shown(control, record, replace(latest, code=code))
+    async with taken_code(control, given) as code, control.registry.edit() as edit:
         record, latest = _changeable(control, ref, given)
         config = configured(latest.config, _only(given, "Architectures"), record.name)
+        check_size(code, config)
         latest = _updated(control, latest, config, code, control.new_id())
         record = record.with_version(latest)
         answer = latest
@@ -72,6 +73,7 @@ async def update_function_configuration(control: Control, given: Input) -> Outpu
         config = configured(latest.config, given, record.name)
         if "Layers" in given:
             config["Layers"] = referenced(control, given["Layers"])
+            check_size(latest.code, config)
         identity = latest.identity if _unnoticed(latest.config, config) else control.new_id()
         latest = _updated(control, latest, config, latest.code, identity)
         record = record.with_version(latest)

@@ -44,8 +44,7 @@ def preflight_headers(cors: Cors, origin: str, method: str, wanted: str | None) 
         headers.append(("access-control-allow-methods", methods))
     if names := _listed(cors.allow_headers, wanted):
         headers.append(("access-control-allow-headers", names))
-    if cors.max_age:
-        headers.append(("access-control-max-age", str(cors.max_age)))
+    headers.append(("access-control-max-age", str(cors.max_age)))  # without it browsers keep 5 s
     return [*headers, vary]
 
 

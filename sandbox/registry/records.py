@@ -25,6 +25,8 @@ class Code:
     """CodeSha256: the same in base64."""
     size: int
     """CodeSize: bytes of the zip."""
+    unzipped: int = 0
+    """Bytes of the files in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,3 +161,13 @@ KINDS: dict[str, type[Record]] = {
 
 def kind_of(record: Record) -> str:
     return next(kind for kind, type_ in KINDS.items() if isinstance(record, type_))
+
+
+def packages(record: Record) -> set[str]:
+    """Names of all packages in the store that it refers to."""
+    if isinstance(record, LayerRecord):
+        return {version.code.tree for version in record.versions.values()}
+    if isinstance(record, FunctionRecord):
+        versions = [*record.versions.values(), *([record.latest] if record.latest else [])]
+        return set().union(*(version.packages() for version in versions))
+    return set()

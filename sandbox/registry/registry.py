@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import cast
 
 import trio
 
-from sandbox.errors import PlatformFault
-from sandbox.registry.database import Database, DatabaseProblem, Key
+from sandbox.errors import InvalidRequest, PlatformFault
+from sandbox.registry.database import Database, DatabaseProblem, HeldByAnother, Key
 from sandbox.registry.records import (
     KINDS,
     FunctionRecord,
@@ -18,6 +18,7 @@ from sandbox.registry.records import (
     MappingRecord,
     Record,
     kind_of,
+    packages,
 )
 
 log = logging.getLogger(__name__)
@@ -26,8 +27,13 @@ log = logging.getLogger(__name__)
 class Registry:
     """Made by `open_registry`."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, missing: Callable[[Collection[str]], list[str]]) -> None:
+        """`missing`: which of these packages the store has not got; it blocks."""
         self._database = database
+        self._missing = missing
+        self._unread: DatabaseProblem | None = None
+        """Why what is on disk is not known: then nothing may be changed."""
+        self._all_read = False
         self._records: dict[Key, Record] = {}
         self._lock = trio.Lock()
         self._listeners: list[Callable[[], None]] = []
@@ -56,13 +62,33 @@ class Registry:
         """`listener` is called after every change, in the middle of the caller's work: it only takes note."""
         self._listeners.append(listener)
 
+    @property
+    def complete(self) -> bool:
+        """All that is on disk is in memory: what nothing in here refers to, nothing refers to."""
+        return self._all_read and not self._database.damaged()
+
+    def packages(self) -> set[str]:
+        """Names of all packages in the store that some record refers to."""
+        return set().union(*map(packages, self._records.values()))
+
+    def check_writable(self) -> None:
+        """Whether changes are taken at all. Raises what `edit` raises if not."""
+        try:
+            if self._unread is not None:
+                raise self._unread
+            self._database.check_ours()
+        except DatabaseProblem as exc:
+            raise _refused(exc) from exc
+
     @asynccontextmanager
     async def edit(self) -> AsyncIterator[Edit]:
         """Read, decide and `put` with nobody in between; written when the block ends without an exception.
 
-        Raises PlatformFault when the disk does not take it: then nothing has changed.
+        Raises PlatformFault when the disk does not take it, InvalidRequest when another server holds the state
+        folder: then nothing has changed.
         """
         async with self._lock:
+            self.check_writable()
             edit = Edit(self)
             yield edit
             await self._commit(edit)
@@ -78,11 +104,11 @@ class Registry:
             if record is not None
         }
         drop = [key for key, record in edit.changes.items() if record is None]
+        await self._check_packages(edit)
         try:
             await self._database.commit(put, drop)
         except DatabaseProblem as exc:
-            log.error("a change of the Lambda API is refused: %s", exc)
-            raise PlatformFault(f"the change cannot be kept: {exc}") from exc
+            raise _refused(exc) from exc
         for key, record in edit.changes.items():
             if record is None:
                 self._records.pop(key, None)
@@ -92,13 +118,30 @@ class Registry:
         for listener in self._listeners:
             listener()
 
+    async def _check_packages(self, edit: Edit) -> None:
+        """No record may ever name a package that is not there: whoever throws packages away holds an edit, too."""
+        new: set[str] = set()
+        for key, record in edit.changes.items():
+            before = self._records.get(key)
+            if record is not None:
+                new |= packages(record) - (packages(before) if before is not None else set())
+        if new and (gone := await trio.to_thread.run_sync(self._missing, new)):
+            log.warning("a change of the Lambda API is refused: no package %s", ", ".join(gone))
+            raise InvalidRequest(
+                "The code or a layer that this refers to was removed meanwhile. Please try again.",
+                code="ResourceConflictException",
+                status=409,
+            )
+
     async def load(self) -> None:
         """What the last server left. A row that cannot be read is told and left alone."""
         try:
             rows = await self._database.rows()
         except DatabaseProblem as exc:
+            self._unread = exc
             log.error("nothing that the Lambda API has configured can be read: %s", exc)
             return
+        self._all_read = True
         if not rows:
             return
         import msgspec
@@ -109,6 +152,7 @@ class Registry:
                 if kind is not None:
                     self._records[key] = msgspec.json.decode(value, type=kind)
             except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+                self._all_read = False
                 log.error("%s: the %s %s cannot be read: %s", self._database.path, *key, exc)
         if not self._database.ours:
             log.warning(
@@ -131,6 +175,12 @@ class Edit:
             return cast("FunctionRecord | None", self.changes[key])
         return self._registry.function(name)
 
+    def layer(self, name: str) -> LayerRecord | None:
+        key = "layer", name
+        if key in self.changes:
+            return cast("LayerRecord | None", self.changes[key])
+        return self._registry.layer(name)
+
     def put(self, record: Record) -> None:
         self.changes[kind_of(record), record.name] = record
 
@@ -139,10 +189,23 @@ class Edit:
 
 
 @asynccontextmanager
-async def open_registry(database: Database) -> AsyncIterator[Registry]:
-    registry = Registry(database)
+async def open_registry(
+    database: Database, missing: Callable[[Collection[str]], list[str]] = lambda packages: []
+) -> AsyncIterator[Registry]:
+    """`missing`: which of these packages the store has not got; it blocks."""
+    registry = Registry(database, missing)
     await registry.load()
     yield registry
+
+
+def _refused(problem: DatabaseProblem) -> InvalidRequest | PlatformFault:
+    if isinstance(problem, HeldByAnother):
+        message = str(problem)
+        return InvalidRequest(
+            message[:1].upper() + message[1:], code="ResourceConflictException", status=409
+        )
+    log.error("a change of the Lambda API is refused: %s", problem)
+    return PlatformFault(f"the change cannot be kept: {problem}")
 
 
 def attached(record: FunctionRecord, feature: str) -> Mapping[str, dict[str, object]]:

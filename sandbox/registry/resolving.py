@@ -17,7 +17,7 @@ from typing import Any
 
 import trio
 
-from rootfs.codestore import CodeStore
+from rootfs.codestore import BadPackage, CodeStore
 from rootfs.extensions import external
 from rootfs.runtimes import Runtimes, RuntimeUnavailable
 from rootfs.trees import LayerProblem, LayerStore
@@ -210,15 +210,13 @@ class AllFunctions:
 
     def _made(self, record: FunctionRecord, version: VersionRecord) -> FunctionVersion:
         config = version.config
-        code = self._code.tree(version.code.tree)
-        if not code.is_dir():
-            raise OSError(f"its code {version.code.tree} is not in {self._code.folder}")
+        code = self._tree(version.code.tree)
         runtime = config["Runtime"]
         self._runtimes.resolve(runtime)
         network = version.here.get("network", self._defaults.network or "none")
         if why := self._unavailable.get(network):
             raise OSError(f'it was published with network = "{network}": {why}')
-        opt = self._layers.opt(self._layer_zips(version))
+        opt = self._layers.merge(self._layer_trees(version))
         logged = config.get("LoggingConfig", {})
         here = version.here
         return FunctionVersion(
@@ -244,12 +242,29 @@ class AllFunctions:
             log_group=logged.get("LogGroup"),
         )
 
-    def _layer_zips(self, version: VersionRecord) -> list[Path]:
+    def _layer_trees(self, version: VersionRecord) -> list[Path]:
         """Layers as their packages were when the function was configured: a deleted one keeps working."""
         packages = [one["tree"] for one in version.config.get("Layers", ())]
         if "opt" in version.here:
             packages.append(version.here["opt"])
-        return [self._code.zip(package) for package in packages]
+        return [self._tree(package) for package in packages]
+
+    def _tree(self, name: str) -> Path:
+        """Where a package is unpacked. Raises OSError."""
+        tree = self._code.tree(name)
+        if not tree.is_dir():
+            try:
+                self._code.restore(name)
+            except (BadPackage, FileNotFoundError) as exc:
+                raise OSError(f"its package {name} is not in {self._code.folder}: {exc}") from exc
+        return tree
+
+    def prepared(self) -> list[FunctionVersion]:
+        """What is ready to run, whatever the registry says by now: the old code while an update is under way."""
+        return [one for one in self._ready.values() if isinstance(one, FunctionVersion)]
+
+    def folders(self) -> list[FunctionVersion]:
+        return [one for one in self._catalog.all() if isinstance(one, FunctionVersion)]
 
     # --- resolving
 

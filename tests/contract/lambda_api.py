@@ -33,6 +33,7 @@ from runtimeapi.invoke import make_invoke_app
 from runtimeapi.lanes import caller_lane
 from runtimeapi.server import caller_config, running_app
 from sandbox.catalog import Catalog
+from sandbox.provisioning import Provisioned
 from tests.contract.fakes import REGION, FakeInvoker, FakeLogs, listening
 
 ROLE = "arn:aws:iam::123456789012:role/lambda"
@@ -165,7 +166,7 @@ def _runtimes() -> Runtimes:
 def serving(
     folder: Path,
     *,
-    provisioned: Callable[[str, str], Any] = lambda name, version: None,
+    provisioned: Callable[[str, str], Provisioned] = lambda name, version: Provisioned(0),
     guard: Guard | None = None,
     **settings: Any,
 ) -> Iterator[Api]:
@@ -210,7 +211,7 @@ async def _serve(
     started: list[Api],
     ready: threading.Event,
     stop: trio.Event,
-    provisioned: Callable[[str, str], Any],
+    provisioned: Callable[[str, str], Provisioned],
     guard: Guard | None,
 ) -> None:
     runtimes = await trio.to_thread.run_sync(_runtimes)
@@ -248,6 +249,7 @@ async def _serve(
             )
             async with running_app(app, caller_config(), lane) as served:
                 invoker.nursery = nursery
+                nursery.start_soon(behind.garbage.run)
                 sources = event_sources(behind, clients, invoker.invoke, behind.functions.resolve)
                 nursery.start_soon(sources.run)
                 await nursery.start(served.serve, sock, {})

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +20,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
 
-from runtimeapi.control.face import MAX_CODE_BODY
+from runtimeapi.control.face import LARGE_AT_ONCE, MAX_BODY, MAX_CODE_BODY
 from runtimeapi.guard import Guard, TokenAuth
 from runtimeapi.sigv4 import MISMATCH, SigV4
 from tests.contract.fakes import REGION
@@ -153,6 +155,33 @@ def test_slow_senders_are_in_nobodys_way(api: Api) -> None:
     finally:
         for sock in slow:
             sock.close()
+
+
+def test_two_are_in_memory_at_a_time(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = api.behind.control.code
+    put, both = store.put, threading.Barrier(LARGE_AT_ONCE)
+    inside: list[int] = []
+    seen: list[int] = []
+
+    def counted(*given: Any, **more: Any) -> Any:
+        inside.append(1)
+        seen.append(len(inside))
+        both.wait(20)  # until as many as may are here
+        seen.append(len(inside))
+        inside.pop()
+        return put(*given, **more)
+
+    monkeypatch.setattr(store, "put", counted)
+    code = package(2 * MAX_BODY)
+
+    def create(number: int) -> None:
+        client = signed_client(api)
+        client.create_function(**asked(f"one-of-many-{number}", code))
+        client.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(create, range(4)))
+    assert max(seen) == LARGE_AT_ONCE
 
 
 def test_a_token_is_enough_for_large_code(tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from sandbox.errors import InvalidRuntime
 from sandbox.provisioning import Provisioned
 from tests.contract.lambda_api import Api, serving
 from tests.contract.versioned import add_alias, add_version
@@ -113,8 +114,10 @@ def test_a_folders_function_can_be_reserved_for(tmp_path: Path) -> None:
 
 
 def test_provisioned_concurrency(tmp_path: Path) -> None:
-    engine: dict[tuple[str, str], Provisioned] = {}
-    with serving(tmp_path, provisioned=lambda name, version: engine.get((name, version))) as api:
+    engine: dict[tuple[str, str], Callable[[], Provisioned]] = {
+        ("one", "1"): lambda: Provisioned(0)
+    }
+    with serving(tmp_path, provisioned=lambda name, version: engine[name, version]()) as api:
         lambda_ = api.client
         api.create("one")
         add_version(api, "one")
@@ -128,14 +131,21 @@ def test_provisioned_concurrency(tmp_path: Path) -> None:
         assert put["AllocatedProvisionedConcurrentExecutions"] == 0
         assert api.behind.functions.resolve("one", "1").provisioned_concurrency == 2
         assert lambda_.get_provisioned_concurrency_config(**where)["Status"] == "IN_PROGRESS"
-        engine["one", "1"] = Provisioned(2, 2, 1, "READY")
+        engine["one", "1"] = lambda: Provisioned(2, 2, 1, "READY")
         got = lambda_.get_provisioned_concurrency_config(**where)
         assert (got["Status"], got["AllocatedProvisionedConcurrentExecutions"]) == ("READY", 2)
-        engine["one", "1"] = Provisioned(2, 0, 0, "FAILED", "FUNCTION_ERROR_INIT_FAILURE")
+        engine["one", "1"] = lambda: Provisioned(2, 0, 0, "FAILED", "FUNCTION_ERROR_INIT_FAILURE")
         listed = lambda_.list_provisioned_concurrency_configs(FunctionName="one")
         (one,) = listed["ProvisionedConcurrencyConfigs"]
         assert (one["FunctionArn"], one["Status"]) == (f"{ARN}:one:1", "FAILED")
         assert one["StatusReason"] == "FUNCTION_ERROR_INIT_FAILURE"
+        engine["one", "1"] = cannot_run
+        failed = lambda_.get_provisioned_concurrency_config(**where)
+        assert (failed["Status"], failed["StatusReason"]) == (
+            "FAILED",
+            "INTERNAL_ERROR: no such runtime",
+        )
+        engine["one", "1"] = lambda: Provisioned(2, 2, 2, "READY")
         # The engine still speaks of the last request.
         lambda_.put_provisioned_concurrency_config(**where, ProvisionedConcurrentExecutions=3)
         assert lambda_.get_provisioned_concurrency_config(**where)["Status"] == "IN_PROGRESS"
@@ -150,6 +160,10 @@ def test_provisioned_concurrency(tmp_path: Path) -> None:
             "ProvisionedConcurrencyConfigNotFoundException",
             "No Provisioned Concurrency Config found for this function",
         )
+
+
+def cannot_run() -> Provisioned:
+    raise InvalidRuntime("no such runtime")
 
 
 def test_provisioned_by_version_or_by_alias(api: Api) -> None:

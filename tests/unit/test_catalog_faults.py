@@ -70,10 +70,10 @@ def test_a_full_state_folder_breaks_a_layered_function_until_there_is_room(
     full = [True]
     copy_tree = trees.copy_tree
 
-    def copy(source: Path, target: Path) -> int:
+    def copy(source: Path, target: Path, **how: bool) -> int:
         if full[0]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return copy_tree(source, target)
+        return copy_tree(source, target, **how)
 
     monkeypatch.setattr(trees, "copy_tree", copy)
     function(folder, "layered", f'layers = ["{tmp_path}/one", "{tmp_path}/two"]')

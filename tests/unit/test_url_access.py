@@ -120,6 +120,7 @@ def test_a_preflight_is_told_what_is_configured() -> None:
     }
     wild = dict(preflight_headers(Cors((HERE,), ("*",), ("*",)), HERE, "PUT", "x-b, authorization"))
     assert wild["access-control-allow-methods"] == "PUT"
+    assert wild["access-control-max-age"] == "0"
     assert wild["access-control-allow-headers"] == "x-b, authorization"
     assert [name for name, _ in preflight_headers(cors, "https://evil", "PUT", None)] == ["vary"]
 
