@@ -83,7 +83,9 @@ class Garbage:
 
     def _retire(self, used: set[str]) -> list[Path]:
         with self._database.alone() as alone:
-            return self._code.retire(used) if alone else []
+            if not alone or self._database.damaged():
+                return []
+            return self._code.retire(used)
 
     async def _sweep_layers(self, places: set[Path]) -> None:
         used = {place.name for place in places | _places(self._functions.folders())}

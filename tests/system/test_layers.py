@@ -14,6 +14,10 @@ import pytest
 
 from tests.system.conftest import Server, Start, until
 from tests.system.test_lambda_api import ROLE, wait
+from tests.system.test_rootless import UID, place, server_process
+from tests.system.test_rootless import serving as serving_as_user
+
+__all__ = ["place"]
 
 pytestmark = pytest.mark.system
 
@@ -121,8 +125,9 @@ def test_a_function_sees_its_layers_in_order(start: Start) -> None:
     until(lambda: not list(code.glob("*/*")), 20)
 
 
-def test_a_bootstrap_stays_executable(shared: Server) -> None:
-    client = shared.client()
+def check_bootstrap(server: Server) -> None:
+    """It stays executable."""
+    client = server.client()
     client.create_function(
         FunctionName="own",
         Runtime="provided.al2023",
@@ -132,7 +137,7 @@ def test_a_bootstrap_stays_executable(shared: Server) -> None:
         Timeout=20,
     )
     wait(client, "own")
-    assert shared.invoke("own")["Payload"] == "from a bootstrap"
+    assert server.invoke("own")["Payload"] == "from a bootstrap"
 
 
 def test_a_throwaway_state_goes_with_the_server(start: Start, tmp_path: Path) -> None:
@@ -152,7 +157,28 @@ def test_a_throwaway_state_goes_with_the_server(start: Start, tmp_path: Path) ->
     killed.stop(signal.SIGKILL)
     stopped = with_a_function()
     assert not left.exists()
+    check_bootstrap(stopped)
     assert stopped.stop() == 0
     assert set(home.glob("*")) <= before
     assert not (tmp_path / ":memory:").exists()
     assert not Path(":memory:").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "zygote"), [((), "false"), (("--one",), "true")], ids=["range", "one-uid"]
+)
+def test_an_ordinary_users_functions_have_layers(
+    place: Path, options: tuple[str, ...], zygote: str
+) -> None:
+    """Whose environments are other uids of the host's, without a right to enter the store."""
+    more = {"LAMBOX_ZYGOTE": zygote, "LAMBOX_STATE": ":memory:"}
+    with serving_as_user(place, *options, **more) as server:
+        arns = publish(server.client())
+        make(server.client(), "both", arns)
+        assert server.invoke("both")["Payload"] == seen("second", "first", "second")
+        make(server.client(), "one", arns[:1])
+        assert server.invoke("one")["Payload"] == seen("first", "first")
+        process = server_process(server.process)
+        home = process.environ()["TMPDIR"]
+        (state,) = Path(f"/proc/{process.pid}/root{home}/lambox-memory-{UID}").iterdir()
+        assert state.stat().st_uid == UID
