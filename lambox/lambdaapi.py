@@ -24,7 +24,7 @@ from runtimeapi.control.control import Control, host_architecture
 from runtimeapi.control.folders import Folders
 from runtimeapi.intake import read_trace_id
 from sandbox.catalog import Catalog
-from sandbox.errors import PlatformFault
+from sandbox.errors import CallerError, PlatformFault
 from sandbox.function import FunctionVersion
 from sandbox.functiontoml import FunctionDefaults
 from sandbox.invocation import Invocation, Outcome
@@ -124,10 +124,11 @@ def _recover(database: Database, code: CodeStore) -> None:
 
 
 async def _spared(work: Callable[[], Awaitable[None]]) -> None:
-    """A disk that takes no more ends one piece of work, not the server: the next start takes it up."""
+    """A disk that takes no more, or another server's folder, ends one piece of work, not the server: the next start
+    takes it up."""
     try:
         await work()
-    except PlatformFault as exc:
+    except (CallerError, PlatformFault) as exc:
         log.error("work that the Lambda API had begun is left for the next start: %s", exc)
 
 
