@@ -24,7 +24,7 @@ from sandbox.registry.registry import Registry
 from sandbox.registry.resolving import AllFunctions
 
 log = logging.getLogger(__name__)
-AGAIN_S = 2.0
+AGAIN_S = 1.0
 """Until the next look at what only environments still used."""
 
 InUse = Callable[[], Iterable[Path]]

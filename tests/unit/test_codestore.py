@@ -148,7 +148,7 @@ def test_a_sweep_never_takes_what_somebody_is_putting(store: CodeStore) -> None:
     sweeper = threading.Thread(target=sweep)
     sweeper.start()
     try:
-        for _ in range(100):
+        for _ in range(30):
             with store.hold() as hold:
                 name = hold.put(CODE).tree
                 assert store.has(name)
