@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -156,6 +157,22 @@ async def test_what_stands_before_and_behind_the_damage_is_kept(
     assert {("layer", "l0"), ("layer", "l499")} <= found.keys()
     assert await kept(tmp_path) == found
     assert f"{len(found)} records could be read" in caplog.text
+
+
+async def test_a_server_killed_in_the_middle_of_the_mending_loses_nothing(tmp_path: Path) -> None:
+    """Before the damaged file goes, and between that and the mended one taking its name."""
+    await fill(tmp_path)
+    database = tmp_path / "lambox.db"
+    shutil.copy(database, tmp_path / "lambox.mended")
+    damage(database, rb'\{"n": 250\}')
+    half = tmp_path / "half"
+    half.mkdir()
+    shutil.copy(tmp_path / "lambox.mended", half / "lambox.mended")
+    (tmp_path / "lambox.mended").write_bytes(b"half written")
+    found = await kept(tmp_path)
+    assert 0 < len(found) < len(ROWS)
+    assert await kept(half) == ROWS
+    assert sorted(path.suffix for path in half.glob("lambox.*")) == [".db", ".lock"]
 
 
 async def test_a_damaged_index_costs_no_record(tmp_path: Path) -> None:
