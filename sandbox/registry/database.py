@@ -171,7 +171,9 @@ class Database:
         if self.ours:
             flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
             await trio.to_thread.run_sync(self._make_file)
-        connection = await apsw.Connection.as_async(str(self.path), flags)
+        # Cancelled half-way, nobody would have the connection, and its thread would keep the process from ending.
+        with trio.CancelScope(shield=True):
+            connection = await apsw.Connection.as_async(str(self.path), flags)
         try:
             await connection.execute("PRAGMA busy_timeout = 2000")
             await self._prepare(connection)

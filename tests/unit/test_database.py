@@ -9,6 +9,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -258,6 +259,11 @@ async def test_a_change_that_is_cancelled_is_made_or_not_made(tmp_path: Path) ->
             if found is not None and stored is not None:
                 note = found.versions["1"].document["Description"]
                 assert f'"Description":"{note}"'.encode() in stored
+    # A connection that nobody got would keep the process from ending, by its thread.
+    for thread in threading.enumerate():
+        if "apsw" in thread.name:
+            thread.join(5)
+            assert not thread.is_alive()
 
 
 async def test_a_record_that_names_no_package_is_not_committed(tmp_path: Path) -> None:
