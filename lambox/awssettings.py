@@ -29,7 +29,8 @@ def _endpoint(value: Any) -> str:
 
 def _from(variable: str) -> Default:
     def default(environ: Mapping[str, str]) -> str | None:
-        return environ.get(variable) or None
+        ignored = environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true"
+        return None if ignored else environ.get(variable) or None
 
     return default
 

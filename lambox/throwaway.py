@@ -34,6 +34,17 @@ def place(state: Path) -> Path:
     return Path(tempfile.gettempdir()) if wanted(state) else state
 
 
+def in_use(parent: Path) -> bool:
+    """Whether every folder in it is a living server's (for tests, which look for what is left behind)."""
+    if not parent.name.startswith(PREFIX):
+        return False
+    locks = [_locked(folder, wait=False) for folder in parent.iterdir()]
+    for lock in locks:
+        if lock is not None:
+            os.close(lock)
+    return bool(locks) and not any(lock is not None for lock in locks)
+
+
 @contextmanager
 def throwaway_state() -> Iterator[Path]:
     """A fresh folder; removed at the end with all that is in it. Blocks. Raises OSError."""

@@ -14,6 +14,7 @@ import hashlib
 import io
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -125,7 +126,8 @@ class Spool:
             await trio.to_thread.run_sync(_keep, file, digest, held)
         except BaseException as exc:
             if file is not None:
-                file.close()
+                with suppress(OSError):  # what it still holds does not fit either
+                    file.close()
             self._leave(arrival)
             if isinstance(exc, OSError):
                 body.discard()

@@ -44,7 +44,9 @@ def mount_telemetry(app: FaceApp, environment: Callable[[], RuntimeFace]) -> Non
         face.subscribe(name, parse(api, body))
         return respond(200, {"Content-Type": "application/json"}, b'"OK"')
 
+    # AWS's reference writes it both ways.
     @app.put("/2022-07-01/telemetry", provide_automatic_options=False)
+    @app.put("/2022-07-01/telemetry/", provide_automatic_options=False)
     async def telemetry() -> Response:
         return await subscribe("telemetry")
 

@@ -294,7 +294,8 @@ class Environment(Conversation):
         program = replace(program, env={**program.env, **metadata})
         try:
             if self.function.extensions:
-                failure = await self.extensions.launch(sandbox, program, nursery)
+                assert self._log is not None
+                failure = await self.extensions.launch(sandbox, program, nursery, self._log.budget)
                 if failure is not None:
                     self._init_failed(failure)
                     return
@@ -423,7 +424,7 @@ class Environment(Conversation):
         """To the Telemetry or Logs API. Raises Refused."""
         if self._stream.telemetry.subscribe(extension, subscription):
             if self._log is not None:
-                self._log.line_cost = TOLD_LINE_COST
+                self._log.budget.line_cost = TOLD_LINE_COST
             self._stream.platform(
                 events.TelemetrySubscription(extension, subscription.types, subscription.api)
             )

@@ -33,7 +33,7 @@ from sandbox.extensions import (
 )
 from sandbox.failures import Failure
 from sandbox.function import FunctionVersion
-from sandbox.logpipes import LogPipes
+from sandbox.logpipes import Budget, LogPipes
 
 RUNTIMES_SHARE = 0.3
 """Of a shutdown's budget: what the runtime has between SIGTERM and SIGKILL (SPEC 6.3)."""
@@ -139,11 +139,11 @@ class ExtensionHost:
     # --- what is done with them
 
     async def launch(
-        self, sandbox: Sandbox, program: Program, nursery: trio.Nursery
+        self, sandbox: Sandbox, program: Program, nursery: trio.Nursery, budget: Budget
     ) -> Failure | None:
         """Start the external ones, and wait until all have registered. Returns what kept one from starting.
 
-        `program` is the runtime's. Raises ConfineError.
+        `program` is the runtime's; `budget` is what may be read of the logs of both. Raises ConfineError.
         """
         external = self.all.external
         if len(external) > MOST_EXTENSIONS:
@@ -161,7 +161,8 @@ class ExtensionHost:
                 return Failure("error", LAUNCH_ERROR, reason)
             self._companions[one] = companion
             # Now: who ends the sandbox closes the pipe.
-            pipe = LogPipes((companion.output,), None, partial(self._hooks.extension_printed, one))
+            on_line = partial(self._hooks.extension_printed, one)
+            pipe = LogPipes((companion.output,), None, on_line, budget=budget)
             nursery.start_soon(self._attend, one, companion, pipe)
         while not self.all.all_registered:
             await self._changed.wait()

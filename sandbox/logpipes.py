@@ -33,6 +33,26 @@ READ_COST = 1024
 """What a read costs at least: from a pipe in packet mode (O_DIRECT, pipe(2)) comes one byte at a time."""
 
 
+class Budget:
+    """What may be read of the pipes that share it: a token bucket."""
+
+    def __init__(self) -> None:
+        self.line_cost = LINE_COST
+        self._credit = float(BURST)
+        self._credited_at = trio.current_time()
+
+    def spend(self, size: int, lines: int) -> None:
+        """A read of so many bytes, in which so many lines came to their end."""
+        self._credit -= max(size, self.line_cost * lines, READ_COST)
+
+    async def pace(self) -> None:
+        now = trio.current_time()
+        self._credit = min(BURST, self._credit + (now - self._credited_at) * RATE)
+        self._credited_at = now
+        if self._credit < 0:
+            await trio.sleep(-self._credit / RATE)
+
+
 class LogPipes:
     """Non-blocking read ends; duplicates of the sandbox's, so that their owner may close his any time."""
 
@@ -42,8 +62,12 @@ class LogPipes:
         framed: int | None,
         on_line: Callable[[str], None],
         on_frame: Callable[[Frame], None] | None = None,
+        budget: Budget | None = None,
     ) -> None:
-        """`framed`: the descriptor that is 62 inside. Without `on_frame` its events are lines too."""
+        """`framed`: the descriptor that is 62 inside. Without `on_frame` its events are lines too.
+
+        `budget`: of other pipes, which these share.
+        """
         self._pipes: dict[int, LineSplitter | FrameSplitter] = {}
         for fd in plain:
             self._pipes[os.dup(fd)] = LineSplitter()
@@ -54,10 +78,8 @@ class LogPipes:
         self._filled = select.poll()
         for fd in self._pipes:
             self._filled.register(fd, select.POLLIN)
-        self.line_cost = LINE_COST
+        self.budget = budget or Budget()
         self._on_line = on_line
-        self._credit = float(BURST)
-        self._credited_at = trio.current_time()
 
     def __enter__(self) -> Self:
         return self
@@ -86,7 +108,7 @@ class LogPipes:
             await trio.lowlevel.wait_readable(fd)
             if self._take(fd) == 0:
                 return
-            await self._pace()
+            await self.budget.pace()
 
     def drain(self) -> None:
         """Take what has been written up to now, without waiting."""
@@ -107,7 +129,7 @@ class LogPipes:
                 self._filled.unregister(fd)
         lines = self._pipes[fd].feed(data)
         self._tell(lines)
-        self._credit -= max(len(data), self.line_cost * len(lines), READ_COST)
+        self.budget.spend(len(data), len(lines))
         return len(data)
 
     def _tell(self, lines: Sequence[str | Frame]) -> None:
@@ -116,10 +138,3 @@ class LogPipes:
                 self._on_line(line)
             else:
                 self._on_frame(line)
-
-    async def _pace(self) -> None:
-        now = trio.current_time()
-        self._credit = min(BURST, self._credit + (now - self._credited_at) * RATE)
-        self._credited_at = now
-        if self._credit < 0:
-            await trio.sleep(-self._credit / RATE)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from lambox import throwaway
 from sandbox.confine import loops
 from sandbox.confine.network import nftables
 from sandbox.confine.network.netlink import NETLINK_NETFILTER, Netlink
@@ -50,7 +51,11 @@ def leftovers() -> set[str]:
         if name.startswith("lambox") and not any(map(_held_elsewhere, owners)):
             found.add(f"interface {name}")
     found.update(f"netns {path}" for path in glob.glob("/run/netns/*lambox*"))
-    found.update(f"temp {path}" for path in glob.glob("/tmp/lambox*") + glob.glob("/run/lambox*"))
+    found.update(
+        f"temp {path}"
+        for path in glob.glob("/tmp/lambox*") + glob.glob("/run/lambox*")
+        if not throwaway.in_use(Path(path))
+    )
     return found
 
 

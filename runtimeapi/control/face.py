@@ -90,6 +90,8 @@ async def _answer(control: Control, spool: Spool, large: trio.CapacityLimiter) -
             f"{name} is not supported by lambox.", code="NotImplementedException", status=501
         )
     control.functions.refresh()
+    if method != "GET":  # before a package is stored for nothing
+        control.registry.check_writable()
     headers = {key.lower(): value for key, value in request.headers.items()}
     read = partial(parse, match.operation, match.labels, query, headers)
     if name in CARRY_CODE:

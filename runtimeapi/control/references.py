@@ -44,7 +44,7 @@ def referenced(control: Control, arns: Sequence[str]) -> list[Document]:
 
 def check_size(code: Code, config: Document) -> None:
     """Of code and layers together, unzipped. Raises CallerError."""
-    layers = sum(layer["unzipped"] for layer in config.get("Layers", ()))
+    layers = sum(layer.get("unzipped", 0) for layer in config.get("Layers", ()))
     if layers >= MAX_UNZIPPED:
         raise invalid(f"Layers consume more than the available size of {MAX_UNZIPPED} bytes")
     if layers and code.unzipped + layers >= MAX_UNZIPPED:

@@ -35,6 +35,7 @@ REFUSED = (
     (re.compile(r".*DurableExecution.*"), "There are no durable executions."),
 )
 """Why what is in no table is not supported."""
+NOT_YET = "Not made yet."
 HEAD = """\
 # Operations of the Lambda API
 
@@ -74,7 +75,7 @@ def _row(name: str, http: dict[str, str]) -> Row:
         return Row(name, request, "supported", INVOCATIONS[name])
     handler = OPERATIONS.get(name)
     if handler is None:
-        why = next((why for names, why in REFUSED if names.fullmatch(name)), "Not made yet.")
+        why = next((why for names, why in REFUSED if names.fullmatch(name)), NOT_YET)
         return Row(name, request, "not supported", why)
     beside = sys.modules[handler.__module__]
     accepted = name in getattr(beside, "ACCEPTED", ())

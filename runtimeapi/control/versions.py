@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from pathlib import Path
 
 import trio
 
-from rootfs.codestore import BadPackage
+from rootfs.codestore import BadPackage, CodeStore, Hold, Package
 from rootfs.packing import pack
 from rootfs.trees import MAX_UNZIPPED
 from runtimeapi.arns import FunctionRef
@@ -80,21 +79,23 @@ def published(
 async def publish_version(control: Control, given: Input) -> Output:
     ref = replace(control.ref(given["FunctionName"]), qualifier=LATEST)
     check_supported(given)
-    record, latest = await _publishable(control, ref, given)
-    kept = None
-    if record.latest is None and _last(record, latest) is None:
-        kept = await _kept(control, record, latest)  # not inside of the edit: it may take seconds
-    async with control.registry.edit() as edit:
+    with control.code.hold() as hold:
         record, latest = await _publishable(control, ref, given)
-        before = record
-        if kept is not None and content(kept) == content(latest):
-            latest = kept
-        elif record.latest is None and _last(record, latest) is None:
-            raise _changed(control, record)
-        record, version = published(control, record, latest, given.get("Description"))
-        if record is not before:
-            await control.make_ready(record, version)
-            edit.put(record)
+        kept = None
+        if record.latest is None and _last(record, latest) is None:
+            # Not inside of the edit: it may take seconds.
+            kept = await _kept(control, record, latest, hold)
+        async with control.registry.edit() as edit:
+            record, latest = await _publishable(control, ref, given)
+            before = record
+            if kept is not None and content(kept) == content(latest):
+                latest = kept
+            elif record.latest is None and _last(record, latest) is None:
+                raise _changed(control, record)
+            record, version = published(control, record, latest, given.get("Description"))
+            if record is not before:
+                await control.make_ready(record, version)
+                edit.put(record)
     return shown(control, record, version, version.version)
 
 
@@ -128,7 +129,9 @@ def _changed(control: Control, record: FunctionRecord) -> InvalidRequest:
     return conflict(f"{place} has changed while it was being published. Hint: publish it again")
 
 
-async def _kept(control: Control, record: FunctionRecord, latest: VersionRecord) -> VersionRecord:
+async def _kept(
+    control: Control, record: FunctionRecord, latest: VersionRecord, hold: Hold
+) -> VersionRecord:
     """A folder's function with its code, and its layers, in the store. Raises CallerError."""
     function = control.folder(record.name)
     if function is None or isinstance(function, BrokenFunction):
@@ -140,7 +143,7 @@ async def _kept(control: Control, record: FunctionRecord, latest: VersionRecord)
             "Hint: move what is not needed out of it, or into a layer"
         )
     try:
-        code, opt = await trio.to_thread.run_sync(_copy, control, function)
+        code, opt = await trio.to_thread.run_sync(_copy, control.code, function, hold)
     except (BadPackage, OSError, ValueError) as exc:
         raise conflict(
             f"{function.code} cannot be published: {exc}. "
@@ -152,19 +155,19 @@ async def _kept(control: Control, record: FunctionRecord, latest: VersionRecord)
     return replace(latest, code=code, here=here)
 
 
-def _copy(control: Control, function: FunctionVersion) -> tuple[Code, str | None]:
-    kept = control.code.put(_zip(function.code), may_be_empty=True)
+def _copy(store: CodeStore, function: FunctionVersion, hold: Hold) -> tuple[Code, str | None]:
+    kept = _stored(store, function.code, hold)
     code = Code(tree=kept.tree, sha256=kept.sha256, size=kept.size, unzipped=kept.unzipped)
     opt = None
     for folder in function.layers:
-        opt = control.code.put(_zip(folder), may_be_empty=True).tree
+        opt = _stored(store, folder, hold).tree
     return code, opt
 
 
-def _zip(folder: Path) -> bytes:
-    written = io.BytesIO()
-    pack(folder, written)
-    return written.getvalue()
+def _stored(store: CodeStore, folder: Path, hold: Hold) -> Package:
+    with store.scratch() as file:
+        pack(folder, file)
+        return store.put(file, may_be_empty=True, hold=hold)
 
 
 async def list_versions_by_function(control: Control, given: Input) -> Output:

@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,9 @@ READERS = "lambox.readers"
 SIDE_FILES = ("-wal", "-shm", "-journal")
 SCHEMA = 1
 """PRAGMA user_version of what is written here."""
+TABLE = (
+    "CREATE TABLE IF NOT EXISTS records (kind TEXT, key TEXT, value BLOB, PRIMARY KEY (kind, key))"
+)
 
 Key = tuple[str, str]
 """(kind, key)"""
@@ -66,7 +69,7 @@ class Database:
         Raises DatabaseProblem.
         """
         await trio.to_thread.run_sync(self._take_lock)
-        if not self.path.exists():
+        if not await trio.to_thread.run_sync(self._there):
             return {}
         import apsw  # here: 45 ms at a start that few servers need
 
@@ -102,10 +105,7 @@ class Database:
             async for kind, key, value in await connection.execute(backwards):
                 found[kind, key] = value
         await self._disconnect()
-        await trio.to_thread.run_sync(self._put_aside, damage)
-        if found:
-            log.error("%s: %d records could be read and are kept", self.path, len(found))
-            await self.commit(found)
+        await trio.to_thread.run_sync(self._mend, found, damage)
 
     async def commit(self, put: Mapping[Key, bytes], drop: Collection[Key] = ()) -> None:
         """Have these rows, and those no more: all of it or nothing, on disk when this returns.
@@ -171,7 +171,9 @@ class Database:
         if self.ours:
             flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
             await trio.to_thread.run_sync(self._make_file)
-        connection = await apsw.Connection.as_async(str(self.path), flags)
+        # Cancelled half-way, nobody would have the connection, and its thread would keep the process from ending.
+        with trio.CancelScope(shield=True):
+            connection = await apsw.Connection.as_async(str(self.path), flags)
         try:
             await connection.execute("PRAGMA busy_timeout = 2000")
             await self._prepare(connection)
@@ -210,11 +212,38 @@ class Database:
         await connection.execute("PRAGMA journal_mode = WAL")
         await connection.execute("PRAGMA synchronous = FULL")
         async with connection:
-            await connection.execute(
-                "CREATE TABLE IF NOT EXISTS records "
-                "(kind TEXT, key TEXT, value BLOB, PRIMARY KEY (kind, key))"
-            )
+            await connection.execute(TABLE)
             await connection.execute(f"PRAGMA user_version = {SCHEMA}")
+
+    def _there(self) -> bool:
+        """A server that was killed between the two renames of `_mend` has left the second to us."""
+        if not self.path.exists() and self.ours and self._mended.exists():
+            self._mended.rename(self.path)
+        return self.path.exists()
+
+    @property
+    def _mended(self) -> Path:
+        return self.path.with_suffix(".mended")
+
+    def _mend(self, found: Mapping[Key, bytes], damage: Exception) -> None:
+        """What could be read is on disk before the file that it was read from goes. Raises DatabaseProblem."""
+        import sqlite3
+
+        try:
+            self._mended.unlink(missing_ok=True)
+            if found:
+                os.close(os.open(self._mended, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                with closing(sqlite3.connect(self._mended)) as database, database:
+                    database.execute("PRAGMA synchronous = FULL")
+                    database.execute(TABLE)
+                    rows = [(*key, value) for key, value in found.items()]
+                    database.executemany("INSERT INTO records VALUES (?, ?, ?)", rows)
+                    database.execute(f"PRAGMA user_version = {SCHEMA}")
+        except (OSError, sqlite3.Error) as exc:
+            raise DatabaseProblem(f"{self._mended}: {exc}") from exc
+        self._put_aside(damage)
+        if self._there():
+            log.error("%s: %d records could be read and are kept", self.path, len(found))
 
     def _put_aside(self, damage: Exception) -> None:
         """It may be mended by hand. Nobody has it open. Raises DatabaseProblem."""

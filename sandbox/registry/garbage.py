@@ -24,7 +24,7 @@ from sandbox.registry.registry import Registry
 from sandbox.registry.resolving import AllFunctions
 
 log = logging.getLogger(__name__)
-AGAIN_S = 30.0
+AGAIN_S = 1.0
 """Until the next look at what only environments still used."""
 
 InUse = Callable[[], Iterable[Path]]
@@ -83,7 +83,9 @@ class Garbage:
 
     def _retire(self, used: set[str]) -> list[Path]:
         with self._database.alone() as alone:
-            return self._code.retire(used) if alone else []
+            if not alone or self._database.damaged():
+                return []
+            return self._code.retire(used)
 
     async def _sweep_layers(self, places: set[Path]) -> None:
         used = {place.name for place in places | _places(self._functions.folders())}

@@ -65,8 +65,8 @@ class Registry:
 
     @property
     def complete(self) -> bool:
-        """All that is on disk is in memory: what nothing in here refers to, nothing refers to."""
-        return self._all_read and not self._database.damaged()
+        """All that could be read is in memory: what nothing in here refers to, nothing refers to."""
+        return self._all_read
 
     def packages(self) -> set[str]:
         """Names of all packages in the store that some record refers to."""

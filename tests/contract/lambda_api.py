@@ -217,7 +217,7 @@ async def _serve(
     runtimes = await trio.to_thread.run_sync(_runtimes)
     invoker, sock = FakeInvoker(), listening()
     layers = LayerStore(config.state / "layers")
-    clients = AwsClients(Endpoints(of_all=config.aws_endpoint, environ={}))
+    clients = AwsClients(Endpoints(config.aws_endpoint, {"s3": config.endpoint_s3}, environ={}))
     with Catalog(config.functions, runtimes, layers=layers) as catalog:
         async with (
             open_lambda_api(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 
 from sandbox.errors import InvalidRuntime
 from sandbox.provisioning import Provisioned
@@ -280,3 +281,15 @@ def test_account_settings_tell_what_there_is(api: Api) -> None:
     assert after["AccountUsage"] == {"TotalCodeSize": 2 * size, "FunctionCount": 1}
     assert after["AccountLimit"]["CodeSizeUnzipped"] == 262144000
     assert after["AccountLimit"]["CodeSizeZipped"] == 52428800
+
+
+def test_what_the_account_refuses_has_no_type(api: Api) -> None:
+    """As AWS was recorded; its other refusals have one."""
+    api.create("one")
+    put = api.client.put_function_concurrency
+    with pytest.raises(ClientError) as refused:
+        put(FunctionName="one", ReservedConcurrentExecutions=181)
+    assert "Type" not in refused.value.response
+    with pytest.raises(ClientError) as refused:
+        put(FunctionName="one:1", ReservedConcurrentExecutions=1)
+    assert refused.value.response["Type"] == "User"

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
 from sandbox.registry.resolving import NotReady
 from tests.contract.lambda_api import PYTHON, Api, serving
@@ -185,6 +186,12 @@ def test_a_version_has_the_layers_of_its_day(api: Api, tmp_path: Path) -> None:
         (opt,) = api.behind.functions.resolve("fn", qualifier).layers
         texts.append((opt / "data").read_text())
     assert texts == ["one", "two, and more", "two, and more"]
+    trio.from_thread.run(api.behind.garbage.collect, trio_token=api.token)
+    control = api.behind.control
+    (record,) = control.registry.functions()
+    for version in record.versions.values():
+        assert len(version.packages()) == 2
+        assert control.code.missing(version.packages()) == []
 
 
 def test_a_network_that_this_host_gives_no_more(api: Api) -> None:

@@ -69,7 +69,7 @@ async def test_everything_can_be_said(env: Environments) -> None:
         buffering={"maxItems": 1000, "maxBytes": 1_048_576, "timeoutMs": 25},
         schemaVersion="2025-01-29",
     )
-    assert (await put(env, TELEMETRY, body)).status == 200
+    assert (await put(env, TELEMETRY + "/", body)).status == 200
     (_, found) = env.faces[0].subscriptions[0]
     assert found == Subscription(
         "telemetry",

@@ -334,8 +334,8 @@ def test_hostile_ones_are_killed_and_accounted_for(start: Start, tmp_path: Path)
         '[stubborn] {"told": true}',
     )
     # The timeout, or the idle time, and the two seconds of a Shutdown phase.
-    assert 2.9 < took["deaf"] < 6
-    assert 2.2 < took["stubborn"] < 5
+    assert 2.9 < took["deaf"] < 12
+    assert 2.2 < took["stubborn"] < 12
     assert not [each for each in inside(server) if "/opt/extensions" in each]
 
 
@@ -361,7 +361,7 @@ def test_the_end_of_the_server_is_told_and_leaves_nothing(start: Start, tmp_path
     os.killpg(server.process.pid, signal.SIGTERM)
     assert server.process.wait(30) == 0
     # One of them uses all the time there is.
-    assert 0.9 < time.monotonic() - began < 2.5
+    assert 0.9 < time.monotonic() - began < 8
     text = server.log.read_text()
     assert (
         text.count('"shutdownReason": "spindown"') + text.count('"shutdownReason":"spindown"') == 2

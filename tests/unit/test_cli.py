@@ -425,6 +425,18 @@ def test_ps(runner: CliRunner, server: FakeServer) -> None:
     assert expected.split() in [line.split() for line in result.stdout.splitlines()]
 
 
+def test_ps_shows_extensions_where_there_are_some(
+    runner: CliRunner, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "extensions" not in run(runner, "ps", "--endpoint", server.url).stdout
+    one = {"name": "agent", "type": "external", "state": "Ready", "events": ["INVOKE"]}
+    monkeypatch.setitem(ENVIRONMENT, "extensions", [one])
+    monkeypatch.setenv("COLUMNS", "200")
+    lines = run(runner, "ps", "--endpoint", server.url).stdout.splitlines()
+    assert lines[0].split()[-1] == "extensions"
+    assert lines[2].endswith("agent (Ready)")
+
+
 @pytest.mark.parametrize("verb", ["ps", "logs"])
 def test_verbs_that_need_a_server_say_so(runner: CliRunner, verb: str) -> None:
     result = run(runner, verb)

@@ -134,6 +134,8 @@ def test_where_awss_services_are_is_told_in_botocores_variables_too() -> None:
         None,
     )
     assert load(environ={}).aws_endpoint is None
+    ignored = {**environ, "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true"}
+    assert load(environ=ignored).endpoint_sqs is None
 
 
 @pytest.mark.parametrize(

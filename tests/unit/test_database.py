@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -160,6 +162,22 @@ async def test_what_stands_before_and_behind_the_damage_is_kept(
     assert f"{len(found)} records could be read" in caplog.text
 
 
+async def test_a_server_killed_in_the_middle_of_the_mending_loses_nothing(tmp_path: Path) -> None:
+    """Before the damaged file goes, and between that and the mended one taking its name."""
+    await fill(tmp_path)
+    database = tmp_path / "lambox.db"
+    shutil.copy(database, tmp_path / "lambox.mended")
+    damage(database, rb'\{"n": 250\}')
+    half = tmp_path / "half"
+    half.mkdir()
+    shutil.copy(tmp_path / "lambox.mended", half / "lambox.mended")
+    (tmp_path / "lambox.mended").write_bytes(b"half written")
+    found = await kept(tmp_path)
+    assert 0 < len(found) < len(ROWS)
+    assert await kept(half) == ROWS
+    assert sorted(path.suffix for path in half.glob("lambox.*")) == [".db", ".lock"]
+
+
 async def test_a_damaged_index_costs_no_record(tmp_path: Path) -> None:
     """It does not show in a scan, but every later change would be refused for it."""
     await fill(tmp_path)
@@ -243,6 +261,11 @@ async def test_a_change_that_is_cancelled_is_made_or_not_made(tmp_path: Path) ->
             if found is not None and stored is not None:
                 note = found.versions["1"].document["Description"]
                 assert f'"Description":"{note}"'.encode() in stored
+    # A connection that nobody got would keep the process from ending, by its thread.
+    for thread in threading.enumerate():
+        if "apsw" in thread.name:
+            thread.join(5)
+            assert not thread.is_alive()
 
 
 async def test_a_record_that_names_no_package_is_not_committed(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from sandbox.logpipes import LogPipes
+from sandbox.logpipes import BURST, RATE, Budget, LogPipes
 from sandbox.logs import (
     KEPT_BYTES,
     MAX_LINE,
@@ -135,6 +135,36 @@ async def test_pipes_are_drained_at_once_and_flushed_at_the_end() -> None:
         for pair in ends:
             for fd in pair:
                 os.close(fd)
+
+
+async def test_pipes_of_one_budget_are_paced_together(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """An environment's runtime and its ten extensions have no more than the runtime alone."""
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    seen: list[tuple[str, float]] = []
+    budget = Budget()
+
+    def on_line(line: str) -> None:
+        seen.append((line, trio.current_time()))
+
+    try:
+        with LogPipes((read,), None, on_line, budget=budget) as pipes:
+            budget.spend(BURST + 3 * RATE, 0)  # another's
+            began = trio.current_time()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(pipes.read)
+                os.write(write, b"first\n")
+                await trio.testing.wait_all_tasks_blocked()
+                os.write(write, b"second\n")
+                await trio.sleep(5)
+                nursery.cancel_scope.cancel()
+        assert [line for line, _ in seen] == ["first", "second"]
+        assert seen[1][1] - began >= 3
+    finally:
+        os.close(read)
+        os.close(write)
 
 
 async def test_a_flood_is_paced(autojump_clock: trio.testing.MockClock) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import resource
 from pathlib import Path
 
 import trio
@@ -11,7 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 from runtimeapi.bodies import StreamedBody
 from runtimeapi.control import model
 from runtimeapi.control.face import CARRY_CODE, code_carrier
-from runtimeapi.spool import IN_MEMORY, PATIENT_S, Spool, Spooled
+from runtimeapi.spool import IN_MEMORY, PATIENT_S, PIECE, Spool, Spooled
 from sandbox.errors import CallerError, PlatformFault, TooManyRequests
 
 LIMIT = 10_000_000
@@ -158,6 +159,24 @@ async def test_a_disk_that_takes_nothing_is_our_fault(tmp_path: Path) -> None:
             await sender.send(IN_MEMORY + 1)
             await sender.done.wait()
             assert isinstance(sender.error, PlatformFault)
+
+
+async def test_a_disk_that_is_full_in_the_middle(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, places=1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    async with trio.open_nursery() as nursery:
+        full = Sender(spool, nursery)
+        await full.send(IN_MEMORY + 1)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (IN_MEMORY, limits[1]))
+        try:
+            await full.send(PIECE + 1)
+            await full.done.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert isinstance(full.error, PlatformFault)
+        after = Sender(spool, nursery)
+        await after.send(IN_MEMORY + 1)
+        (await after.end()).close()
 
 
 def test_operations_with_code_are_known_without_the_model() -> None:
