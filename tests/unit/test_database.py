@@ -297,7 +297,11 @@ def _function(**changes: Any) -> dict[str, Any]:
         "last_modified": "",
         "revision_id": "r",
     }
-    return {"name": "odd", "birth": "b", "latest": {**latest, **changes.pop("latest", {})}} | changes
+    return {
+        "name": "odd",
+        "birth": "b",
+        "latest": {**latest, **changes.pop("latest", {})},
+    } | changes
 
 
 @pytest.mark.parametrize(
