@@ -119,11 +119,18 @@ class AsyncQueue:
         self._nursery.start_soon(self._run, key)
 
     async def _run(self, key: str) -> None:
-        if self._open[key].ended is None:
-            await self._attempts(key)
-        if self._open[key].ended is not None:
-            await self._teller.tell(key)
-        self._finish(key)
+        try:
+            if self._open[key].ended is None:
+                await self._attempts(key)
+            if self._open[key].ended is not None:
+                await self._teller.tell(key)
+        except Exception:
+            # One event's unforeseen trouble must not end all others, and the server at each of its starts.
+            accepted = self._open[key]
+            log.exception("event %s is left for the next start", accepted.invocation.request_id)
+            self._forget(key)
+        else:
+            self._finish(key)
 
     # --- running it
 
@@ -241,8 +248,11 @@ class AsyncQueue:
         )
 
     def _finish(self, key: str) -> None:
-        del self._open[key]
         self._journal.drop(key)
+        self._forget(key)
+
+    def _forget(self, key: str) -> None:
+        del self._open[key]
         if not self._open:
             self._settled.set()
             self._settled = trio.Event()

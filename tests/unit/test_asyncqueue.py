@@ -153,6 +153,25 @@ async def test_each_attempt_runs_what_the_alias_means_by_then(
     assert {one.invoked_arn for one in ran} == {arn}
 
 
+async def test_one_events_unforeseen_trouble_ends_neither_the_others_nor_the_event(
+    autojump_clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = tmp_path / "spool"
+    backend = Backend(KeyError("nobody thought of this"), GOOD)  # type: ignore[arg-type]
+    async with queueing(backend, spool) as queue:
+        await queue.accept(make_invocation(make_function(), b"odd"))
+        await queue.settle()
+        await queue.accept(make_invocation(make_function(), b"good"))
+        await queue.settle()
+    assert "is left for the next start" in caplog.text
+    assert kept(spool) == 1
+    backend = Backend(GOOD)
+    async with queueing(backend, spool) as queue:
+        await queue.settle()
+    assert [invocation.payload for _, invocation in backend.attempts] == [b"odd"]
+    assert kept(spool) == 0
+
+
 async def test_a_damaged_event_does_not_cost_the_others(
     autojump_clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
