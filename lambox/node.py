@@ -308,8 +308,11 @@ class Node:
         while True:
             with trio.move_on_after(LOOK_S):
                 await self.functions.changed()
-            self.functions.refresh()
-            self._tell_functions()
+            try:
+                self.functions.refresh()
+                self._tell_functions()
+            except Exception:  # of one function: invocations of all others go on
+                log.exception("functions have changed, and not everything is told of it")
 
     def _tell_functions(self) -> None:
         live = list(self.functions.live())

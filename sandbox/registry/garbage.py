@@ -53,7 +53,11 @@ class Garbage:
         """Throw away at the start and after every change, until cancelled."""
         while True:
             news = self._news
-            waits = await self.collect(in_use)
+            try:
+                waits = await self.collect(in_use)
+            except Exception:  # keeping too much ends nobody's work
+                log.exception("packages that nothing refers to cannot be removed")
+                waits = True
             with trio.move_on_after(AGAIN_S if waits else math.inf):
                 await news.wait()
 

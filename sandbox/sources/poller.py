@@ -108,6 +108,12 @@ class Poller:
         self._room.set()
 
     async def run(self) -> None:
+        try:
+            await self._run_until_stopped()
+        finally:
+            self._well()  # what stood in its way says nothing of the mapping as it will be
+
+    async def _run_until_stopped(self) -> None:
         async with trio.open_nursery() as nursery:
             while not self._stop.is_set():
                 await self._pause()

@@ -19,9 +19,13 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
+from rootfs.codestore import CodeStore
+from rootfs.trees import LayerStore
 from sandbox.errors import InvalidRequest, PlatformFault
 from sandbox.registry.database import Database, DatabaseProblem, HeldByAnother, open_database
+from sandbox.registry.garbage import Garbage, InUse
 from sandbox.registry.records import Code, LayerRecord, LayerVersionRecord
 from sandbox.registry.registry import Registry, open_registry
 
@@ -356,6 +360,29 @@ async def test_without_a_folder_to_write_to_it_says_why(tmp_path: Path) -> None:
     async with opened(tmp_path / "file" / "state") as database:
         with pytest.raises(DatabaseProblem, match="Not a directory"):
             await database.rows()
+
+
+async def test_a_look_for_garbage_that_trips_is_told_and_made_again(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks = 0
+
+    class Tripping(Garbage):
+        async def collect(self, in_use: InUse = tuple) -> bool:
+            nonlocal looks
+            looks += 1
+            if looks == 1:
+                raise RuntimeError("can't start new thread")
+            return False
+
+    async with opened(tmp_path) as database, open_registry(database) as registry:
+        store, layers = CodeStore(tmp_path / "code"), LayerStore(tmp_path / "layers")
+        functions: Any = None  # nobody looks at them here
+        garbage = Tripping(database, registry, functions, store, layers)
+        with trio.move_on_after(100):
+            await garbage.run()
+    assert looks == 2
+    assert "can't start new thread" in caplog.text
 
 
 def test_a_server_that_only_has_folders_does_not_load_sqlite(tmp_path: Path) -> None:

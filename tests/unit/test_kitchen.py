@@ -1,12 +1,18 @@
-"""lambox.node.Kitchen: what is to be launched for a function version."""
+"""lambox.node: what is to be launched for a function version, and who looks for changes."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
 
 from lambox.config import load
-from lambox.node import Kitchen
+from lambox.node import Kitchen, Node
 from rootfs.runtimes import Runtime, Runtimes
 from tests.fakes import make_function
 
@@ -37,3 +43,26 @@ def test_what_to_keep_ready_is_made_anew_for_what_has_changed_alone(tmp_path: Pa
     assert changed[0] is first[0]
     assert changed[1].limits.memory_bytes == 4 * first[1].limits.memory_bytes
     assert len(cook.specs([one])) == 1
+
+
+async def test_a_look_at_the_functions_that_trips_is_told_and_the_next_one_made(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks = 0
+
+    class Functions:
+        async def changed(self) -> None:
+            await trio.sleep(1)
+
+        def refresh(self) -> None:
+            nonlocal looks
+            looks += 1
+            raise RuntimeError("nobody thought of this")
+
+    part: Any = SimpleNamespace(describe=lambda: "", functions=Functions(), control=None)
+    part.garbage = None
+    node = Node(*[part] * 11)
+    with trio.move_on_after(2.5):
+        await node._watch_functions()
+    assert looks == 2
+    assert "nobody thought of this" in caplog.text

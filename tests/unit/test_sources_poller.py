@@ -159,6 +159,15 @@ async def test_a_partial_failure_brings_back_what_failed(autojump_clock: MockClo
     assert queue.messages == {}
 
 
+async def test_what_stood_in_the_way_is_not_told_of_a_mapping_that_was_changed(
+    autojump_clock: MockClock,
+) -> None:
+    queue = ClockedQueue()
+    queue.problem = QueueProblem("not there")
+    told = await polled(queue, Engine(ok()), 3)
+    assert told == [f"{ARN}: not there", ""]
+
+
 async def test_what_a_queue_never_gives_ends_nothing(autojump_clock: MockClock) -> None:
     class Odd(ClockedQueue):
         async def receive(self, most: int, wait_s: int) -> list[Message]:
@@ -232,7 +241,7 @@ async def test_a_throttled_batch_is_given_back_and_the_poller_slows_down(
     queue.send("a")
     told = await polled(queue, engine, 60)
     assert 4 <= len(engine.batches) <= 8
-    assert told == ["worker cannot be invoked: Rate Exceeded."]
+    assert told == ["worker cannot be invoked: Rate Exceeded.", ""]
     throttled = False
     await polled(queue, engine, 10)
     assert queue.messages == {}
@@ -242,7 +251,7 @@ async def test_a_queue_that_is_away_is_asked_ever_more_seldom(autojump_clock: Mo
     queue, engine = ClockedQueue(), Engine(ok())
     queue.problem = QueueProblem("nobody answers")
     told = await polled(queue, engine, 120)
-    assert told == [f"{ARN}: nobody answers"]
+    assert told == [f"{ARN}: nobody answers", ""]
     assert queue.asked < 10
 
 
