@@ -38,6 +38,8 @@ from sandbox.sources.poller import Poller, Source
 from sandbox.sources.sources import EventSources
 
 log = logging.getLogger(__name__)
+AGAIN_S = 10.0
+"""Until what the disk has not taken is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +89,10 @@ async def open_lambda_api(
         activator = Activator(registry, functions, _new_id)
         await trio.to_thread.run_sync(functions.prepare_all)
         await _spared(activator.retry)
-        nursery.start_soon(_spared, activator.finish)
+        nursery.start_soon(_to_its_end, activator.finish)
 
         def in_background(work: Callable[[], Awaitable[None]]) -> None:
-            nursery.start_soon(_spared, work)
+            nursery.start_soon(_to_its_end, work)
 
         yield LambdaApi(
             functions,
@@ -123,17 +125,25 @@ def _recover(database: Database, code: CodeStore) -> None:
             code.recover()
 
 
-async def _spared(work: Callable[[], Awaitable[None]]) -> None:
-    """What goes wrong ends one piece of work, not the server: the next start takes it up."""
+async def _spared(work: Callable[[], Awaitable[None]]) -> bool:
+    """What goes wrong ends one piece of work, not the server. Returns whether it is worth another try."""
     try:
         await work()
     except CallerError as exc:
         # The folder is another server's, which has work of its own for what is to be done.
         log.info("work that the Lambda API had begun is left to another server: %s", exc)
     except PlatformFault as exc:
-        log.error("work that the Lambda API had begun is left for the next start: %s", exc)
+        log.error("work that the Lambda API had begun is not kept yet: %s", exc)
+        return True
     except Exception:
         log.exception("work that the Lambda API had begun is left for the next start")
+    return False
+
+
+async def _to_its_end(work: Callable[[], Awaitable[None]]) -> None:
+    """Until the disk takes it: nobody else would have a Pending function run, but the next start."""
+    while await _spared(work):  # noqa: ASYNC110  no disk says when it has room
+        await trio.sleep(AGAIN_S)
 
 
 def event_sources(

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+import lambox.lambdaapi
 from sandbox.registry.database import Database, DatabaseProblem
 from sandbox.registry.resolving import AllFunctions
 from tests.contract.lambda_api import Api, asked, serving, zipped
@@ -205,6 +206,28 @@ def test_a_disk_that_takes_no_more_leaves_a_change_to_the_next_start(
         api.wait("fn")
         version = api.behind.functions.resolve("fn", None)
         assert (version.code / "index.py").read_text() == "# other"
+
+
+def test_what_the_disk_has_not_taken_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lambox.lambdaapi, "AGAIN_S", 0.05)
+    commit, told = Database.commit, threading.Event()
+
+    async def full(self: Database, *given: Any) -> None:
+        told.set()
+        raise DatabaseProblem("lambox.db: database or disk is full")
+
+    with serving(tmp_path) as api:
+        api.create("fn")
+        with making_waits(monkeypatch):
+            api.client.update_function_code(FunctionName="fn", ZipFile=OTHER)
+            monkeypatch.setattr(Database, "commit", full)
+        assert told.wait(20)
+        monkeypatch.setattr(Database, "commit", commit)
+        api.wait("fn")
+        found = api.client.get_function_configuration(FunctionName="fn")
+        assert found["LastUpdateStatus"] == "Successful"
 
 
 def test_many_at_a_time(api: Api) -> None:
