@@ -129,6 +129,10 @@ class RuntimeFace(Protocol):
 class Functions(Protocol):
     """Every function there is, as the Invoke API and the node need it."""
 
+    @property
+    def generation(self) -> object:
+        """Equal to what it was: no function has come, changed or gone meanwhile."""
+
     def refresh(self) -> None:
         """Take in what changed on disk since the last call; cheap when nothing did."""
 

@@ -65,6 +65,9 @@ class UrlDirectory:
         self._by_id: dict[str, FunctionUrl] = {}
         self._names: dict[str, str] = {}
         """Derived id -> name, of folders' functions that were seen; whether they are still there is asked."""
+        self._named_at: object = None
+        """Generation of the functions that `_names` is up to date with: anyone may ask for ids that are none, and
+        must not have all functions looked through each time."""
 
     def find(self, id_: str) -> FunctionUrl | None:
         """Looks at the folders first, so that an edit made before a request counts for it."""
@@ -96,7 +99,9 @@ class UrlDirectory:
 
     def _of_folder_by_id(self, id_: str) -> FunctionUrl | None:
         name = self._names.get(id_)
-        if name is None and id_ not in self._records():
+        known = name is not None or id_ in self._records()
+        if not known and self._named_at != self._functions.generation:
+            self._named_at = self._functions.generation
             for one in self._functions.all():
                 if isinstance(one, FunctionVersion) and one.url is not None:
                     self._names[derived_id(one.name, self._region, self._account)] = one.name

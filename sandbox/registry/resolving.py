@@ -90,6 +90,10 @@ class AllFunctions:
 
     # --- what the engine asks (runtimeapi.ports.Functions)
 
+    @property
+    def generation(self) -> tuple[int, int]:
+        return self._catalog.generation, self._registry.generation
+
     def refresh(self) -> None:
         self._catalog.refresh()
 
@@ -168,7 +172,7 @@ class AllFunctions:
     @property
     def reserved_total(self) -> int:
         """Sum of all reserved concurrency. Asked for at every invocation, so it is not summed up anew."""
-        generation = self._catalog.generation, self._registry.generation
+        generation = self.generation
         if self._reserved[0] != generation:
             total = sum(
                 one.reserved_concurrency or 0

@@ -249,6 +249,10 @@ class FakeFunctions:
         self.resolved = trio.Event()
         """Somebody has asked for one."""
 
+    @property
+    def generation(self) -> object:
+        return tuple(self.found.items())
+
     def refresh(self) -> None:
         self.refreshed += 1
 

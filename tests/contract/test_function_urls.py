@@ -23,11 +23,13 @@ from botocore.credentials import Credentials
 from lambox.callers import CallersFace
 from lambox.config import load
 from runtimeapi.sigv4 import SigV4
+from runtimeapi.urls.directory import UrlDirectory
 from runtimeapi.urls.prelude import CONTENT_TYPE, DELIMITER, MAX_PRELUDE
 from sandbox.errors import FunctionFailed, TooManyRequests
+from sandbox.function import BrokenFunction, FunctionVersion
 from sandbox.functionurl import Cors, InvokeMode, UrlConfig, derived_id
 from sandbox.invocation import MAX_PAYLOAD, Invocation, Outcome
-from tests.contract.fakes import ACCOUNT, LANES, REGION, Callers, callers, function
+from tests.contract.fakes import ACCOUNT, LANES, REGION, Callers, FakeFunctions, callers, function
 from tests.contract.test_tls import make_certificate, secured
 from tests.contract.wire import Answer, connect
 
@@ -118,6 +120,24 @@ PRELUDE = b'{"statusCode":201,"headers":{"x-a":"b"},"cookies":["c=1","d=2"]}' + 
 
 
 # -- requests
+
+
+def test_ids_that_are_none_do_not_have_all_functions_looked_through_each_time() -> None:
+    class Counting(FakeFunctions):
+        looks = 0
+
+        def all(self) -> list[FunctionVersion | BrokenFunction]:
+            self.looks += 1
+            return super().all()
+
+    functions = Counting(*[function(f"f{number}", url=config()) for number in range(3)])
+    directory = UrlDirectory(functions, None, region=REGION, account=ACCOUNT)
+    assert all(directory.find(f"{number:032}") is None for number in range(100))
+    assert functions.looks == 1
+    functions.found["new"] = function("new", url=config())
+    found = directory.find(derived_id("new", REGION, ACCOUNT))
+    assert found is not None
+    assert (found.function, functions.looks) == ("new", 2)
 
 
 async def test_a_request_becomes_an_event_and_the_result_a_response() -> None:
