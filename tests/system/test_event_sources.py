@@ -35,9 +35,9 @@ def test_a_queue_is_worked_off(
     aws: Aws, functions: Functions, start: Start, tmp_path: Path
 ) -> None:
     """Every fifth message fails the first time: it alone comes again, after its visibility timeout."""
-    queue, orders = aws.queue(VisibilityTimeout="4"), 40
+    queue, orders = aws.queue(VisibilityTimeout="2"), 40
     powertools = layer(tmp_path)
-    functions.add("orders", WORKER, f'layers = ["{powertools}"]\nmemory_size = 256\ntimeout = 4')
+    functions.add("orders", WORKER, f'layers = ["{powertools}"]\nmemory_size = 1769\ntimeout = 2')
     server = start(LAMBOX_AWS_ENDPOINT=aws.url)
     for first in range(0, orders, 10):
         entries = [{"Id": str(n), "MessageBody": str(n)} for n in range(first, first + 10)]

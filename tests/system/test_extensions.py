@@ -306,6 +306,7 @@ STAYS = """\
 """
 
 
+@pytest.mark.slow
 def test_hostile_ones_are_killed_and_accounted_for(start: Start, tmp_path: Path) -> None:
     """Each takes seconds, so all at once: one that never says its name, one that never calls `next` again, one
     that ignores its end, as its runtime does, and has left its session."""

@@ -131,6 +131,7 @@ def test_a_broken_function_toml_takes_down_that_function_alone(start: Start) -> 
     assert server.invoke("bad", 2)["Payload"] == 2
 
 
+@pytest.mark.slow
 def test_a_flood_of_logs_slows_nobody_else(start: Start) -> None:
     server = start()
     server.functions.add(

@@ -119,6 +119,7 @@ def speakers(server: Server) -> list[psutil.Process]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pasta") is None, reason="host: no pasta (apt: passt)")
 def test_pasta_speaks_for_all_of_a_users_functions(earth: World, place: Path) -> None:
     """Started anew when it ends, gone with the server even after a SIGKILL."""
@@ -141,6 +142,7 @@ def test_pasta_speaks_for_all_of_a_users_functions(earth: World, place: Path) ->
         until(lambda: not speaker.is_running() or speaker.status() == psutil.STATUS_ZOMBIE)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("slirp4netns") is None, reason="host: no slirp4netns")
 def test_an_address_the_host_gets_later_is_refused_too(earth: World, place: Path) -> None:
     """By ordinary sockets the user reaches it, so the router has to know of it."""

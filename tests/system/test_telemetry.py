@@ -208,6 +208,7 @@ def handler(event, context):
 )
 
 
+@pytest.mark.slow
 def test_one_who_never_reads_holds_up_nobody(shared: Server) -> None:
     shared.functions.add("hostile", HOSTILE)
     for number in range(5):

@@ -139,6 +139,7 @@ def test_changed_code_is_provisioned_without_an_invocation(
     until(lambda: provisioned(server) == [])
 
 
+@pytest.mark.slow
 def test_a_broken_init_backs_off_and_says_so(start: Start, functions: Functions) -> None:
     functions.add("p", "raise RuntimeError('not today')\n", "provisioned_concurrency = 2\n")
     server = start()
@@ -151,6 +152,7 @@ def test_a_broken_init_backs_off_and_says_so(start: Start, functions: Functions)
     until(lambda: len(provisioned(server)) == 2)
 
 
+@pytest.mark.slow
 def test_renewed_before_their_greatest_age(start: Start, functions: Functions) -> None:
     functions.add("p", HOW, "provisioned_concurrency = 1\n")
     server = start(LAMBOX_MAX_ENVIRONMENT_AGE_S="2")
