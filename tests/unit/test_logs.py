@@ -12,8 +12,8 @@ import trio.testing
 from sandbox.logpipes import BURST, RATE, Budget, LogPipes
 from sandbox.logs import (
     KEPT_BYTES,
-    MOST_KEPT_BYTES,
     MAX_LINE,
+    MOST_KEPT_BYTES,
     TAIL_BYTES,
     Frame,
     FrameSplitter,
