@@ -2,7 +2,7 @@
 
 Nothing a function writes can grow without bound here: a line is cut at MAX_LINE, a frame's
 announced length is not believed beyond that, an invocation keeps its last 4 KB for the tail, and a
-function keeps KEPT_BYTES of lines.
+function keeps KEPT_BYTES of lines, all together MOST_KEPT_BYTES.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ TAIL_BYTES = 4096
 """Bytes of a log tail (SPEC 4.6)."""
 KEPT_BYTES = 1024 * 1024
 """Memory that the lines kept per function for `lambox logs` take: a short line is some 50 bytes to Python."""
+MOST_KEPT_BYTES = 64 * 1024 * 1024
+"""Of all functions together, those that are gone too. Beyond it the lines of the one that wrote longest ago go."""
 FOLLOWER_LINES = 1000
 """Lines a follower may lag behind; further ones are dropped for it, and counted."""
 
@@ -146,17 +148,22 @@ class LogBook:
 
     def __init__(self, on_line: Callable[[str, str], None] | None = None) -> None:
         self._kept: dict[str, _Kept] = {}
+        self._size = 0
+        """Bytes of all of it."""
         self._followers: dict[trio.MemorySendChannel[str], str | None] = {}
         self._on_line = on_line
 
     def write(self, function: str, line: str) -> None:
-        kept = self._kept.get(function)
-        if kept is None:
-            kept = self._kept[function] = _Kept()
+        kept = self._kept.pop(function, None) or _Kept()
+        self._kept[function] = kept  # who wrote last stands last
+        before = kept.size
         kept.lines.append(line)
         kept.size += getsizeof(line)
         while kept.size > KEPT_BYTES and len(kept.lines) > 1:
             kept.size -= getsizeof(kept.lines.popleft())
+        self._size += kept.size - before
+        while self._size > MOST_KEPT_BYTES and len(self._kept) > 1:
+            self._size -= self._kept.pop(next(iter(self._kept))).size
         if self._on_line is not None:
             self._on_line(function, line)
         if not self._followers:

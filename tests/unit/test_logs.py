@@ -13,6 +13,7 @@ from sandbox.logpipes import BURST, RATE, Budget, LogPipes
 from sandbox.logs import (
     KEPT_BYTES,
     MAX_LINE,
+    MOST_KEPT_BYTES,
     TAIL_BYTES,
     Frame,
     FrameSplitter,
@@ -251,3 +252,14 @@ async def test_a_pipe_in_packet_mode_is_paced_by_reads(
             os.close(fd)
     # 1 KiB of credit each, of 1 MiB and 4 MiB/s; what is still in the pipe comes on top.
     assert reads <= 5 * 1024 + 32
+
+
+def test_functions_that_come_and_go_do_not_fill_the_memory() -> None:
+    book, line = LogBook(), "x" * 400_000
+    for number in range(2 * MOST_KEPT_BYTES // len(line)):
+        book.write("often", line)
+        book.write(f"f{number}", line)
+    assert sum(map(len, book.lines())) <= MOST_KEPT_BYTES
+    assert book.lines("f0") == []
+    assert book.lines(f"f{number}") == [line]
+    assert book.lines("often") != []
