@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 
 import trio
 from quart import Response, g, request
@@ -15,7 +15,6 @@ from runtimeapi.bodies import StreamedBody
 from runtimeapi.control import model
 from runtimeapi.control.control import Control, Operation
 from runtimeapi.control.downloads import mount_downloads
-from runtimeapi.control.operations import OPERATIONS
 from runtimeapi.control.parsing import Input, parse
 from runtimeapi.control.rendering import Output, render
 from runtimeapi.intake import read_body, read_request_id
@@ -76,15 +75,23 @@ def mount_control(app: FaceApp, control: Control, spool: Spool) -> None:
     )
 
 
+@cache
+def _load() -> tuple[model.Model, Mapping[str, Operation]]:
+    """Blocks for 0.2 s the first time. Here, and not at a start that few servers need it at."""
+    from runtimeapi.control.operations import OPERATIONS
+
+    return model.load(), OPERATIONS
+
+
 async def _answer(control: Control, spool: Spool, large: trio.CapacityLimiter) -> Reply:
     method, path = request.method, path_of(request)
     query = {name: request.args.getlist(name) for name in request.args}
-    known = await trio.to_thread.run_sync(model.load)
+    known, operations = await trio.to_thread.run_sync(_load)
     match = known.match(method, path, query)
     if match is None:
         raise _unknown(method, path, known.methods(path))
     name = match.operation.name
-    handler = OPERATIONS.get(name)
+    handler = operations.get(name)
     if handler is None:
         raise InvalidRequest(
             f"{name} is not supported by lambox.", code="NotImplementedException", status=501
