@@ -204,8 +204,14 @@ async def test_a_tcp_peer_that_went_is_dialled_anew() -> None:
 async def test_a_new_subscription_in_the_middle_of_a_delivery_is_no_trouble_of_the_environments() -> (
     None
 ):
-    said = ""
-    async with listening(never) as port, trio.open_nursery() as nursery:
+    said, begun = "", trio.Event()
+
+    async def takes_some(stream: trio.SocketStream) -> None:
+        await stream.receive_some(1)
+        begun.set()
+        await trio.sleep_forever()
+
+    async with listening(takes_some) as port, trio.open_nursery() as nursery:
         to = courier(Destination("TCP", port), dial)
 
         async def deliver() -> None:
@@ -216,7 +222,7 @@ async def test_a_new_subscription_in_the_middle_of_a_delivery_is_no_trouble_of_t
                 said = str(exc)
 
         nursery.start_soon(deliver)
-        await trio.sleep(0.05)  # it stands in the middle, or is not yet there
+        await begun.wait()
         to.close()
         nursery.cancel_scope.deadline = trio.current_time() + 5
     assert said == "the connection broke"
