@@ -54,7 +54,7 @@ export const handler = awslambda.streamifyResponse(async (event, stream) => {
     statusCode: 201, headers: {"content-type": "text/plain", "x-a": "b"}, cookies: ["c=1", "d=2"],
   });
   stream.write("first\\n");
-  await new Promise((resolve) => setTimeout(resolve, 300));
+  await new Promise((resolve) => setTimeout(resolve, 1000));
   if (event.rawPath === "/fail") throw new Error("midway");
   stream.end("last\\n");
 });
