@@ -12,6 +12,7 @@ import psutil
 
 from lambox import throwaway
 from sandbox.confine import loops
+from sandbox.confine.cgroup import is_orphaned
 from sandbox.confine.network import nftables
 from sandbox.confine.network.netlink import NETLINK_NETFILTER, Netlink
 
@@ -33,7 +34,7 @@ def leftovers() -> set[str]:
                 if not _held_elsewhere(groups) and not _descends_elsewhere(process):
                     found.add(f"process {process.pid} {process.info['name']} {groups.split()[-1]}")
     for top, folders, _ in os.walk("/sys/fs/cgroup"):
-        mine = [name for name in folders if name.startswith("lambox")]
+        mine = [name for name in folders if name.startswith(("lambox", "as-user-"))]
         found.update(f"cgroup {top}/{name}" for name in mine if not _held_elsewhere(name))
         folders[:] = [name for name in folders if name not in mine]
     for line in Path("/proc/mounts").read_text().splitlines():
@@ -53,7 +54,8 @@ def leftovers() -> set[str]:
     found.update(f"netns {path}" for path in glob.glob("/run/netns/*lambox*"))
     found.update(
         f"temp {path}"
-        for path in glob.glob("/tmp/lambox*") + glob.glob("/run/lambox*")
+        for pattern in ("/tmp/lambox*", "/run/lambox*", "/tmp/as-user-*")
+        for path in glob.glob(pattern)
         if not throwaway.in_use(Path(path))
     )
     return found
@@ -77,7 +79,7 @@ def _held_elsewhere(text: str) -> bool:
     if match is None:
         return False
     if match[2] and int(match[2]) != os.stat("/proc/self/ns/pid").st_ino:
-        return True
+        return not is_orphaned(match[0])
     return int(match[1]) != os.getpid() and psutil.pid_exists(int(match[1]))
 
 

@@ -66,6 +66,10 @@ class CgroupTree(Protocol):
     def describe(self) -> str: ...
 
 
+HOSTS_PIDS = 0xEFFFFFFC
+"""Inode of the first pid namespace, which sees all others' processes (PROC_PID_INIT_INO, linux/proc_ns.h)."""
+
+
 def own_name() -> str:
     pid = os.getpid()
     return f"lambox-{pid}-{start_time(pid)}-{os.stat('/proc/self/ns/pid').st_ino}"
@@ -119,11 +123,32 @@ def start_time(pid: int) -> str | None:
 
 
 def is_orphaned(name: str) -> bool:
-    """Whether a folder of this name belonged to a supervisor of our pid namespace that is gone."""
+    """Whether a folder of this name belonged to a supervisor that is gone.
+
+    One of another pid namespace (a container's) can be judged from the host's own alone: no process is in it.
+    """
     match = OWN_FOLDER.match(name)
-    if match is None or int(match[3]) != os.stat("/proc/self/ns/pid").st_ino:
+    if match is None:
         return False
+    namespace, ours = int(match[3]), os.stat("/proc/self/ns/pid").st_ino
+    if namespace != ours:
+        return ours == HOSTS_PIDS and not _has_processes(namespace)
     return start_time(int(match[1])) != match[2]
+
+
+def _has_processes(namespace: int) -> bool:
+    """Whether some process is in this pid namespace; where one may not be looked into, it may be that one."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            # One number: it is in the host's own namespace. (Everybody may read this, but not look into all.)
+            levels = (process / "status").read_text().partition("\nNSpid:")[2].partition("\n")[0]
+            if len(levels.split()) > 1 and os.stat(process / "ns/pid").st_ino == namespace:
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended
+        except OSError:
+            return True
+    return False
 
 
 class Gauge:

@@ -190,7 +190,8 @@ class V1Tree:
         )
 
     def sweep(self) -> list[str]:
-        return cgroup.sweep_folders([_mount_of(base) for base in self._bases.all()])
+        """In every hierarchy: an older server, or one before the v2 tree was there, used others."""
+        return cgroup.sweep_folders(sorted({*map(_mount_of, self._bases.all()), *_hierarchies()}))
 
     def close(self) -> None:
         if self._keeper is not None:
@@ -249,6 +250,12 @@ def mounted(mountinfo: str, own: str) -> dict[str, Path]:
 def _unescape(match: re.Match[str]) -> str:
     """proc_pid_mountinfo(5) writes blanks and the like as octal numbers."""
     return chr(int(match[1], 8))
+
+
+def _hierarchies() -> list[Path]:
+    """Mount points of cgroup v1."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    return [Path(where) for _, where, kind, *_ in mounts if kind == "cgroup"]
 
 
 def _mount_of(folder: Path) -> Path:

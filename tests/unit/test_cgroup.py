@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -314,7 +315,8 @@ def test_a_v1_name_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
 # --- folders of supervisors
 
 
-def test_names_of_the_dead_and_the_living() -> None:
+def test_names_of_the_dead_and_the_living(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroup, "HOSTS_PIDS", 0)  # as in a container
     own = cgroup.own_name()
     _, pid, start, namespace = own.split("-")
     assert not cgroup.is_orphaned(own)
@@ -324,7 +326,7 @@ def test_names_of_the_dead_and_the_living() -> None:
     )  # the pid is another's now
     assert cgroup.is_orphaned(f"lambox-{pid}-{int(start) + 1}-{namespace}-2")
     assert cgroup.is_orphaned(f"lambox-{1 << 22}-1-{namespace}")
-    # Of another pid namespace nothing can be told.
+    # Of another pid namespace nothing can be told from there.
     assert not cgroup.is_orphaned(f"lambox-{pid}-{int(start) + 1}-1")
     for name in ("lambox", "lambox-x", f"lambox-{pid}-{start}", f"x{own}", f"{own}/.."):
         assert not cgroup.is_orphaned(name)
@@ -352,7 +354,8 @@ def test_only_what_dead_supervisors_left_is_swept(
     dead = tmp_path / "a/b" / f"lambox-{1 << 22}-1-{namespace}"
     (dead / "sandbox").mkdir(parents=True)
     living = tmp_path / cgroup.own_name()
-    foreign = tmp_path / "lambox-12-34-56"
+    foreign = tmp_path / f"lambox-12-34-{os.stat('/proc/self/ns/net').st_ino}"
+    monkeypatch.setattr(cgroup, "HOSTS_PIDS", 0)  # as in a container
     for folder in (living, foreign):
         (folder / "sandbox").mkdir(parents=True)
     for group in (dead, dead / "sandbox"):
@@ -362,6 +365,28 @@ def test_only_what_dead_supervisors_left_is_swept(
     assert not dead.exists()
     assert (living / "sandbox").exists()
     assert (foreign / "sandbox").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="host: making a pid namespace needs root")
+def test_what_a_dead_container_left_is_told_from_the_hosts_own_namespace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its supervisor's pid says nothing here: whether its pid namespace has a process does."""
+    monkeypatch.setattr(cgroup, "HOSTS_PIDS", os.stat("/proc/self/ns/pid").st_ino)
+    command = "echo $(stat -Lc %i /proc/self/ns/pid); read _"
+    with subprocess.Popen(
+        ["unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as container:
+        assert container.stdout is not None
+        name = f"lambox-1-1-{container.stdout.readline().strip()}"
+        assert not cgroup.is_orphaned(name)
+        container.communicate("\n")
+    assert cgroup.is_orphaned(name)
+    monkeypatch.setattr(cgroup, "HOSTS_PIDS", 0)
+    assert not cgroup.is_orphaned(name)
 
 
 @pytest.mark.parametrize(("text", "number"), [("12\n", 12), ("max\n", None), ("", None)])
