@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.lambda_api import ROLE, Api, serving, zipped
+from tests.tinydisk import tiny_disk
 
 
 def packages(api: Api) -> set[str]:
@@ -147,13 +147,8 @@ def test_a_newer_lamboxs_database_leaves_folders_running(tmp_path: Path) -> None
 @pytest.fixture
 def tiny(tmp_path: Path) -> Iterator[Path]:
     """A state folder of 1 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a tmpfs needs root")
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tiny", folder], check=True)
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    with tiny_disk(tmp_path, "1m") as folder:
+        yield folder
 
 
 def test_a_full_disk_refuses_and_changes_nothing(tmp_path: Path, tiny: Path) -> None:

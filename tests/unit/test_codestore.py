@@ -9,7 +9,6 @@ import random
 import shutil
 import stat
 import struct
-import subprocess
 import threading
 import zipfile
 from base64 import b64encode
@@ -21,6 +20,7 @@ import pytest
 from rootfs.codestore import BadPackage, CodeStore, Empty, TooLarge
 from rootfs.trees import LayerProblem, LayerStore
 from tests.state_crash import assert_whole, kill_again_and_again
+from tests.tinydisk import tiny_disk
 
 
 @pytest.fixture
@@ -184,13 +184,8 @@ def test_a_tree_is_made_again_from_its_zip_unless_that_is_damaged(store: CodeSto
 @pytest.fixture
 def tiny(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 KiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a tmpfs needs root")
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tiny", folder], check=True)
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    with tiny_disk(tmp_path, "256k") as folder:
+        yield folder
 
 
 def test_a_full_disk_refuses_the_package_and_leaves_nothing(tiny: Path) -> None:

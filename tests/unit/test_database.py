@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from sandbox.registry.database import Database, DatabaseProblem, HeldByAnother, 
 from sandbox.registry.garbage import Garbage, InUse
 from sandbox.registry.records import Code, LayerRecord, LayerVersionRecord
 from sandbox.registry.registry import Registry, open_registry
+from tests.tinydisk import tiny_disk
 
 ROWS = {("layer", f"l{n}"): b'{"n": %d}' % n for n in range(500)}
 
@@ -210,15 +211,10 @@ async def test_a_newer_lamboxs_is_left_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> AsyncIterator[Path]:
+def tiny(tmp_path: Path) -> Iterator[Path]:
     """A file system of 128 KiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a tmpfs needs root")
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tiny", folder], check=True)
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    with tiny_disk(tmp_path, "128k") as folder:
+        yield folder
 
 
 def layer(name: str, *, note: str = "") -> LayerRecord:
