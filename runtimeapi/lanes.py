@@ -33,6 +33,7 @@ from runtimeapi.replies import (
     friendly_success,
     with_ids,
 )
+from runtimeapi.room import SMALL, Place, place_of
 from runtimeapi.urls.names import is_url_host
 from runtimeapi.wire import FastConnection, Lane, OddHeader, write_head
 from sandbox.errors import InvalidRequest, PlatformFault
@@ -81,7 +82,8 @@ def runtime_lane(
     """For `running_app` of `make_rapi_app`: the environment is the socket's."""
     environment = cast(RuntimeFace, state["environment"])
     pace = cast("Pace | None", state.get(PACE_KEY))
-    return RuntimeConnection(stream, config, environment, pace, bool(state.get(ON_HOST_NETWORK)))
+    on_host_network = bool(state.get(ON_HOST_NETWORK))
+    return RuntimeConnection(stream, config, environment, pace, place_of(state), on_host_network)
 
 
 class CallerConnection(FastConnection):
@@ -260,18 +262,22 @@ class RuntimeConnection(FastConnection):
         config: FaceConfig,
         environment: RuntimeFace,
         pace: Pace | None,
+        place: Place | None,
         on_host_network: bool,
     ) -> None:
         super().__init__(stream, config, runtime_head)
         self._on_host_network = on_host_network
         self._environment = environment
         self._pace = pace
+        self._place = place
 
     def _accepts(self, head: Head) -> bool:
         if self._on_host_network and not is_loopback_name(head.fields["host"]):
             return False
         # Who is in debt waits, on the other lane, to the end of the connection.
-        return self._pace is None or not self._pace.wait_s
+        if self._pace is not None and self._pace.wait_s:
+            return False
+        return head.length <= SMALL or self._place is None or self._place.take()
 
     def _serve(self, head: Head, body: bytes) -> None:
         try:
@@ -288,6 +294,8 @@ class RuntimeConnection(FastConnection):
         except Exception as exc:
             words = self._raw.split(b" ", 2)
             self._send(fault(exc, words[0].decode(), words[1].decode()))
+        if self._place is not None:
+            self._place.leave()
 
     def _next(self) -> None:
         event = self._environment.ask_next(self._deliver)

@@ -15,7 +15,7 @@ from typing import Any, cast
 from quart import Response, request
 from werkzeug.exceptions import HTTPException
 
-from runtimeapi.app import FaceApp, body_of, head_of, path_of, respond
+from runtimeapi.app import FaceApp, body_of, head_of, on_request_end, path_of, respond
 from runtimeapi.bodies import BodyTooLarge, read_all
 from runtimeapi.connection import PACE_KEY
 from runtimeapi.extensions import mount_extensions
@@ -25,6 +25,7 @@ from runtimeapi.metadata import mount_metadata
 from runtimeapi.pace import CAUSE_BYTE, Pace
 from runtimeapi.ports import BodyTruncated, RuntimeFace
 from runtimeapi.replies import Reply
+from runtimeapi.room import SMALL, place_of
 from runtimeapi.telemetry import mount_telemetry
 from sandbox.errors import InvalidRequest
 from sandbox.invocation import MAX_PAYLOAD
@@ -53,10 +54,13 @@ def make_rapi_app() -> FaceApp:
 
     @app.before_request
     async def admit() -> Response | None:
+        place = place_of(_state())
+        if place is not None:
+            on_request_end(request, place.leave)
         # In a network namespace of its own nothing but the environment reaches the socket, and bootstraps
         # written by hand send any Host.
         try:
-            if cast(dict[str, Any], request.scope)["state"].get(ON_HOST_NETWORK):
+            if _state().get(ON_HOST_NETWORK):
                 guard.check_source(head_of(request))
         except InvalidRequest as exc:
             return render(refusal(exc.status, exc.code, exc.message))
@@ -92,10 +96,8 @@ def _mount_invocation(app: FaceApp) -> None:
     @app.post(f"{VERSION}/runtime/invocation/<request_id>/error", provide_automatic_options=False)
     async def error(request_id: str) -> Response:
         content_type = header("Content-Type")
-        pace = cast("Pace | None", cast(dict[str, Any], request.scope)["state"].get(PACE_KEY))
-        content_type, body = for_the_caller(
-            content_type, await read_all(body_of(request), MAX_PAYLOAD), pace
-        )
+        pace = cast("Pace | None", _state().get(PACE_KEY))
+        content_type, body = for_the_caller(content_type, await _gathered(), pace)
         await environment().error(
             request_id,
             invocation_id=header("Lambda-Runtime-Invocation-Id"),
@@ -107,10 +109,20 @@ def _mount_invocation(app: FaceApp) -> None:
 
     @app.post(f"{VERSION}/runtime/init/error", provide_automatic_options=False)
     async def init_error() -> Response:
-        body = await read_all(body_of(request), MAX_PAYLOAD)
+        body = await _gathered()
         error_type = header("Lambda-Runtime-Function-Error-Type")
         await environment().init_error(error_type=error_type, body=body)
         return render(ACCEPTED)
+
+
+async def _gathered() -> bytes:
+    """The whole body of an error. Raises BodyTooLarge, BodyTruncated."""
+    body = body_of(request)
+    place = place_of(_state())
+    size = body.expected_bytes
+    if place is not None and (size is None or SMALL < size <= MAX_PAYLOAD):
+        await place.wait()
+    return await read_all(body, MAX_PAYLOAD)
 
 
 def _mount_errors(app: FaceApp) -> None:
@@ -148,8 +160,12 @@ def fault(error: Exception, method: str, path: str) -> Reply:
 
 def environment() -> RuntimeFace:
     """The environment whose socket this request arrived on."""
-    scope = cast(dict[str, Any], request.scope)
-    return cast(RuntimeFace, scope["state"]["environment"])
+    return cast(RuntimeFace, _state()["environment"])
+
+
+def _state() -> dict[str, Any]:
+    """Of the connection that this request arrived on."""
+    return cast(dict[str, Any], cast(dict[str, Any], request.scope)["state"])
 
 
 def next_reply(event: NextEvent) -> Reply:

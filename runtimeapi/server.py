@@ -29,6 +29,7 @@ from runtimeapi.connection import PACE_KEY, FaceConfig, FaceConnection
 from runtimeapi.doorway import Accepted, Doorway, shake_hands
 from runtimeapi.hub import Hub
 from runtimeapi.pace import Pace
+from runtimeapi.room import PLACE_KEY, Place, make_room
 from runtimeapi.wire import FastConnection, Lane
 
 log = logging.getLogger("lambox.http")
@@ -147,6 +148,7 @@ class ServedApp:
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
         doorway = Doorway(listener, config, pace)
         socket_state = {**state, PACE_KEY: pace}
+        room = make_room() if config.paced else None
         context = WorkerContext(None)
         fast: set[FastConnection] = set()
 
@@ -158,10 +160,14 @@ class ServedApp:
                     await doorway.turn_away(stream, secure=secure is not None)
                 else:
                     on_connection(+1)
+                    place = Place(room) if room is not None else None
+                    own_state = {**socket_state, PLACE_KEY: place}
                     try:
-                        await self._begin(stream, socket_state, context, fast, secure)
+                        await self._begin(stream, own_state, context, fast, secure)
                     finally:
                         on_connection(-1)
+                        if place is not None:
+                            place.leave()
             finally:
                 doorway.left()
 

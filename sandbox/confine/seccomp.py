@@ -44,6 +44,10 @@ SOCKETS = (
 RAW, PACKET = 3, 10
 """SOCK_RAW, SOCK_PACKET of linux/net.h. The latter of AF_INET is AF_PACKET (__sock_create of net/socket.c)."""
 TYPE_MASK = 0xF
+HIGHEST_PROTOCOL = 58
+"""IPPROTO_ICMPV6 of linux/in.h: of 0, ICMP, TCP, UDP and this one. Above are SCTP, L2TP, UDP-Lite, MPTCP and SMC, whose
+modules the kernel loads for whoever asks (CVE-2021-23133 and its kin), as DCCP's (CVE-2017-6074)."""
+DCCP = 33
 NETLINK_ROUTE = 0
 PERSONALITY_QUERY = 1 << 31
 """personality(0xffffffff) only asks; of linux/personality.h no flag has this bit."""
@@ -156,6 +160,11 @@ def _arguments(builder: _Builder, refusal: Refusal) -> bytes:
         for kind in (RAW, PACKET):
             raw = arg(1, masked, TYPE_MASK, kind)
             builder.add(rules, refuse, "socket", arg(0, equal, int(family)), raw)
+        # As a kernel without them answers: Go asks for MPTCP, and is content with TCP.
+        none = refusal(errno.EPROTONOSUPPORT)
+        builder.add(rules, none, "socket", arg(0, equal, int(family)), arg(2, equal, DCCP))
+        above = arg(2, builder.api.GT, HIGHEST_PROTOCOL)
+        builder.add(rules, none, "socket", arg(0, equal, int(family)), above)
     other = arg(2, builder.api.NE, NETLINK_ROUTE)
     builder.add(rules, no_family, "socket", arg(0, equal, int(socket.AF_NETLINK)), other)
     for request in (TIOCSTI, TIOCLINUX, TIOCSETD):

@@ -19,6 +19,7 @@ import trio.testing
 
 from runtimeapi.pace import CREDIT, REFUSAL
 from runtimeapi.rapi import without_cause
+from runtimeapi.room import LARGE_AT_ONCE, SMALL
 from runtimeapi.server import ENVIRONMENT_CONNECTIONS, CallerLimits
 from sandbox.lifecycle import Refused
 from tests.contract.fakes import LANES, Callers, event
@@ -450,6 +451,41 @@ async def test_large_errors_with_causes_cost_their_environment_time(lane: str) -
             began = trio.current_time()
             assert (await wire.ask("POST", ERROR, b"{}")).status == 403
             assert trio.current_time() - began > 0.5
+
+
+@lanes
+@pytest.mark.trio
+async def test_large_errors_that_do_not_end_are_gathered_two_at_a_time(lane: str) -> None:
+    size = SMALL + 100_000
+    most = head("POST", ERROR, {"Content-Length": str(size)}) + b"x" * (size - 1)
+    answered: list[str] = []
+
+    async def post(name: str, wire: Wire, rest: bytes) -> None:
+        await wire.send(rest)
+        assert (await wire.answer()).status == 202
+        answered.append(name)
+
+    with trio.fail_after(40):
+        async with LANES[lane][1](2) as served, contextlib.AsyncExitStack() as stack:
+            first, second, third, fourth = [
+                await stack.enter_async_context(await connect(address))
+                for address in [served.addresses[0]] * (LARGE_AT_ONCE + 1) + [served.addresses[1]]
+            ]
+            for wire in (first, second):
+                await wire.send(most)
+                for _ in range(20):
+                    assert (await ask(served.addresses[0], "GET", "/2018-06-01/ping")).status == 200
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(post, "third", third, most + b"x")
+                # What is small, and another environment's, does not wait for those two.
+                for address in served.addresses * 20:
+                    assert (await ask(address, "POST", ERROR, b"{}")).status == 202
+                await post("another's", fourth, most + b"x")
+                # A peer that goes away gives its place back, as one that is served does.
+                await second.stream.aclose()
+            assert answered == ["another's", "third"]
+            await post("first", first, b"x")
+            await post("first again", first, most + b"x")
 
 
 def test_an_error_of_very_many_values_is_not_read() -> None:

@@ -3,6 +3,7 @@ notice nothing.
 
     caller gone mid-invocation            the invocation ends, once
     response bigger than memory           Function.ResponseSizeTooLarge; the server's memory does not grow
+    errors that do not end                two of them are gathered, the others are not read
     `next` and sleep for ever             Sandbox.Timedout at the deadline
     1 byte per 0.1 s                      Sandbox.Timedout at the deadline
     10,000 connections                    64 are served, the rest wait; the server's descriptors do not grow
@@ -126,6 +127,40 @@ def handler(event, context):
             assert answer["FunctionError"] == "Unhandled"
             assert answer["Payload"]["errorType"] == "Function.ResponseSizeTooLarge"
     assert server.memory_info().rss - before < 60_000_000
+
+
+def test_large_errors_that_do_not_end(shared: Server) -> None:
+    """60 connections with all but the last byte of 6 MB each had the server keep 360 MB."""
+    hostile(
+        shared,
+        "endless",
+        """
+import select
+
+def handler(event, context):
+    size = 6_000_000
+    head = request("POST", f"invocation/{context.aws_request_id}/error", size)
+    left = {}
+    for _ in range(60):
+        sock = connect()
+        sock.setblocking(False)
+        left[sock] = memoryview(head + b"x" * (size - 1))
+    # Until nobody takes a byte any more.
+    while ready := select.select([], [sock for sock in left if left[sock]], [], 2)[1]:
+        for sock in ready:
+            left[sock] = left[sock][sock.send(left[sock][:65536]):]
+    return sum(size - len(data) for data in left.values())
+""",
+        "timeout = 60\nmemory_size = 1024",
+    )
+    server = psutil.Process(shared.process.pid)
+    before = server.memory_info().rss
+    with neighbour(shared):
+        taken = shared.invoke("endless", "go")["Payload"]
+    grown = server.memory_info().rss - before
+    # The kernel's buffers hold some of what it sent.
+    assert taken > 12_000_000
+    assert grown < 80_000_000
 
 
 def test_next_and_sleep_for_ever(shared: Server) -> None:

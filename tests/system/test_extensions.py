@@ -136,7 +136,7 @@ def printed(server: Server, name: str) -> list[dict[str, Any]]:
 
 
 def test_a_life_with_two_extensions(server: Server) -> None:
-    functions_of(server).extend("both", HANDLER, "idle_timeout = 0.2", python=PYTHON, shell=SHELL)
+    functions_of(server).extend("both", HANDLER, "idle_timeout = 2", python=PYTHON, shell=SHELL)
     answers = [server.invoke("both")["Payload"] for _ in range(2)]
     assert json.loads(answers[0]["metadata"]) == {"AvailabilityZoneID": "use1-az1"}
     (row,) = server.environments("both")

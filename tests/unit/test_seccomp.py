@@ -295,6 +295,19 @@ def test_clone(program: bytes, flags: int, answer: str | None) -> None:
         (2, 1, 0, None),
         (2, 1 | 0x80000 | 0x800, 6, None),  # cloexec, nonblock
         (10, 2, 17, None),
+        (2, 2, 1, None),  # ping without root
+        (10, 2, 58, None),
+        (2, 1, 33, "EPROTONOSUPPORT"),  # dccp
+        (10, 6 | 0x800, 33, "EPROTONOSUPPORT"),
+        (2, 1, 1 << 32 | 33, "EPROTONOSUPPORT"),
+        (10, 2, 115, "EPROTONOSUPPORT"),  # l2tp
+        (2, 5, 132, "EPROTONOSUPPORT"),  # sctp
+        (2, 1 | 0x80000, 132, "EPROTONOSUPPORT"),
+        (10, 2, 136, "EPROTONOSUPPORT"),  # udp-lite
+        (2, 1, 256, "EPROTONOSUPPORT"),  # smc
+        (10, 1, 262, "EPROTONOSUPPORT"),  # mptcp
+        (2, 1, 0xFFFFFFFF, "EPROTONOSUPPORT"),
+        (1, 1, 262, None),
         (16, 3, 0, None),  # route netlink: getifaddrs
         (16, 2 | 0x80000, 0, None),
         (16, 3, 12, "EAFNOSUPPORT"),  # netfilter
@@ -303,7 +316,9 @@ def test_clone(program: bytes, flags: int, answer: str | None) -> None:
         (2, 3, 1, "EPERM"),  # raw
         (10, 3 | 0x80000, 58, "EPERM"),
         (2, 3 | 1 << 32, 1, "EPERM"),
-        (2, 10 | 0x80000, 768, "EPERM"),  # SOCK_PACKET: packet by another name
+        (2, 10 | 0x80000, 768, "EPROTONOSUPPORT"),  # SOCK_PACKET: packet by another name
+        (2, 10, 3, "EPERM"),
+        (2, 3, 255, "EPROTONOSUPPORT"),  # raw, by its protocol
         (3, 2, 0, "EAFNOSUPPORT"),
         (17, 3, 768, "EAFNOSUPPORT"),  # packet
         (17 | 1 << 32, 3, 768, "EAFNOSUPPORT"),

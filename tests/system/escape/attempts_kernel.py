@@ -101,6 +101,11 @@ KERNEL: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("no address randomisation", "return syscall('personality', 0x40000)", REFUSED),
         ("packet sockets", "return attempt(socket.socket, socket.AF_PACKET, socket.SOCK_RAW)", NO_FAMILY),
         ("raw sockets", "return attempt(socket.socket, socket.AF_INET, socket.SOCK_RAW, 1)", NO_FAMILY),
+        *((f"{name} over {family} (its module would be loaded)",
+            f"return attempt(socket.socket, socket.AF_{family}, {kind}, {protocol})",
+            "EPROTONOSUPPORT")
+            for family in ("INET", "INET6")
+            for name, kind, protocol in (("sctp", 5, 132), ("dccp", 6, 33), ("l2tp", 2, 115), ("mptcp", 1, 262))),
         ("the hypervisor's sockets",
             "return attempt(socket.socket, socket.AF_VSOCK, socket.SOCK_STREAM)",
             NO_FAMILY),

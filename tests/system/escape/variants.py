@@ -6,13 +6,15 @@ import json
 import os
 import shutil
 import urllib.request
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import trio
 
 from rootfs.layout import Bind
+from rootfs.runtimes import discover
 from sandbox.confine import launcher as launcher_module
 from sandbox.confine.launcher import BwrapLauncher, open_launcher
 from sandbox.confine.pool import PoolLimits
@@ -42,6 +44,29 @@ NEIGHBOUR = """
     say("there")
     signal.pause()
 """
+
+ONCE = "import sys, json; sys.path.insert(0, '/var/task'); import inside; print(json.dumps(inside.run()))"
+NODE = f"""
+import {{ execFileSync }} from "node:child_process";
+export const handler = async () => JSON.parse(execFileSync("python3", ["-I", "-c", `{ONCE}`]));
+"""
+BOOTSTRAP = """#!/usr/bin/env python3
+import http.client, json, os, sys
+import inside
+api = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"])
+path = "/2018-06-01/runtime/invocation"
+while True:
+    api.request("GET", f"{path}/next")
+    event = api.getresponse()
+    event.read()
+    answer = f"{path}/{event.headers['Lambda-Runtime-Aws-Request-Id']}/response"
+    api.request("POST", answer, json.dumps(inside.run()))
+    api.getresponse().read()
+"""
+OTHER_RUNTIMES = {
+    "nodejs": ("index.mjs", NODE, "index.handler"),
+    "provided": ("bootstrap", BOOTSTRAP, "none"),
+}
 
 
 async def direct(making: str, folder: Path, facts: dict[str, Any]) -> Results:
@@ -89,8 +114,34 @@ async def _attack(box: Box) -> None:
     await box.run(PYTHON, "-I", "-S", "/var/task/inside.py", cwd="/var/task")
 
 
-async def handled(folder: Path, facts: dict[str, Any], **env: str) -> Results:
-    """In a handler of a real server: the runtime is not executed anew, so what it was forked from is in it."""
+@contextmanager
+def _runtime(code: Path, family: Literal["nodejs", "provided"] | None) -> Iterator[None]:
+    """The function is of that family for a while; a Python of the host's /usr makes the attempts."""
+    if family is None:
+        yield
+        return
+    runtime = discover().newest(family)
+    assert runtime is not None
+    name, text, handler = OTHER_RUNTIMES[family]
+    toml = code / "function.toml"
+    before = toml.read_text()
+    toml.write_text(f'{before}runtime = "{runtime.identifier}"\nhandler = "{handler}"\n')
+    (code / name).write_text(text)
+    (code / name).chmod(0o755)
+    try:
+        yield
+    finally:
+        toml.write_text(before)
+        (code / name).unlink()
+
+
+async def handled(
+    folder: Path,
+    facts: dict[str, Any],
+    family: Literal["nodejs", "provided"] | None = None,
+    **env: str,
+) -> Results:
+    """In a handler of a real server: what its runtime was forked from, if it was, is in it."""
     from tests.system.conftest import Functions, serving
 
     code = folder / "functions/attack"
@@ -102,10 +153,14 @@ async def handled(folder: Path, facts: dict[str, Any], **env: str) -> Results:
         kept = unreadable.rename(folder / "kept") if unreadable.exists() else None
         try:
             log = Path(os.environ.get("TMPDIR", folder), "log")
-            with serving(Functions(folder / "functions"), state, log, **env) as server:
+            with (
+                _runtime(code, family),
+                serving(Functions(folder / "functions"), state, log, **env) as server,
+            ):
                 told = facts | {"supervisor": server.process.pid}
                 prey.tell(code, told, numbered())
-                if env.get("LAMBOX_ZYGOTE") != "false" and os.geteuid() == 0:
+                forked = family is None and env.get("LAMBOX_ZYGOTE") != "false"
+                if forked and os.geteuid() == 0:
                     server.wait_prepared()
                 url = f"{server.url}/invoke/attack"
                 with urllib.request.urlopen(url, data=b"{}", timeout=60) as reply:
@@ -137,4 +192,6 @@ VARIANTS: dict[str, Variant] = {
     "forked, executes": lambda folder, facts: direct("forked", folder, facts),
     "handler, forked": handled,
     "handler, no zygote": lambda folder, facts: handled(folder, facts, LAMBOX_ZYGOTE="false"),
+    "handler, Node.js": lambda folder, facts: handled(folder, facts, "nodejs"),
+    "bootstrap": lambda folder, facts: handled(folder, facts, "provided"),
 }
