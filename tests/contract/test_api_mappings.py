@@ -12,6 +12,7 @@ import pytest
 
 from tests.aws import ACCOUNT, Aws, Queue
 from tests.contract.lambda_api import Api, asked, serving
+from tests.waiting import until
 
 IPV = "InvalidParameterValueException"
 
@@ -38,20 +39,11 @@ def settled(api: Api, name: str) -> Any:
 
 
 def gone(api: Api, name: str) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        left = api.client.list_event_source_mappings()["EventSourceMappings"]
-        if name not in [one["UUID"] for one in left]:
-            return
-        time.sleep(0.02)
-    raise AssertionError("it is still there")
+    def left() -> list[str]:
+        mappings = api.client.list_event_source_mappings()["EventSourceMappings"]
+        return [one["UUID"] for one in mappings]
 
-
-def until(condition: Any) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it does not come"
-        time.sleep(0.02)
+    until(lambda: name not in left(), 20)
 
 
 def test_a_mappings_life(api: Api, queue: Queue) -> None:

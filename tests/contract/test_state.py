@@ -5,8 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,17 +13,11 @@ import pytest
 
 from tests.contract.lambda_api import ROLE, Api, serving, zipped
 from tests.tinydisk import tiny_disk
+from tests.waiting import until
 
 
 def packages(api: Api) -> set[str]:
     return {path.name for path in (api.state / "code").glob("trees/*")}
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_code_that_nothing_refers_to_goes(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from tests.faults.fuse_standin import mounted
 from tests.faults.parts import ECHO, SLOW, Call, busy, refused, works
-from tests.system.conftest import Functions, Server, Start, until
+from tests.system.conftest import Functions, Server, Start
+from tests.waiting import until
 
 pytestmark = pytest.mark.system
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="host: mounting needs root")

@@ -27,8 +27,9 @@ import pytest
 
 from runtimeapi.pace import CREDIT, PAID_PER_S
 from runtimeapi.server import ENVIRONMENT_CONNECTIONS
-from tests.system.conftest import Server, until
+from tests.system.conftest import Server
 from tests.system.test_http_faults import hostile
+from tests.waiting import until
 
 pytestmark = pytest.mark.system
 

@@ -16,7 +16,8 @@ import pytest
 
 from tests.faults.parts import ECHO, SLOW, Call, busy, refused
 from tests.leftovers import traces
-from tests.system.conftest import LAMBOX, Start, until
+from tests.system.conftest import LAMBOX, Start
+from tests.waiting import until
 
 pytestmark = pytest.mark.system
 ONLY_SCRATCH = {"LAMBOX_ZYGOTE": "false"}

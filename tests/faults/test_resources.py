@@ -18,7 +18,8 @@ import pytest
 from sandbox.confine.cgroup_v1 import mounted
 from tests.faults.parts import ECHO, SLOW, Call, busy, refused, works
 from tests.leftovers import traces
-from tests.system.conftest import LAMBOX, Server, Start, until
+from tests.system.conftest import LAMBOX, Server, Start
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.system,

@@ -14,7 +14,8 @@ import pytest
 from tests.faults.parts import SLOW, Call, busy
 from tests.leftovers import traces
 from tests.system.confine_fixtures import proc_status
-from tests.system.conftest import LAMBOX, Start, until
+from tests.system.conftest import LAMBOX, Start
+from tests.waiting import until
 
 pytestmark = pytest.mark.system
 

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,18 +22,11 @@ import pytest
 from sandbox.confine import privilege, userns
 from tests.leftovers import leftovers
 from tests.system.confine_fixtures import MAKING, MAKINGS
+from tests.waiting import until
 
 LAMBOX = Path(sys.executable).with_name("lambox")
 OWN_UIDS = privilege.may_change_uid() or userns.subordinate()[0] is not None
 """Whether the environments of a server started by us have uids of their own."""
-
-
-def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    """Wait for something outside our control (another process) to become true."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
 
 
 class Functions:

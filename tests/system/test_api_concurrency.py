@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.contract.lambda_api import PYTHON, ROLE, zipped
-from tests.system.conftest import Server, until
+from tests.system.conftest import Server
+from tests.waiting import until
 
 pytestmark = pytest.mark.system
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.aws import Aws
-from tests.system.conftest import Functions, Start, until
+from tests.system.conftest import Functions, Start
 from tests.system.powertools import layer
+from tests.waiting import until
 
 WORKER = """
     from aws_lambda_powertools import Logger

@@ -7,8 +7,9 @@ from typing import Any
 
 from tests.aws import Aws, Queue
 from tests.contract.lambda_api import PYTHON, ROLE, zipped
-from tests.system.conftest import Functions, Start, until
+from tests.system.conftest import Functions, Start
 from tests.system.crashing import Crash
+from tests.waiting import until
 
 FAILS = """
 def handler(event, context):

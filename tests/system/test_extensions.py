@@ -18,7 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.system.conftest import Functions, Server, Start, serving, until
+from tests.system.conftest import Functions, Server, Start, serving
+from tests.waiting import until
 
 pytestmark = pytest.mark.system
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.leftovers import traces
-from tests.system.conftest import Server, Start, until
+from tests.system.conftest import Server, Start
+from tests.waiting import until
 
 pytestmark = pytest.mark.system
 SLOW = "import time\ndef handler(event, context):\n    time.sleep(event)\n    return 'done'\n"

@@ -17,7 +17,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from tests.contract.test_tls import make_certificate
-from tests.system.conftest import LAMBOX, Functions, Server, Start, until
+from tests.system.conftest import LAMBOX, Functions, Server, Start
+from tests.waiting import until
 
 pytestmark = pytest.mark.system
 ECHO = "def handler(event, context):\n    print('it ran')\n    return event\n"

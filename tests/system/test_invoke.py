@@ -17,7 +17,8 @@ from typing import Any
 import botocore.exceptions
 import pytest
 
-from tests.system.conftest import Server, until
+from tests.system.conftest import Server
+from tests.waiting import until
 
 pytestmark = pytest.mark.system
 

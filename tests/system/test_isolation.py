@@ -61,7 +61,7 @@ def test_identity(probe: Any) -> None:
 def test_every_environment_has_a_host_uid_of_its_own(shared: Server) -> None:
     import psutil
 
-    from tests.system.conftest import until
+    from tests.waiting import until
 
     shared.functions.add("naps", "import time\ndef handler(event, context):\n    time.sleep(2)\n")
     threads = [threading.Thread(target=lambda: shared.invoke("naps")) for _ in range(3)]

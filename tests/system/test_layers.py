@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.system.conftest import Server, Start, until
+from tests.system.conftest import Server, Start
 from tests.system.test_lambda_api import ROLE, wait
 from tests.system.test_rootless import UID, place, server_process
 from tests.system.test_rootless import serving as serving_as_user
+from tests.waiting import until
 
 __all__ = ["place"]
 

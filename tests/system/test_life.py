@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from tests.leftovers import traces
-from tests.system.conftest import Functions, Server, Start, until
+from tests.system.conftest import Functions, Server, Start
+from tests.waiting import until
 
 pytestmark = pytest.mark.system
 

@@ -15,10 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.system.conftest import Functions, Server, until
+from tests.system.conftest import Functions, Server
 from tests.system.internet import ANSWER, HOST, INTERNET, METADATA, NAME_SERVER, World, world
 from tests.system.nat_fixtures import BUILT
 from tests.system.test_nat_server import call
+from tests.waiting import until
 
 pytestmark = BUILT
 ROOT = Path(__file__).resolve().parents[2]

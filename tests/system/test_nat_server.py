@@ -16,9 +16,10 @@ import pytest
 
 from sandbox.confine.network import links
 from tests.leftovers import leftovers
-from tests.system.conftest import LAMBOX, Functions, Server, serving, until
+from tests.system.conftest import LAMBOX, Functions, Server, serving
 from tests.system.internet import ANSWER, INTERNET, NAME_SERVER, World, world
 from tests.system.nat_fixtures import BUILT
+from tests.waiting import until
 
 pytestmark = BUILT
 REACHING = f"""

@@ -20,7 +20,8 @@ import psutil
 import pytest
 
 from sandbox.confine import privilege
-from tests.system.conftest import Functions, Server, until
+from tests.system.conftest import Functions, Server
+from tests.waiting import until
 
 TOP = Path(__file__).parents[2]
 AS_USER = TOP / "tools/as-user"

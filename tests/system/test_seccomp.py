@@ -27,7 +27,8 @@ from tests.system.confine_fixtures import (
     made_ahead,
     nothing_left,
 )
-from tests.system.conftest import Start, until
+from tests.system.conftest import Start
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.system,

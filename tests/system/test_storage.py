@@ -22,7 +22,8 @@ from sandbox.confine.process import KILL_LIMIT_S
 from sandbox.confine.spec import MIB, ConfineError, IsolationUnavailable
 from sandbox.confine.storage import Storage, open_storage, try_out
 from tests.system.confine_fixtures import MAKING, confined, nothing_left
-from tests.system.conftest import Start, until
+from tests.system.conftest import Start
+from tests.waiting import until
 
 pytestmark = [pytest.mark.system, pytest.mark.optional]
 NAME = f"lambox-{os.getpid()}-test"

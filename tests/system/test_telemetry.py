@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.system.conftest import Server, until
+from tests.system.conftest import Server
 from tests.unit.test_events import check
+from tests.waiting import until
 
 pytestmark = pytest.mark.system
 
