@@ -361,7 +361,8 @@ def inside(server: Server) -> list[str]:
 
 def test_the_end_of_the_server_is_told_and_leaves_nothing(start: Start, tmp_path: Path) -> None:
     functions = Extended(tmp_path / "functions")
-    functions.extend("both", python=PYTHON, shell=SHELL)
+    # A shell takes seconds on the share of 128 MB of a slow machine, and has two.
+    functions.extend("both", ECHO, "memory_size = 1769", python=PYTHON, shell=SHELL)
     functions.extend("stubborn", stubborn=STUBBORN)
     server = start(prefix=["setsid"], LAMBOX_GRACE_S="1")
     for name in ("both", "stubborn"):

@@ -211,9 +211,13 @@ USERLAND: Attempts = {
             pids = {int(name) for name in os.listdir("/proc") if name.isdigit()} - mine
             kin = {pid for pid in pids if b"PPid:\\t0" not in open(f"/proc/{pid}/status", "rb").read()}
             return len(pids - kin)""", "0 | 1"),
-        ("signal one of the host's", "return attempt(os.kill, prey['process'], 0)", "ESRCH"),
-        ("signal the supervisor", "return attempt(os.kill, prey['supervisor'], signal.SIGKILL)", "ESRCH"),
-        ("a descriptor of it", "return attempt(os.pidfd_open, prey['supervisor'])", "ESRCH | EINVAL"),
+        ("signal one of the host's", "return attempt(os.kill, host_pid('process', prey), 0)", "ESRCH"),
+        ("signal the supervisor",
+            "return attempt(os.kill, host_pid('supervisor', prey), signal.SIGKILL)",
+            "ESRCH"),
+        ("a descriptor of it",
+            "return attempt(os.pidfd_open, host_pid('supervisor', prey))",
+            "ESRCH | EINVAL"),
         ("signal its parent outside (pid 0 is its own group)",
             "return os.getppid() in (0, 1) or os.path.exists(f'/proc/{os.getppid()}')",
             "True"),
@@ -243,7 +247,7 @@ USERLAND: Attempts = {
             return got""", "EPERM"),
         ("have a descriptor's signals sent to the supervisor", """
             ours, _ = socket.socketpair()
-            return attempt(fcntl.fcntl, ours, fcntl.F_SETOWN, prey["supervisor"])""", "ESRCH"),
+            return attempt(fcntl.fcntl, ours, fcntl.F_SETOWN, host_pid("supervisor", prey))""", "ESRCH"),
         ("slow all of its uid down", "return attempt(os.setpriority, os.PRIO_USER, 0, 19)", "done"),
         ("real-time scheduling",
             "return attempt(os.sched_setscheduler, 0, os.SCHED_FIFO, os.sched_param(1))",

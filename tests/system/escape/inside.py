@@ -86,6 +86,17 @@ def marked(data, prey):
     return any(hashlib.sha256(one).hexdigest() == prey["digest"] for one in found)
 
 
+def host_pid(name, prey):
+    """Of a process of the host's; in its stead a number that nobody has, where one of ours has the same."""
+    pid = prey[name]
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            ours = file.read().rpartition(")")[2].split()[19] != prey["began"][str(pid)]
+    except OSError:
+        return pid
+    return 1 << 21 if ours else pid
+
+
 def unix(path):
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(2)

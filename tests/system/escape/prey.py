@@ -149,4 +149,11 @@ def _code(facts: dict[str, Any], host: Path, code: Path) -> None:
 
 def tell(code: Path, facts: dict[str, Any], attempts: list[tuple[str, str]]) -> None:
     """Put what is to be tried into the function's folder."""
+    began = {pid: _began(pid) for pid in (facts["process"], facts["supervisor"])}
+    facts = facts | {"began": began}
     (code / "attempts.json").write_text(json.dumps({"prey": facts, "attempts": attempts}))
+
+
+def _began(pid: int) -> str:
+    """In clock ticks since the boot: with it a pid names one process (proc(5), /proc/PID/stat, field 22)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
