@@ -43,6 +43,16 @@ HIDDEN_FILES = (
     "locks",
     "cmdline",
     "config.gz",
+    "diskstats",
+    "cgroups",
+    "softirqs",
+    "schedstat",
+    "zoneinfo",
+    "buddyinfo",
+    "swaps",
+    "mdstat",
+    "sys/fs/file-nr",
+    "sys/kernel/random/boot_id",
 )
 HIDDEN_FOLDERS = (
     "acpi",
@@ -56,7 +66,7 @@ HIDDEN_FOLDERS = (
     "scsi",
 )
 """Of /proc: what runc hides or makes read-only, and what tells about this machine and its other tenants. Most
-is root's alone anyway. What libraries size themselves by (meminfo, cpuinfo, stat, loadavg, uptime...) stays,
+is root's alone anyway. What libraries size themselves by (meminfo, vmstat, cpuinfo, stat, loadavg, uptime...) stays,
 as on AWS; each hidden one costs a sandbox 0.1 ms."""
 
 

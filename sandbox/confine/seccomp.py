@@ -41,8 +41,9 @@ SOCKETS = (
     socket.AF_NETLINK,
 )
 """Address families a socket may have. All others (packet, vsock, alg, bluetooth, ...) are EAFNOSUPPORT."""
-RAW, PACKET = 3, 10
-"""SOCK_RAW, SOCK_PACKET of linux/net.h. The latter of AF_INET is AF_PACKET (__sock_create of net/socket.c)."""
+STREAM, DATAGRAM, RAW, PACKET = 1, 2, 3, 10
+"""SOCK_* of linux/net.h. SOCK_PACKET of AF_INET is AF_PACKET (__sock_create of net/socket.c); of the types that are
+not here SOCK_DCCP and SOCK_SEQPACKET load DCCP and SCTP without naming a protocol."""
 TYPE_MASK = 0xF
 HIGHEST_PROTOCOL = 58
 """IPPROTO_ICMPV6 of linux/in.h: of 0, ICMP, TCP, UDP and this one. Above are SCTP, L2TP, UDP-Lite, MPTCP and SMC, whose
@@ -54,6 +55,8 @@ PERSONALITY_QUERY = 1 << 31
 TIOCSTI, TIOCLINUX, TIOCSETD = 0x5412, 0x541C, 0x5423
 """asm-generic/ioctls.h: put characters into a terminal's input (CVE-2017-5226 and its kin); give it a line
 discipline (n_gsm, slip...: the kernel loads the module for whoever asks, CVE-2023-6546 and its kin)."""
+MAP_HUGETLB, MFD_HUGETLB, SHM_HUGETLB = 0x40000, 4, 0o4000
+"""asm-generic/mman-common.h, linux/memfd.h, linux/shm.h: pages of the host's pool, which no memory cgroup counts."""
 S_IFMT, S_IFCHR, S_IFBLK = 0o170000, 0o020000, 0o060000
 """linux/stat.h"""
 NUMBERS = 1024
@@ -155,11 +158,15 @@ def _arguments(builder: _Builder, refusal: Refusal) -> bytes:
         if family not in known:
             builder.add(rules, no_family, "socket", arg(0, equal, family))
     builder.add(rules, no_family, "socket", arg(0, builder.api.GT, known[-1]))
-    # Raw sockets make packets that nobody checked (no capability for it: this is the second bolt).
+    # A pair of any other family is made, and its module loaded, before the kernel sees that there are none.
+    not_unix = arg(0, builder.api.NE, int(socket.AF_UNIX))
+    builder.add(rules, no_family, "socketpair", not_unix)
     for family in (socket.AF_INET, socket.AF_INET6):
-        for kind in (RAW, PACKET):
-            raw = arg(1, masked, TYPE_MASK, kind)
-            builder.add(rules, refuse, "socket", arg(0, equal, int(family)), raw)
+        for kind in {*range(TYPE_MASK + 1)} - {STREAM, DATAGRAM}:
+            # Raw sockets make packets that nobody checked (no capability for it: this is the second bolt).
+            answer = refuse if kind in (RAW, PACKET) else refusal(errno.ESOCKTNOSUPPORT)
+            typed = arg(1, masked, TYPE_MASK, kind)
+            builder.add(rules, answer, "socket", arg(0, equal, int(family)), typed)
         # As a kernel without them answers: Go asks for MPTCP, and is content with TCP.
         none = refusal(errno.EPROTONOSUPPORT)
         builder.add(rules, none, "socket", arg(0, equal, int(family)), arg(2, equal, DCCP))
@@ -170,6 +177,14 @@ def _arguments(builder: _Builder, refusal: Refusal) -> bytes:
     for request in (TIOCSTI, TIOCLINUX, TIOCSETD):
         # Compared in 32 bits, as the kernel does: a request with high bits set is the same request.
         builder.add(rules, refuse, "ioctl", arg(1, masked, 0xFFFFFFFF, request))
+    # As where the host has no huge pages.
+    no_memory = refusal(errno.ENOMEM)
+    for name, place, flag in (
+        ("mmap", 3, MAP_HUGETLB),
+        ("memfd_create", 1, MFD_HUGETLB),
+        ("shmget", 2, SHM_HUGETLB),
+    ):
+        builder.add(rules, no_memory, name, arg(place, masked, flag, flag))
     # Device nodes (no capability for it either); mkfifo and sockets are made with mknod too.
     for name, place in (("mknod", 1), ("mknodat", 2)):
         for kind in (S_IFCHR, S_IFBLK):

@@ -53,6 +53,10 @@ def refused(program: bytes, number: int, *args: int) -> str | None:
     return errno.errorcode[action & bpf.DATA]
 
 
+PLAIN = {"socket": (1, 1), "socketpair": (1, 1)}
+"""Arguments that are allowed, where 0 is not."""
+
+
 def test_it_fits_into_the_kernel(program: bytes) -> None:
     assert 10 < len(program) // bpf.INSTRUCTION.size < bpf.LARGEST
 
@@ -69,7 +73,7 @@ def test_it_fits_into_the_kernel(program: bytes) -> None:
     ],
 )  # fmt: skip
 def test_what_runtimes_need_is_allowed(program: bytes, name: str, number: int) -> None:
-    assert refused(program, number) is None, name
+    assert refused(program, number, *PLAIN.get(name, ())) is None, name
 
 
 @pytest.mark.parametrize(
@@ -93,7 +97,7 @@ def test_what_nobody_needs_is_refused(program: bytes, name: str, number: int) ->
 
 def at_all(program: bytes, name: str, number: int, arch: int = X86_64) -> bool:
     """Whether a call is allowed for some arguments."""
-    return run(program, number, *([1, 1] if name == "socket" else []), arch=arch) == bpf.ALLOW
+    return run(program, number, *PLAIN.get(name, ()), arch=arch) == bpf.ALLOW
 
 
 def tables() -> dict[str, set[str]]:
@@ -298,7 +302,12 @@ def test_clone(program: bytes, flags: int, answer: str | None) -> None:
         (2, 2, 1, None),  # ping without root
         (10, 2, 58, None),
         (2, 1, 33, "EPROTONOSUPPORT"),  # dccp
-        (10, 6 | 0x800, 33, "EPROTONOSUPPORT"),
+        (2, 6, 0, "ESOCKTNOSUPPORT"),
+        (10, 6 | 0x800, 0, "ESOCKTNOSUPPORT"),
+        (2, 5, 0, "ESOCKTNOSUPPORT"),  # sctp
+        (10, 4 | 1 << 32, 0, "ESOCKTNOSUPPORT"),
+        (10, 0, 0, "ESOCKTNOSUPPORT"),
+        (1, 5, 0, None),
         (2, 1, 1 << 32 | 33, "EPROTONOSUPPORT"),
         (10, 2, 115, "EPROTONOSUPPORT"),  # l2tp
         (2, 5, 132, "EPROTONOSUPPORT"),  # sctp
@@ -333,6 +342,32 @@ def test_clone(program: bytes, flags: int, answer: str | None) -> None:
 )
 def test_sockets(program: bytes, family: int, kind: int, protocol: int, answer: str | None) -> None:
     assert refused(program, 41, family, kind, protocol) == answer
+
+
+@pytest.mark.parametrize(
+    ("family", "answer"), [(1, None), (1 | 1 << 32, "EAFNOSUPPORT")]
+    + [(family, "EAFNOSUPPORT") for family in (0, 2, 10, 16, 30, 38, 40)],
+)  # fmt: skip
+def test_pairs_of_sockets(program: bytes, family: int, answer: str | None) -> None:
+    assert refused(program, 53, family, 1, 0) == answer
+
+
+@pytest.mark.parametrize(
+    ("number", "arguments", "answer"),
+    [
+        (9, (0, 4096, 3, 0x22), None),  # MAP_PRIVATE | MAP_ANONYMOUS
+        (9, (0, 4096, 3, 0x24022), None),  # MAP_STACK, MAP_NORESERVE
+        (9, (0, 4096, 3, 0x40022), "ENOMEM"),
+        (9, (0, 4096, 3, 0x54040022), "ENOMEM"),  # of 2 MB
+        (319, (0, 1), None),
+        (319, (0, 4), "ENOMEM"),
+        (319, (0, 5 | 21 << 26), "ENOMEM"),
+    ],
+)
+def test_huge_pages(
+    program: bytes, number: int, arguments: tuple[int, ...], answer: str | None
+) -> None:
+    assert refused(program, number, *arguments) == answer
 
 
 @pytest.mark.parametrize(

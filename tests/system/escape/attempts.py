@@ -156,7 +156,9 @@ USERLAND: Attempts = {
         ("what is root's or tells about neighbours", """
             names = ("kcore", "keys", "key-users", "kallsyms", "kmsg", "timer_list", "sched_debug", "interrupts",
                      "iomem", "ioports", "modules", "locks", "partitions", "cmdline", "config.gz", "sysrq-trigger",
-                     "slabinfo", "vmallocinfo", "kpageflags", "kpagecount", "latency_stats", "timer_stats")
+                     "slabinfo", "vmallocinfo", "kpageflags", "kpagecount", "latency_stats", "timer_stats",
+                     "diskstats", "cgroups", "softirqs", "schedstat", "zoneinfo", "buddyinfo", "pagetypeinfo",
+                     "swaps", "mdstat", "sys/fs/file-nr", "sys/kernel/random/boot_id")
             said = {name: attempt(open, f"/proc/{name}", "rb") for name in names}
             return [name for name in said if said[name] not in ("EACCES", "ENOENT", "EPERM")]""",
             "[]"),
@@ -170,7 +172,8 @@ USERLAND: Attempts = {
             own = re.compile(r"/proc/sys/(fs/mqueue/|kernel/(auto_msgmni|msgm|ns_last_pid|pid_max|sem$|"
                              r"sem_next_id|shm|msg_next_id))")
             paths = [os.path.join(path, name) for path, _, names in os.walk("/proc/sys") for name in names]
-            return [path for path in paths if os.access(path, os.W_OK) and not own.match(path)]""", "[]"),
+            paths = [path for path in paths if os.access(path, os.W_OK) and not own.match(path)]
+            return [path for path in paths if attempt(os.open, path, os.O_WRONLY) == "done"]""", "[]"),
         ("core_pattern (runs a program as root)",
             "return attempt(open, '/proc/sys/kernel/core_pattern', 'w')",
             "EACCES | EROFS"),

@@ -95,6 +95,11 @@ KERNEL: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("I/O ports", "return syscall('iopl', 3)", REFUSED),
         ("segments (modify_ldt)", "return syscall('modify_ldt', 1, b'\\0' * 16, 16)", REFUSED),
         ("memory out of everybody's reach", "return syscall('memfd_secret', 0)", "ENOSYS"),
+        ("the host's huge pages (no cgroup counts them)", """
+            kinds = [attempt(mmap.mmap, -1, 1 << 21, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000)]
+            kinds.append(attempt(os.memfd_create, "x", 4))
+            return kinds + [syscall("shmget", 0, 1 << 21, 0o4600)]""",
+            "['ENOMEM', 'ENOMEM', 'ENOMEM'] | ['ENOMEM', 'ENOMEM', 'EPERM']"),
         ("fanotify", "return syscall('fanotify_init', 0, 0)", REFUSED),
         ("compare with pid 1", "return syscall('kcmp', os.getpid(), 1, 1, 0, 0)", REFUSED),
         ("others' pages", "return syscall('move_pages', 1, 0, 0, 0, 0, 0)", REFUSED),
@@ -105,7 +110,15 @@ KERNEL: dict[str, tuple[tuple[str, str, str], ...]] = {
             f"return attempt(socket.socket, socket.AF_{family}, {kind}, {protocol})",
             "EPROTONOSUPPORT")
             for family in ("INET", "INET6")
-            for name, kind, protocol in (("sctp", 5, 132), ("dccp", 6, 33), ("l2tp", 2, 115), ("mptcp", 1, 262))),
+            for name, kind, protocol in (("sctp", 1, 132), ("dccp", 2, 33), ("l2tp", 2, 115), ("mptcp", 1, 262))),
+        *((f"{name} over {family}, by its type alone",
+            f"return attempt(socket.socket, socket.AF_{family}, {kind}, 0)",
+            "ESOCKTNOSUPPORT")
+            for family in ("INET", "INET6")
+            for name, kind in (("sctp", 5), ("dccp", 6))),
+        ("pairs of families that are refused alone", """
+            return sorted({attempt(socket.socketpair, family, 1) for family in (30, 38, 40, 44, 16, 2)})""",
+            "['EAFNOSUPPORT']"),
         ("the hypervisor's sockets",
             "return attempt(socket.socket, socket.AF_VSOCK, socket.SOCK_STREAM)",
             NO_FAMILY),
