@@ -4,6 +4,7 @@ import os
 import struct
 import tracemalloc
 from contextlib import aclosing
+from sys import getsizeof
 
 import pytest
 import trio
@@ -11,6 +12,7 @@ import trio.testing
 
 from sandbox.logpipes import BURST, RATE, Budget, LogPipes
 from sandbox.logs import (
+    FOLLOWER_BYTES,
     KEPT_BYTES,
     MAX_LINE,
     MOST_KEPT_BYTES,
@@ -110,6 +112,20 @@ async def test_followers_get_lines_and_never_hold_up_the_writer() -> None:
             book.write("f", "flood")
         assert await anext(lines) == "this"
     book.write("f", "nobody follows any more")
+
+
+async def test_a_follower_that_lags_behind_holds_so_much_and_no_more() -> None:
+    """1,000 lines of a megabyte each (256 KB, one letter of which is beyond Unicode's first plane)."""
+    book = LogBook()
+    line = "x" * (MAX_LINE - 4) + "\U0001f600"
+    most = FOLLOWER_BYTES // getsizeof(line)
+    async with aclosing(book.follow("f")) as lines:
+        for number in range(20):
+            book.write("f", f"{number:02d}{line[2:]}")
+        for number in range(most):
+            assert (await anext(lines)).startswith(f"{number:02d}")
+        book.write("f", "room again")
+        assert await anext(lines) == "room again"
 
 
 def test_init_report_line() -> None:
