@@ -10,7 +10,15 @@ import pytest
 import trio
 import trio.testing
 
-from sandbox.logpipes import BURST, RATE, Budget, LogPipes
+from sandbox.logpipes import (
+    BURST,
+    DRAIN_DEBT,
+    RATE,
+    READ_SIZE,
+    TOLD_LINE_COST,
+    Budget,
+    LogPipes,
+)
 from sandbox.logs import (
     FOLLOWER_BYTES,
     KEPT_BYTES,
@@ -182,6 +190,27 @@ async def test_pipes_of_one_budget_are_paced_together(
     finally:
         os.close(read)
         os.close(write)
+
+
+async def test_a_flood_is_not_drained_in_one_go(autojump_clock: trio.testing.MockClock) -> None:
+    """A flood refills its pipe while it is drained: the event loop was kept for 1.4 s at the end of an invocation."""
+    read, write = os.pipe()
+    quiet = os.pipe()
+    for fd in (read, write, quiet[0]):
+        os.set_blocking(fd, False)
+    lines: list[str] = []
+    size = os.write(write, b"\n" * 65536)
+    try:
+        with LogPipes((read,), quiet[0], lines.append) as pipes:
+            pipes.budget.line_cost = TOLD_LINE_COST
+            pipes.drain()
+            assert 0 < len(lines) < (BURST + DRAIN_DEBT) / TOLD_LINE_COST + READ_SIZE
+            with trio.move_on_after(60):
+                await pipes.read()
+            assert len(lines) == size
+    finally:
+        for fd in (read, write, *quiet):
+            os.close(fd)
 
 
 async def test_a_flood_is_paced(autojump_clock: trio.testing.MockClock) -> None:
