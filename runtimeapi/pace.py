@@ -3,7 +3,7 @@
 A request that is refused costs a runtime 20 us and lambox up to 1 ms, a connection 0.1 ms; the CPU share holds the
 former alone. So each of them is charged, and whoever is in debt is read, and accepted from, later. A runtime
 that does what it is there for is never charged for it, however fast, but for errors with causes of a megabyte
-and more, and for bodies in more than 20,000 chunks per second.
+and more, for bodies in more than 20,000 chunks per second, and where it asks for an event that it has already.
 """
 
 from __future__ import annotations

@@ -78,8 +78,10 @@ def make_rapi_app() -> FaceApp:
 def _mount_invocation(app: FaceApp) -> None:
     @app.get(f"{VERSION}/runtime/invocation/next", provide_automatic_options=False)
     async def next_event() -> Response:
-        event = await environment().next()
-        return render(next_reply(event))
+        face = environment()
+        if face.event_is_out:
+            charge()
+        return render(next_reply(await face.next()))
 
     @app.post(
         f"{VERSION}/runtime/invocation/<request_id>/response", provide_automatic_options=False
