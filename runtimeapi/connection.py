@@ -44,7 +44,9 @@ from hypercorn.typing import AppWrapper, ConnectionState
 from hypercorn.utils import parse_socket_addr
 
 from runtimeapi.bodies import StreamedBody
-from runtimeapi.pace import REFUSAL, Pace
+from runtimeapi.heads import Buffer
+from runtimeapi.pace import FREE_HEAD, HEAD_BYTE, PIECE, REFUSAL, Pace
+from runtimeapi.room import SMALL_HEAD, place_of
 from runtimeapi.urls.names import called
 
 log = logging.getLogger("lambox.http")
@@ -59,7 +61,8 @@ BODY_KEY = "lambox.body"
 """Where the ASGI scope carries the StreamedBody."""
 PACE_KEY = "lambox.pace"
 """Where a socket's state carries the Pace of those behind it."""
-
+PIECES = 64
+"""Pieces of bodies taken before others come: one read may bring 11,000."""
 
 BODILESS = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
 """Methods no handler but a function URL's reads a body of: a peer that goes away cancels them, body or not."""
@@ -141,14 +144,17 @@ class FaceProtocol(H11Protocol):
         self.broken = False
         """The peer broke the protocol or ended early: nothing more is read."""
         self._dropped = 0
+        self._pieces = 0
+        self.buffer = cast(h11.Connection, self.connection)._receive_buffer = Buffer()
         self.pace = cast("Pace | None", self.connection_state.get(PACE_KEY))
+        self._place = place_of(self.connection_state)
 
     @property
     def reading(self) -> tuple[str, int] | None:
         """What the peer is in the middle of sending, and the how many-th of this connection that is."""
         if self.body_due:
             return "body", self.keep_alive_requests
-        begun = self.connection.their_state is h11.IDLE and self.connection.trailing_data[0]
+        begun = self.connection.their_state is h11.IDLE and bool(self.buffer)
         return ("head", self.keep_alive_requests) if begun else None
 
     @property
@@ -172,6 +178,7 @@ class FaceProtocol(H11Protocol):
                     await self.send(Closed())
                     break
                 if self.pace is not None:
+                    self._charge_lines(self.pace)
                     await self.pace.rest()
                 await self.send(Updated(idle=False))
                 await self._create_stream(event)
@@ -203,7 +210,28 @@ class FaceProtocol(H11Protocol):
             self.pace.charge(REFUSAL)
         await super().stream_send(event)
 
+    async def make_room(self) -> None:
+        """Before more is read: a head, or trailers, this large may be in the middle of only so many connections."""
+        if self._place is not None and len(self.buffer) > SMALL_HEAD:
+            await self._place.wait()
+
+    def _charge_lines(self, pace: Pace) -> None:
+        pace.charge(max(0, self.buffer.lines_size - FREE_HEAD) * HEAD_BYTE)
+        self.buffer.lines_size = 0
+
+    async def _send_error_response(self, status_code: int) -> None:
+        if self.pace is not None:
+            self.pace.charge(REFUSAL)
+        await super()._send_error_response(status_code)
+
     async def _take_data(self, data: bytes) -> None:
+        self._pieces += 1
+        if self.pace is not None:
+            self.pace.charge(PIECE)
+        if self._pieces % PIECES == 0:
+            await trio.lowlevel.checkpoint()
+            if self.pace is not None:
+                await self.pace.rest()
         if self.stream is not None:
             await self.stream.body.feed(data)
             return
@@ -213,6 +241,8 @@ class FaceProtocol(H11Protocol):
             await self.send(Closed())
 
     async def _take_end(self, event: h11.EndOfMessage) -> None:
+        if self.pace is not None:
+            self._charge_lines(self.pace)
         if self.stream is not None:
             self.stream.body.finish(event.headers)
         else:
@@ -351,9 +381,13 @@ class FaceConnection(TCPServer):
                 self.protocol_send,
             )
             await self.idle_task.restart(task_group, self._idle_timeout)
-            if self._already_read:
-                await self.protocol.handle(RawData(self._already_read))
-            await self._read_data()
+            try:
+                already_read, self._already_read = self._already_read, b""
+                if already_read:
+                    await self.protocol.handle(RawData(already_read))
+                await self._read_data()
+            finally:
+                self.protocol.buffer.clear()
             self._closing = True
             await self.idle_task.stop()
         await self._close()
@@ -370,6 +404,7 @@ class FaceConnection(TCPServer):
             await self.protocol.handle(RawData(data))
             if data == b"":
                 break
+            await self.protocol.make_room()
         await self._let_answer()
         await self.protocol.handle(Closed())
 

@@ -21,6 +21,8 @@ MOST_HEAD = 16 * 1024
 """Bytes of an answer's head."""
 MOST_ANSWER = 128 * 1024
 """Bytes of an answer altogether; what comes after them is not waited for."""
+PART_COST = 128
+"""Bytes counted for each part of an answer (a chunk, a 1xx) besides its own: it may have 21,000, which take 0.1 s."""
 READ = 16 * 1024
 SEND_BUFFER = 256 * 1024
 """Bytes that the kernel holds for a peer that does not read."""
@@ -89,7 +91,9 @@ class HttpCourier:
                 data = await stream.receive_some(READ)
                 left -= max(len(data), 1)
                 peer.receive_data(data)
-            elif isinstance(event, h11.Response):
+                continue
+            left -= PART_COST
+            if isinstance(event, h11.Response):
                 status = event.status_code
             elif isinstance(event, h11.EndOfMessage | h11.ConnectionClosed) or event is h11.PAUSED:
                 break

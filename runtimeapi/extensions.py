@@ -13,7 +13,7 @@ from typing import Any
 from quart import Response, request
 
 from runtimeapi.app import FaceApp, body_of
-from runtimeapi.bodies import read_all
+from runtimeapi.bodies import read_all, read_off
 from runtimeapi.gojson import ACCEPTED, JSON, charge, go_json, header, render
 from runtimeapi.ports import RuntimeFace
 from runtimeapi.replies import Reply
@@ -55,14 +55,14 @@ def mount_extensions(app: FaceApp, environment: Callable[[], RuntimeFace]) -> No
     @app.post(f"{PREFIX}/init/error", provide_automatic_options=False)
     async def extension_init_error() -> Response:
         charge()
-        await read_all(body_of(request), MOST_ERROR)
+        await read_off(body_of(request), MOST_ERROR)
         environment().extensions.init_error(header(IDENTIFIER), header(ERROR_TYPE))
         return render(ACCEPTED)
 
     @app.post(f"{PREFIX}/exit/error", provide_automatic_options=False)
     async def extension_exit_error() -> Response:
         charge()
-        await read_all(body_of(request), MOST_ERROR)
+        await read_off(body_of(request), MOST_ERROR)
         environment().extensions.exit_error(header(IDENTIFIER), header(ERROR_TYPE))
         return render(ACCEPTED)
 

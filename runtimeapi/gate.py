@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from runtimeapi.heads import MOST_LINES
 from runtimeapi.sigv4 import RequestHead, grouped
 
 MAX_HEAD = 64 * 1024
@@ -165,7 +166,8 @@ def _read(block: bytes) -> _Block | None:
 
 
 def _parse(block: bytes) -> _Block | None:
-    if _BLOCK.fullmatch(block) is None:
+    # Besides: the request line and the empty one.
+    if block.count(b"\n") > MOST_LINES - 2 or _BLOCK.fullmatch(block) is None:
         return None
     fields: dict[str, str] = {}
     for raw_name, raw_value in _FIELDS.findall(block):

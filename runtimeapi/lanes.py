@@ -298,6 +298,8 @@ class RuntimeConnection(FastConnection):
             self._place.leave()
 
     def _next(self) -> None:
+        if self._pace is not None and self._environment.event_is_out:
+            self._pace.charge(REFUSAL)
         event = self._environment.ask_next(self._deliver)
         if event is None:
             self._asked = True

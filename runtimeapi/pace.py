@@ -3,7 +3,7 @@
 A request that is refused costs a runtime 20 us and lambox up to 1 ms, a connection 0.1 ms; the CPU share holds the
 former alone. So each of them is charged, and whoever is in debt is read, and accepted from, later. A runtime
 that does what it is there for is never charged for it, however fast, but for errors with causes of a megabyte
-and more.
+and more, for bodies in more than 20,000 chunks per second, and where it asks for an event that it has already.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ CONNECTION = 0.1
 """A bootstrap that runs curl opens two per invocation."""
 CAUSE_BYTE = 1e-4
 """A byte of an error with its cause, which is JSON that lambox has to read: up to 0.1 us."""
+HEAD_BYTE = 1e-4
+"""A byte of a head or of trailers beyond the first FREE_HEAD."""
+FREE_HEAD = 16 * 1024
+PIECE = 0.005
+"""A chunk of a chunked body, which may have a single byte, or what one read brought of another: 5 us."""
 CREDIT = 100.0
 PAID_PER_S = 100.0
 

@@ -91,6 +91,10 @@ class RuntimeFace(Protocol):
     def zone_id(self) -> str:
         """Of the availability zone; empty: not known yet."""
 
+    @property
+    def event_is_out(self) -> bool:
+        """An event has been given and not been answered: `next` gives it again."""
+
     # The same without waiting, for the fast lane.
 
     def ask_next(self, deliver: Callable[[NextEvent], None]) -> NextEvent | None:

@@ -19,7 +19,7 @@ from runtimeapi.app import FaceApp, body_of, head_of, on_request_end, path_of, r
 from runtimeapi.bodies import BodyTooLarge, read_all
 from runtimeapi.connection import PACE_KEY
 from runtimeapi.extensions import mount_extensions
-from runtimeapi.gojson import ACCEPTED, go_json, header, refusal, render
+from runtimeapi.gojson import ACCEPTED, charge, go_json, header, refusal, render
 from runtimeapi.guard import Guard
 from runtimeapi.metadata import mount_metadata
 from runtimeapi.pace import CAUSE_BYTE, Pace
@@ -69,6 +69,7 @@ def make_rapi_app() -> FaceApp:
 
     @app.get(f"{VERSION}/ping", provide_automatic_options=False)
     async def ping() -> Response:
+        charge()
         return respond(200, {"Content-Type": "text/plain; charset=utf-8"}, b"pong")
 
     return app
@@ -77,8 +78,10 @@ def make_rapi_app() -> FaceApp:
 def _mount_invocation(app: FaceApp) -> None:
     @app.get(f"{VERSION}/runtime/invocation/next", provide_automatic_options=False)
     async def next_event() -> Response:
-        event = await environment().next()
-        return render(next_reply(event))
+        face = environment()
+        if face.event_is_out:
+            charge()
+        return render(next_reply(await face.next()))
 
     @app.post(
         f"{VERSION}/runtime/invocation/<request_id>/response", provide_automatic_options=False

@@ -1,7 +1,7 @@
-"""Owns how many large bodies one environment may have gathered at a time: they are the supervisor's memory.
+"""Owns how many large bodies and heads one environment may have gathered at a time: they are the supervisor's memory.
 
-A runtime sends one at a time, and there is one response; but each of its 64 connections might send 6 MB of an error
-and never the last byte.
+A runtime sends one at a time, and there is one response; but each of its 64 connections might send 6 MB of an error,
+or a megabyte of a head, and never the last byte.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import trio
 
 SMALL = 256 * 1024
 """Bytes of a body that need no place."""
+SMALL_HEAD = 64 * 1024
+"""The same of a head, or of trailers."""
 LARGE_AT_ONCE = 2
 """The second is for a connection that is opened while lambox has not seen the end of the one before."""
 PLACE_KEY = "lambox.place"

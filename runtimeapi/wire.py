@@ -77,7 +77,8 @@ class FastConnection:
         """An answer is due from elsewhere."""
         self._job: Callable[[], None] | None = None
         """What a thread has to do before the request can be served."""
-        self._output: memoryview | None = None
+        self._output: list[memoryview] = []
+        """What the socket did not take yet. Not joined: an event of 6 MB is the same for all who ask for it."""
         self._ending = False
         self._over = False
         self._handed_over: bytes | None = None
@@ -121,7 +122,7 @@ class FastConnection:
                     await self._rest()
                 if self._job is not None:
                     await self._work()
-                elif self._output is not None:
+                elif self._output:
                     await self._flush()
                 elif self._due <= trio.current_time():
                     self._on_due()
@@ -147,12 +148,7 @@ class FastConnection:
 
     @property
     def _busy(self) -> bool:
-        return (
-            self._asked
-            or self._head is not None
-            or self._job is not None
-            or self._output is not None
-        )
+        return self._asked or self._head is not None or self._job is not None or bool(self._output)
 
     async def _rest(self) -> None:
         """Serve what is here, then sleep until nudged (the scope is cancelled), while the hub reads."""
@@ -199,7 +195,7 @@ class FastConnection:
     def _stopped(self) -> bool:
         if self._ending and not self._busy:
             self._over = True
-        return self._over or self._output is not None or self._job is not None
+        return self._over or bool(self._output) or self._job is not None
 
     def _read(self) -> None:
         missing = self._need - self._size
@@ -309,10 +305,9 @@ class FastConnection:
             return
         try:
             if len(body) <= JOINED_BODY:
-                data = head + body
-                sent = os.write(self._fd, data)
+                head, body = head + body, b""
+                sent = os.write(self._fd, head)
             else:
-                data = b""
                 sent = os.writev(self._fd, (head, body))
         except BlockingIOError:
             sent = 0
@@ -320,13 +315,13 @@ class FastConnection:
             self._over = True
             return
         if sent < len(head) + len(body):
-            self._output = memoryview(data or head + body)[sent:]
+            self._output = [memoryview(head)[sent:], memoryview(body)[max(0, sent - len(head)) :]]
 
     def _settle(self) -> None:
         """An answer that was due has been sent, by whatever task."""
         self._asked = False
         self._arm_idle()
-        if self._over or self._size or self._output is not None or self._ending:
+        if self._over or self._size or self._output or self._ending:
             self._nudge()
 
     def _fail(self, error: Exception) -> None:
@@ -336,12 +331,12 @@ class FastConnection:
 
     async def _flush(self) -> None:
         """As `FaceConnection._send`: the limit is on a peer that stands still."""
-        output, self._output = self._output, None
-        assert output is not None
+        output, self._output = self._output, []
         try:
-            for start in range(0, len(output), SEND_SLICE):
-                with trio.fail_after(self._config.send_timeout_s):
-                    await self._stream.send_all(output[start : start + SEND_SLICE])
+            for part in output:
+                for start in range(0, len(part), SEND_SLICE):
+                    with trio.fail_after(self._config.send_timeout_s):
+                        await self._stream.send_all(part[start : start + SEND_SLICE])
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             self._over = True
         if self._ending and not self._busy:

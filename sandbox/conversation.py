@@ -121,6 +121,11 @@ class Conversation:
             self.forget_next(deliver)
         return found[0]
 
+    @property
+    def event_is_out(self) -> bool:
+        """An event has been given and not been answered: `next` gives it again."""
+        return self._life.state is State.RUNNING
+
     def ask_next(self, deliver: Deliver) -> NextEvent | None:
         """`next` without waiting: the event that is out, or None, and `deliver` is called with it.
 

@@ -17,9 +17,12 @@ import trio
 
 from sandbox.logs import Frame, FrameSplitter, LineSplitter
 
-READ_SIZE = 64 * 1024
+READ_SIZE = 4 * 1024
+"""Bytes taken in one go: they may be 1,400 lines, which take 3 to 30 ms."""
 DRAIN_READS = 16
 """Reads per pipe of one `drain`: a pipe holds 64 KiB, a flood refills it meanwhile."""
+DRAIN_DEBT = 512 * 1024
+"""Bytes beyond its budget that a `drain` still takes; a flood's next lines come after END and REPORT."""
 BURST = 1024 * 1024
 """Bytes read at full speed before pacing begins."""
 RATE = 4 * 1024 * 1024
@@ -45,12 +48,17 @@ class Budget:
         """A read of so many bytes, in which so many lines came to their end."""
         self._credit -= max(size, self.line_cost * lines, READ_COST)
 
-    async def pace(self) -> None:
+    @property
+    def debt(self) -> float:
+        """Bytes; below 0 there is credit."""
         now = trio.current_time()
         self._credit = min(BURST, self._credit + (now - self._credited_at) * RATE)
         self._credited_at = now
-        if self._credit < 0:
-            await trio.sleep(-self._credit / RATE)
+        return -self._credit
+
+    async def pace(self) -> None:
+        if (debt := self.debt) > 0:
+            await trio.sleep(debt / RATE)
 
 
 class LogPipes:
@@ -115,7 +123,7 @@ class LogPipes:
         for fd, _ in self._filled.poll(0):
             for _ in range(DRAIN_READS):
                 # Less than asked for: that was all of it.
-                if (self._take(fd) or 0) < READ_SIZE:
+                if self.budget.debt > DRAIN_DEBT or (self._take(fd) or 0) < READ_SIZE:
                     break
 
     def _take(self, fd: int) -> int | None:

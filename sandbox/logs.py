@@ -24,7 +24,9 @@ KEPT_BYTES = 1024 * 1024
 MOST_KEPT_BYTES = 64 * 1024 * 1024
 """Of all functions together, those that are gone too. Beyond it the lines of the one that wrote longest ago go."""
 FOLLOWER_LINES = 1000
-"""Lines a follower may lag behind; further ones are dropped for it, and counted."""
+"""Lines a follower may lag behind; further ones are dropped for it."""
+FOLLOWER_BYTES = 4 * 1024 * 1024
+"""Memory that these may take: a line is up to a megabyte."""
 
 _FRAME = struct.Struct(">IIQ")
 _FRAME_MAGIC = 0xA55A0000
@@ -150,7 +152,7 @@ class LogBook:
         self._kept: dict[str, _Kept] = {}
         self._size = 0
         """Bytes of all of it."""
-        self._followers: dict[trio.MemorySendChannel[str], str | None] = {}
+        self._followers: dict[Follower, str | None] = {}
         self._on_line = on_line
 
     def write(self, function: str, line: str) -> None:
@@ -170,10 +172,7 @@ class LogBook:
             return
         for follower, wanted in self._followers.items():
             if wanted is None or wanted == function:
-                try:
-                    follower.send_nowait(line)
-                except trio.WouldBlock:
-                    continue  # A slow follower misses lines; the function and the others do not wait.
+                follower.offer(line)
 
     def lines(self, function: str | None = None) -> list[str]:
         """What is kept of one function, or of all (function by function), oldest first."""
@@ -184,23 +183,37 @@ class LogBook:
 
     def follow(self, function: str | None = None) -> Follower:
         """Every line from this call on. Close it (aclosing)."""
-        send, receive = trio.open_memory_channel[str](FOLLOWER_LINES)
-        self._followers[send] = function
-        return Follower(receive, lambda: self._followers.pop(send, None))
+        follower = Follower(lambda: self._followers.pop(follower, None))
+        self._followers[follower] = function
+        return follower
 
 
 class Follower:
     """An async iterator over the lines written since it was made."""
 
-    def __init__(self, lines: trio.MemoryReceiveChannel[str], forget: Callable[[], object]) -> None:
-        self._lines = lines
+    def __init__(self, forget: Callable[[], object]) -> None:
+        self._coming, self._lines = trio.open_memory_channel[str](FOLLOWER_LINES)
+        self._held = 0
         self._forget = forget
+
+    def offer(self, line: str) -> None:
+        """A slow follower misses lines; the function and the others do not wait."""
+        size = getsizeof(line)
+        if self._held + size > FOLLOWER_BYTES:
+            return
+        try:
+            self._coming.send_nowait(line)
+        except trio.WouldBlock:
+            return
+        self._held += size
 
     def __aiter__(self) -> Follower:
         return self
 
     async def __anext__(self) -> str:
-        return await self._lines.receive()
+        line = await self._lines.receive()
+        self._held -= getsizeof(line)
+        return line
 
     async def aclose(self) -> None:
         self._forget()

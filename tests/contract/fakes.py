@@ -125,6 +125,7 @@ class FakeEnvironment:
     """
 
     metadata_token = "the token"
+    event_is_out = False
     zone_id = "use1-az1"
 
     def __init__(self) -> None:

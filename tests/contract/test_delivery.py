@@ -7,11 +7,12 @@ import json
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import pytest
 import trio
 
-from runtimeapi.delivery import MOST_ANSWER, courier
+from runtimeapi.delivery import MOST_ANSWER, PART_COST, courier
 from sandbox.confine.spec import ConfineError
 from sandbox.telemetry import Destination, Undelivered
 
@@ -120,6 +121,23 @@ def saying(answer: bytes, times: float = 1) -> Behaviour:
 async def test_what_is_no_success_is_no_delivery(behave: Behaviour, said: str) -> None:
     async with listening(behave) as port:
         with pytest.raises(Undelivered, match=said):
+            await courier(Destination("HTTP", port), dial).deliver(ITEMS)
+
+
+async def test_an_answer_in_very_many_parts_is_not_read_to_its_end() -> None:
+    """21,000 chunks of a byte, from ten subscribers, kept the event loop busy and a neighbour waiting for 0.2 s."""
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    count = MOST_ANSWER // PART_COST + 1
+
+    async def parked(stream: trio.SocketStream, answer: bytes) -> None:
+        await request(stream)
+        await stream.send_all(answer)
+        await trio.sleep_forever()
+
+    async with listening(partial(parked, answer=head + b"1\r\nx\r\n" * count)) as port:
+        await courier(Destination("HTTP", port), dial).deliver(ITEMS)
+    async with listening(partial(parked, answer=b"HTTP/1.1 100 C\r\n\r\n" * count)) as port:
+        with pytest.raises(Undelivered, match="no answer"):
             await courier(Destination("HTTP", port), dial).deliver(ITEMS)
 
 

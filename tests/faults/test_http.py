@@ -4,6 +4,8 @@ notice nothing.
     caller gone mid-invocation            the invocation ends, once
     response bigger than memory           Function.ResponseSizeTooLarge; the server's memory does not grow
     errors that do not end                two of them are gathered, the others are not read
+    heads and bodies of very many parts   refused, or read at a pace
+    large events that nobody reads        are kept once
     `next` and sleep for ever             Sandbox.Timedout at the deadline
     1 byte per 0.1 s                      Sandbox.Timedout at the deadline
     10,000 connections                    64 are served, the rest wait; the server's descriptors do not grow
@@ -162,6 +164,81 @@ def handler(event, context):
     # The kernel's buffers hold some of what it sent.
     assert taken > 12_000_000
     assert grown < 80_000_000
+
+
+HEADS_AND_PIECES = """
+import select
+
+def flood(data, count):
+    \"\"\"Send it on so many connections, until nobody takes a byte any more, or for 4 s.\"\"\"
+    left, end = {}, time.monotonic() + 4
+    for _ in range(count):
+        sock = connect()
+        sock.setblocking(False)
+        left[sock] = memoryview(data)
+    while time.monotonic() < end:
+        ready = select.select([], [sock for sock in left if left[sock]], [], 1)[1]
+        if not ready:
+            break
+        for sock in ready:
+            try:
+                left[sock] = left[sock][sock.send(left[sock][:65536]):]
+            except OSError:
+                left[sock] = left[sock][:0]
+    return sum(len(data) - len(rest) for rest in left.values())
+
+def handler(event, context):
+    path = f"invocation/{context.aws_request_id}/error"
+    if event == "lines":
+        return flood(request("POST", path, 5)[:-2] + b"a:\\r\\n" * 200_000 + b"\\r\\n", 20)
+    if event == "head":
+        return flood(request("POST", path, 5)[:-2] + b"a: " + b"x" * 1_000_000, 60)
+    pieces = request("POST", path, None, "Transfer-Encoding: chunked\\r\\n")
+    return flood(pieces + b"1\\r\\nx\\r\\n" * 700_000, 20)
+"""
+
+
+@pytest.mark.parametrize("event", ["lines", "head", "pieces"])
+def test_heads_and_bodies_of_very_many_parts(shared: Server, event: str) -> None:
+    """Measured before they were bounded: heads of 200,000 lines 56 MB and half a second each, 60 heads without
+    their end 94 MB, tiny chunks on ten connections 2 s for the neighbour and 150 MB."""
+    hostile(shared, "parts", HEADS_AND_PIECES, "timeout = 60\nmemory_size = 1769")
+    server = psutil.Process(shared.process.pid)
+    shared.invoke("parts", event)
+    before = server.memory_info().rss
+    with neighbour(shared):
+        assert "FunctionError" not in shared.invoke("parts", event)
+    assert server.memory_info().rss - before < 60_000_000
+
+
+def test_a_large_event_that_many_ask_for_and_nobody_reads(shared: Server) -> None:
+    """60 of them had the server keep 366 MB: the same event as often."""
+    hostile(
+        shared,
+        "asks",
+        """
+def handler(event, context):
+    socks = [connect() for _ in range(60)]
+    for sock in socks:
+        sock.sendall(request("GET", "invocation/next"))
+    # Each has its head, so the server has written what it could.
+    return sum(sock.recv(1) == b"H" for sock in socks)
+""",
+        "timeout = 60\nmemory_size = 1024",
+    )
+    server, most = psutil.Process(shared.process.pid), [0]
+    shared.invoke("asks", "")
+    before = server.memory_info().rss
+    with neighbour(shared):
+        found: list[Any] = []
+        large = "x" * 6_000_000
+        thread = threading.Thread(target=lambda: found.append(shared.invoke("asks", large)))
+        thread.start()
+        while thread.is_alive():
+            most.append(server.memory_info().rss)
+            time.sleep(0.01)
+    assert found[0]["Payload"] == 60
+    assert max(most) - before < 100_000_000
 
 
 def test_next_and_sleep_for_ever(shared: Server) -> None:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Awaitable, Callable
+
 import pytest
 import trio
 import trio.testing
 
-from runtimeapi.bodies import CHUNK_COST, HIGH_WATER, BodyTooLarge, StreamedBody, read_all
+from runtimeapi.bodies import (
+    CHUNK_COST,
+    HIGH_WATER,
+    BodyTooLarge,
+    StreamedBody,
+    read_all,
+    read_off,
+)
 from runtimeapi.ports import BodyTruncated
 
 
@@ -120,6 +130,26 @@ async def test_read_all_joins() -> None:
     await body.feed(b"b")
     body.finish()
     assert await read_all(body, 2) == b"ab"
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize(("read", "most"), [(read_all, 3), (read_off, 1)])
+async def test_pieces_are_not_kept(
+    read: Callable[[StreamedBody, int], Awaitable[object]], most: int
+) -> None:
+    """Of 6 MB in chunks of a byte each they were 300 MB."""
+    body, count = StreamedBody(), 300_000
+    tracemalloc.start()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read, body, 2 * count)
+            for number in range(count):
+                await body.feed(b"%02d" % (number % 100))
+            body.finish()
+        # Besides: what waits for the reader.
+        assert tracemalloc.get_traced_memory()[1] < most * 2 * count + 2 * HIGH_WATER
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.trio

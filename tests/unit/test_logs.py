@@ -4,13 +4,23 @@ import os
 import struct
 import tracemalloc
 from contextlib import aclosing
+from sys import getsizeof
 
 import pytest
 import trio
 import trio.testing
 
-from sandbox.logpipes import BURST, RATE, Budget, LogPipes
+from sandbox.logpipes import (
+    BURST,
+    DRAIN_DEBT,
+    RATE,
+    READ_SIZE,
+    TOLD_LINE_COST,
+    Budget,
+    LogPipes,
+)
 from sandbox.logs import (
+    FOLLOWER_BYTES,
     KEPT_BYTES,
     MAX_LINE,
     MOST_KEPT_BYTES,
@@ -112,6 +122,20 @@ async def test_followers_get_lines_and_never_hold_up_the_writer() -> None:
     book.write("f", "nobody follows any more")
 
 
+async def test_a_follower_that_lags_behind_holds_so_much_and_no_more() -> None:
+    """1,000 lines of a megabyte each (256 KB, one letter of which is beyond Unicode's first plane)."""
+    book = LogBook()
+    line = "x" * (MAX_LINE - 4) + "\U0001f600"
+    most = FOLLOWER_BYTES // getsizeof(line)
+    async with aclosing(book.follow("f")) as lines:
+        for number in range(20):
+            book.write("f", f"{number:02d}{line[2:]}")
+        for number in range(most):
+            assert (await anext(lines)).startswith(f"{number:02d}")
+        book.write("f", "room again")
+        assert await anext(lines) == "room again"
+
+
 def test_init_report_line() -> None:
     assert init_report_line(9999.98, "init", "timeout") == (
         "INIT_REPORT Init Duration: 9999.98 ms\tPhase: init\tStatus: timeout"
@@ -166,6 +190,27 @@ async def test_pipes_of_one_budget_are_paced_together(
     finally:
         os.close(read)
         os.close(write)
+
+
+async def test_a_flood_is_not_drained_in_one_go(autojump_clock: trio.testing.MockClock) -> None:
+    """A flood refills its pipe while it is drained: the event loop was kept for 1.4 s at the end of an invocation."""
+    read, write = os.pipe()
+    quiet = os.pipe()
+    for fd in (read, write, quiet[0]):
+        os.set_blocking(fd, False)
+    lines: list[str] = []
+    size = os.write(write, b"\n" * 65536)
+    try:
+        with LogPipes((read,), quiet[0], lines.append) as pipes:
+            pipes.budget.line_cost = TOLD_LINE_COST
+            pipes.drain()
+            assert 0 < len(lines) < (BURST + DRAIN_DEBT) / TOLD_LINE_COST + READ_SIZE
+            with trio.move_on_after(60):
+                await pipes.read()
+            assert len(lines) == size
+    finally:
+        for fd in (read, write, *quiet):
+            os.close(fd)
 
 
 async def test_a_flood_is_paced(autojump_clock: trio.testing.MockClock) -> None:
