@@ -5,8 +5,10 @@ No I/O, no clock, no tasks: plain numbers in, a decision out. The scheduler carr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+CONCURRENCY_EXCEEDED = "ConcurrentInvocationLimitExceeded"
 RESERVED_EXCEEDED = "ReservedFunctionConcurrentInvocationLimitExceeded"
 NEW_SHARE = 0.1
 SHORTEST_TURN_S = 0.0002
@@ -33,6 +35,10 @@ class Load:
     reserved_total: int
     """Sum of all functions' reserved concurrency."""
     memory_mb_in_flight: int
+    in_flight: int = 0
+    """Of all functions."""
+    places: float = math.inf
+    """Environments that the host can hold: each invocation at work has one to itself."""
 
 
 def throttle_reason(
@@ -43,10 +49,12 @@ def throttle_reason(
         if load.function_in_flight >= reserved:
             return RESERVED_EXCEEDED
     elif load.unreserved_in_flight >= limits.account_concurrency - load.reserved_total:
-        return "ConcurrentInvocationLimitExceeded"
+        return CONCURRENCY_EXCEEDED
+    if load.in_flight >= load.places:
+        return CONCURRENCY_EXCEEDED
     # One invocation always runs: a budget below one function's memory would stop that function for good.
     if load.memory_mb_in_flight and load.memory_mb_in_flight + memory_mb > limits.memory_budget_mb:
-        return "ConcurrentInvocationLimitExceeded"
+        return CONCURRENCY_EXCEEDED
     return None
 
 

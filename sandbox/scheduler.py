@@ -35,6 +35,8 @@ from sandbox.ticket import Ticket
 
 log = logging.getLogger(__name__)
 MIB = 1024 * 1024
+PLACE_LOOK_S = 1.0
+"""How often a provisioned environment that finds all places at work looks again."""
 
 
 class Scheduler:
@@ -48,12 +50,18 @@ class Scheduler:
         *,
         reserved_total: Callable[[], int] = lambda: 0,
         available_memory: Callable[[], int] = lambda: psutil.virtual_memory().available,
+        places: Callable[[], float] = lambda: math.inf,
     ) -> None:
+        """`places`: how many environments can live at a time on this host."""
         self._around = surroundings
         self._limits = limits
         self._nursery = nursery
         self._reserved_total = reserved_total
         self._available_memory = available_memory
+        self._places = places
+        self._making_room = False
+        self._wanting = False
+        """Somebody waits for a place that an environment at work may leave."""
         self._functions: dict[str, Versions] = {}
         self._live: dict[Environment, Slots] = {}
         """Whatever still exists on the host, and whose it is."""
@@ -105,6 +113,8 @@ class Scheduler:
             unreserved_in_flight=self._unreserved_in_flight,
             reserved_total=self._reserved_total(),
             memory_mb_in_flight=self._memory_in_flight,
+            in_flight=self._in_flight,
+            places=self._places(),
         )
         reason = planner.throttle_reason(
             load, self._limits, reserved=versions.reserved, memory_mb=slots.function.memory_mb
@@ -203,7 +213,7 @@ class Scheduler:
             return
         while slots.waiting and slots.may_work and (environment := slots.pop_idle()) is not None:
             self._dispatch(slots, environment)
-        # Asked anew each time: a start may retire another environment, which pumps as well.
+        # Asked anew each time: a start takes a slot, and a place made is taken in the next turn.
         while slots.waiting and planner.starts_wanted(
             waiting=len(slots.waiting),
             coming=len(slots.starting) + len(slots.answered),
@@ -213,7 +223,15 @@ class Scheduler:
             soon=slots.pace.reached_soon(len(slots.busy)),
             overdue=slots.overdue if slots.busy else 0,
         ):
-            self._start(slots)
+            if not self._full():
+                self._start(slots)
+            elif not self._let_longest_idle_go():
+                if self._place_is_coming():
+                    self._wanting = True
+                    break
+                # Nothing is left that could make room: what came last is too much.
+                self._count(slots, -1)
+                slots.waiting.pop().fail(TooManyRequests(planner.CONCURRENCY_EXCEEDED))
         if slots.waiting and slots.busy and not slots.hurried:
             slots.hurried = True
             self._nursery.start_soon(self._hurry, slots)
@@ -226,6 +244,7 @@ class Scheduler:
         slots.hurried = False
 
     def _pump_all(self) -> None:
+        self._wanting = False
         # Looked up first: pumping may retire environments, and what is over is dropped.
         for slots in [slots for slots in self._all_slots() if slots.waiting]:
             self._pump(slots)
@@ -276,19 +295,39 @@ class Scheduler:
             del self._live[environment]
 
     def _make_room(self, memory_mb: int) -> None:
-        """Idle environments are worth less than a start: the longest idle goes first when memory is short."""
-        if self._available_memory() >= memory_mb * MIB:
-            return
+        """Idle environments are worth less than a start when memory is short."""
+        if self._available_memory() < memory_mb * MIB:
+            self._let_longest_idle_go()
+
+    def _full(self) -> bool:
+        """Whether every place is taken, but for those of environments that are on their way out."""
+        places = self._places()
+        return len(self._live) >= places and sum(not e.lost for e in self._live) >= places
+
+    def _let_longest_idle_go(self) -> bool:
+        """Of any function. Whether there was one: those provisioned stay."""
         idle = [
             (e.idle_since, slots, e)
             for slots in self._all_slots()
             for e in slots.idle
             if not e.provisioned
         ]
-        if idle:
-            _, slots, environment = min(idle, key=lambda item: item[0])
-            slots.idle.remove(environment)
-            environment.retire()
+        if not idle:
+            return False
+        _, slots, environment = min(idle, key=lambda item: item[0])
+        slots.idle.remove(environment)
+        # The place is for who asked: others are not looked at in the middle of that.
+        self._making_room = True
+        environment.retire()
+        self._making_room = False
+        return True
+
+    def _place_is_coming(self) -> bool:
+        """Whether an environment will idle in a moment that nobody of its own function waits for."""
+        return any(
+            len(slots.starting) + len(slots.answered) > len(slots.waiting)
+            for slots in self._all_slots()
+        )
 
     # --- what environments say (Owner)
 
@@ -303,6 +342,8 @@ class Scheduler:
         slots.answered.discard(environment)
         slots.lingering.add(environment)
         self._pump(slots)
+        if self._wanting:
+            self._pump_all()
 
     def environment_ready(self, environment: Environment) -> None:
         slots = self._live[environment]
@@ -327,6 +368,8 @@ class Scheduler:
             self._news.set()
         elif slots.versions.reserved is not None:
             self._pump_versions(slots.versions)  # another version may have waited for this room
+        if self._wanting:
+            self._pump_all()
         self._tidy(slots)
 
     def environment_lost(
@@ -346,7 +389,8 @@ class Scheduler:
             self._provisioned_lost(slots, environment, failure)
         if was_starting or environment.provisioned:
             self._news.set()
-        self._pump_all()
+        if not self._making_room:
+            self._pump_all()
         self._tidy(slots)
 
     def _start_failed(
@@ -408,6 +452,9 @@ class Scheduler:
                 limits=self._limits,
             )
             for _ in range(0 if self._closing else wanted):
+                if self._full() and not self._let_longest_idle_go():
+                    look_at = now + PLACE_LOOK_S
+                    break
                 self._start(slots, provisioned=True)
             look_at = min(look_at, provision.next_look(now))
         return look_at

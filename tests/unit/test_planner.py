@@ -44,6 +44,15 @@ def test_memory_budget() -> None:
     assert reason(memory=900) == ACCOUNT
 
 
+def test_an_invocation_needs_a_place_reserved_or_not() -> None:
+    def reason(in_flight: int, reserved: int | None) -> str | None:
+        load = Load(0, 0, 0, 0, in_flight=in_flight, places=3)
+        return throttle_reason(load, Limits(), reserved=reserved, memory_mb=128)
+
+    assert [reason(2, None), reason(2, 1)] == [None, None]
+    assert [reason(3, None), reason(3, 1)] == [ACCOUNT, ACCOUNT]
+
+
 def test_one_invocation_always_fits() -> None:
     limits = Limits(memory_budget_mb=64)
     assert throttle_reason(Load(0, 0, 0, 0), limits, reserved=None, memory_mb=128) is None

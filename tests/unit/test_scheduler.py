@@ -426,3 +426,106 @@ async def test_an_unusually_slow_turn_keeps_others_waiting_for_a_moment_only(
         began = trio.current_time()
         await together(scheduler, make_function(), 8, 10.0)
         assert trio.current_time() - began < 10.0 + 0.1
+
+
+async def test_without_a_place_the_longest_idle_of_any_function_goes(
+    autojump_clock: Clock,
+) -> None:
+    world = World(sleepy)
+    async with scheduling(world, places=lambda: 3) as scheduler:
+        for name in "abcdefgh":
+            await run(scheduler, make_function(name))
+            await trio.sleep(1)
+            assert len(world.launcher.alive) <= 3
+        left = {row["function"] for row in scheduler.environments()}
+        assert left == {"f", "g", "h"}
+        await run(scheduler, make_function("f"))
+        assert len(world.launcher.sandboxes) == 8
+
+
+async def test_with_every_place_at_work_one_more_is_throttled(autojump_clock: Clock) -> None:
+    world = World(sleepy)
+    async with scheduling(world, places=lambda: 3) as scheduler, trio.open_nursery() as nursery:
+        for name in "abc":
+            nursery.start_soon(run, scheduler, make_function(name), 1.0)
+        await trio.testing.wait_all_tasks_blocked()
+        for function in (make_function("a"), make_function("d", reserved_concurrency=2)):
+            with pytest.raises(TooManyRequests) as caught:
+                await run(scheduler, function)
+            assert caught.value.reason == "ConcurrentInvocationLimitExceeded"
+        await trio.sleep(2)
+        await run(scheduler, make_function("d"))
+    assert trio.current_time() == pytest.approx(2.0)
+
+
+async def test_a_place_that_a_start_will_leave_is_waited_for(autojump_clock: Clock) -> None:
+    """Nobody needs it any more: its caller has been served by another."""
+    world = World(sleepy)
+    world.launcher.takes_s = 1.0
+    function = make_function("a", timeout_s=100)
+    async with scheduling(world, places=lambda: 2) as scheduler, trio.open_nursery() as nursery:
+        nursery.start_soon(run, scheduler, function, 0.5)
+        await trio.sleep(1.2)
+        nursery.start_soon(run, scheduler, function, 10.0)
+        await trio.sleep(0.6)
+        assert [row["state"] for row in scheduler.environments()] == ["busy", "starting"]
+        await run(scheduler, make_function("b"))
+        assert trio.current_time() == pytest.approx(3.2)
+        assert len(world.launcher.alive) == 2
+
+
+async def test_a_place_that_an_answer_will_leave_is_waited_for(autojump_clock: Clock) -> None:
+    async def thoughtful(environment: Environment, sandbox: FakeSandbox) -> None:
+        while True:
+            event = await environment.next()
+            await respond(environment, event.request_id, Body(b"done"))
+            await trio.sleep(0.05)
+
+    world = World(thoughtful)
+    async with scheduling(world, places=lambda: 1) as scheduler:
+        await run(scheduler, make_function("a"))
+        assert [row["state"] for row in scheduler.environments()] == ["busy"]
+        await run(scheduler, make_function("b"))
+        assert trio.current_time() == pytest.approx(0.05)
+        assert [row["function"] for row in scheduler.environments()] == ["b"]
+
+
+async def test_what_lingers_or_is_provisioned_keeps_its_place(autojump_clock: Clock) -> None:
+    async def lingering(environment: Environment, sandbox: FakeSandbox) -> None:
+        event = await environment.next()
+        await respond(environment, event.request_id, Body(b"done"))
+        await trio.sleep(2)
+        await environment.next()
+        await trio.sleep_forever()
+
+    world = World(lingering)
+    provisioned = make_function("p", provisioned_concurrency=1)
+    async with scheduling(world, places=lambda: 2) as scheduler:
+        scheduler.retire_changed([provisioned])
+        await trio.testing.wait_all_tasks_blocked()
+        assert scheduler.provisioned(provisioned).status == "READY"
+        await run(scheduler, make_function("a"))
+        await trio.sleep(1)
+        # One of the two is promised to p, the other still does something of its own.
+        with pytest.raises(TooManyRequests):
+            await run(scheduler, make_function("b"))
+        assert (await run(scheduler, provisioned)).cold is False
+        await trio.sleep(1.5)
+        await run(scheduler, make_function("b"))
+        assert {row["function"] for row in scheduler.environments()} == {"p", "b"}
+
+
+async def test_provisioned_ones_wait_for_a_place_and_take_it_from_idle_ones(
+    autojump_clock: Clock,
+) -> None:
+    world = World(sleepy)
+    provisioned = make_function("p", provisioned_concurrency=1)
+    async with scheduling(world, places=lambda: 1) as scheduler, trio.open_nursery() as nursery:
+        nursery.start_soon(run, scheduler, make_function("a"), 3.0)
+        await trio.testing.wait_all_tasks_blocked()
+        scheduler.retire_changed([make_function("a"), provisioned])
+        await trio.sleep(2)
+        assert scheduler.provisioned(provisioned).status == "IN_PROGRESS"
+        await trio.sleep(3)
+        assert scheduler.provisioned(provisioned).status == "READY"
+        assert len(world.launcher.sandboxes) == 2

@@ -1,7 +1,7 @@
 """The scheduler against a model of its promises, on fakes and a mock clock.
 
 Invocations come, are given up, take long, crash and hang; code is replaced, versions vanish and come again,
-reservations change, launches fail, environments die, memory is short. At every moment: each accepted
+reservations change, launches fail, environments die, memory is short, places are few. At every moment: each accepted
 invocation ends once, nobody waits while an environment is idle or could be had, no limit is exceeded, nothing
 of a version that is gone serves the one that came after it. At the end: nothing is left.
 """
@@ -79,6 +79,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.functions = dict(FUNCTIONS)
         self.revision = 1
         self.room_before = math.inf
+        self.places = self.living_before = math.inf
         self.asked: dict[str, Asked] = {}
         self.begun: Counter[str] = Counter()
         self.served_by: dict[str, str] = {}
@@ -96,6 +97,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 LIMITS,
                 reserved_total=lambda: self.functions["reserved"].reserved_concurrency or 0,
                 available_memory=lambda: self.memory,
+                places=lambda: self.places,
             ) as self.scheduler:
                 opened.set()
                 await self.closing.wait()
@@ -206,6 +208,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             elsewhere = 0 if reserved is None else counts["reserved"]
             if sum(counts.values()) - elsewhere >= LIMITS.account_concurrency - (reserved or 0):
                 return "ConcurrentInvocationLimitExceeded"
+        if sum(counts.values()) >= self.places:
+            return "ConcurrentInvocationLimitExceeded"
         memory = sum(one.function.memory_mb for one in self.asked.values() if one.in_flight)
         if memory and memory + function.memory_mb > LIMITS.memory_budget_mb:
             return "ConcurrentInvocationLimitExceeded"
@@ -327,6 +331,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def memory_is_short(self, short: bool) -> None:
         self.memory = 0 if short else 64 * 1024 * MIB
 
+    @rule(places=st.sampled_from([1, 3, 5, math.inf]))
+    def places_are_few(self, places: float) -> None:
+        self.places = places
+
     @precondition(lambda self: self.world.launcher.alive)
     @rule(data=st.data())
     def an_environment_is_killed(self, data: st.DataObject) -> None:
@@ -380,7 +388,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 continue
             if self._room(slots) > 0:
                 assert all(slots.outdated(one) for one in slots.idle), "one is idle"
-                assert slots.at_work or self.scheduler._starting, "nothing is coming"
+                coming = self.scheduler._starting or any(s.answered for s in self._all_slots())
+                assert slots.at_work or coming, "nothing is coming"
             else:
                 assert any(other.at_work for other in slots.versions), "nothing makes room"
 
@@ -401,6 +410,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     def no_limit_is_exceeded(self) -> None:
         assert len(self.scheduler._starting) <= LIMITS.max_starts
         # A reservation that was lowered takes nobody's environment away, and lets no other begin.
+        living = sum(not one.lost for one in self.scheduler._live)
+        assert living <= max(self.places, self.living_before)
+        self.living_before = living
         room = self._reserved_room()
         assert room >= min(0, self.room_before)
         self.room_before = room
@@ -431,6 +443,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.inits.clear()
             self.world.launcher.faults.clear()
             self.memory = 64 * 1024 * MIB
+            self.places = math.inf
             for _ in range(40):
                 self.loop.jump(5.0)
                 if not any(one.in_flight for one in self.asked.values()):
