@@ -112,17 +112,20 @@ class Pool(Generic[T]):
         *,
         makers: int = 1,
         most_held: float = math.inf,
+        free: Callable[[], float] = lambda: math.inf,
         what: str = "a sandbox",
     ) -> None:
         """`make(kind)` makes one, `what`; `makers` of a kind at most are made at once in the background.
 
-        No more than `most_held` of all kinds together are made for nobody.
+        No more than `most_held` of all kinds together are made for nobody, and no more than half of what
+        can still be made. `free`: how many that is; less than none while somebody waits for one of them to end.
         """
         self._make = make
         self._limits = limits
         self._nursery = nursery
         self._makers = makers
         self._most_held = most_held
+        self._free = free
         self._what = what
         self._shelves: dict[Hashable, Shelf[T]] = {}
 
@@ -184,6 +187,20 @@ class Pool(Generic[T]):
         assert waiter.made is not None
         return waiter.made
 
+    def give_up(self) -> None:
+        """One that was made for nobody ends, if there is one: of the kind that has the most."""
+        shelf = max(self._shelves.values(), key=lambda shelf: len(shelf.ready), default=None)
+        if shelf is not None and shelf.ready:
+            one = shelf.ready.popleft()
+            one.watch.cancel()
+            self._nursery.start_soon(_end, one.made)
+
+    def _may_hold_more(self) -> bool:
+        held = self._holds() + 1
+        # Those being made may not be missing from `free` yet.
+        making = sum(shelf.making for shelf in self._shelves.values())
+        return held <= self._most_held and held < self._free() - making
+
     def _holds(self) -> int:
         return sum(len(shelf.ready) + shelf.making for shelf in self._shelves.values())
 
@@ -225,6 +242,9 @@ class Pool(Generic[T]):
             waiter.made = made
             waiter.done.set()
             return
+        if self._free() < 0:
+            self._nursery.start_soon(_end, made)
+            return
         one = Ready(made, trio.CancelScope())
         shelf.ready.append(one)
         self._nursery.start_soon(self._watch, shelf, one)
@@ -254,7 +274,7 @@ class Pool(Generic[T]):
                 continue
             # Who waits has one made for him already; more at the same time would hold that up.
             if coming < target and shelf.making < self._makers and not shelf.waiting:
-                if self._holds() >= self._most_held:
+                if not self._may_hold_more():
                     with trio.move_on_after(WINDOW_S):
                         await shelf.changed.wait()
                     continue

@@ -251,3 +251,36 @@ async def test_many_kinds_together_are_held_in_bounds(autojump_clock: MockClock)
         pool.keep({"late"})
         await trio.sleep(2 * FORGET_S)
         assert [len(things) for kind, things, _ in pool.held() if kind == "late"] == [3]
+
+
+async def test_it_leaves_as_many_as_it_holds_and_gives_up_what_somebody_needs(
+    autojump_clock: MockClock,
+) -> None:
+    maker, room, waiting = Maker(), 7, 0
+
+    def free() -> float:
+        return room - len(maker.alive) - waiting
+
+    async with trio.open_nursery() as nursery:
+        pool = Pool(maker.make, lambda _: PoolLimits(5, 5), nursery, free=free)
+        pool.keep({"a", "b"})
+        await trio.sleep(100)
+        assert ready(pool) == 3
+        for left in (2, 1, 0, 0):
+            pool.give_up()
+            assert ready(pool) == left
+        await wait_all_tasks_blocked()
+        assert maker.alive == []
+        # While all are taken nothing is made, and what is being made ends when somebody waits.
+        room = 0
+        await trio.sleep(100)
+        assert len(maker.made) == 3
+        room = 7
+        while maker.at_once == 0:  # noqa: ASYNC110
+            await trio.sleep(0.1)
+        room, waiting = 0, 1
+        await trio.sleep(100)
+        assert ready(pool) == 0
+        assert maker.alive == []
+        assert len(maker.made) > 3
+        nursery.cancel_scope.cancel()
