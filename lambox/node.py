@@ -419,6 +419,7 @@ async def open_node(
                     max_starts=config.max_starts,
                 ),
                 reserved_total=lambda: api.functions.reserved_total,
+                places=launcher.places,
             )
         )
         find = _finder(api.functions)

@@ -11,10 +11,13 @@ from pathlib import Path
 import psutil
 
 from lambox import throwaway
-from sandbox.confine import loops
+from sandbox.confine import claims, loops
 from sandbox.confine.cgroup import is_orphaned
 from sandbox.confine.network import nftables
 from sandbox.confine.network.netlink import NETLINK_NETFILTER, Netlink
+
+UIDS_FILE = f"/run/{claims.NAME}"
+"""Empty. There while any server lives, and after one was killed until the next has ended."""
 
 
 def leftovers() -> set[str]:
@@ -56,7 +59,7 @@ def leftovers() -> set[str]:
         f"temp {path}"
         for pattern in ("/tmp/lambox*", "/run/lambox*", "/tmp/as-user-*")
         for path in glob.glob(pattern)
-        if not throwaway.in_use(Path(path))
+        if not throwaway.in_use(Path(path)) and path != UIDS_FILE
     )
     return found
 

@@ -24,7 +24,7 @@ from sandbox.confine.bwrap import Bwrap, Descriptors
 from sandbox.confine.cgroup import Cgroup, CgroupTree
 from sandbox.confine.cgroup_none import WatchedTree
 from sandbox.confine.control import Control
-from sandbox.confine.identity import Identities
+from sandbox.confine.identity import Identities, NoUid
 from sandbox.confine.latemounts import Folders
 from sandbox.confine.network.router import Router
 from sandbox.confine.overseer import Overseer
@@ -45,7 +45,7 @@ LAUNCH_LIMIT_S = 10.0
 READY_LIMIT_S = 1.0
 """How long a launch waits for a prepared sandbox before it makes its own: a zygote may stand still."""
 MOST_READY = 64
-"""Of all kinds together: functions that differ in runtime or network are a kind each. Half of the uids at most."""
+"""Of all kinds together: functions that differ in runtime or network are a kind each."""
 NAME = re.compile(r"[a-z0-9-]{1,64}")
 
 
@@ -112,10 +112,9 @@ class BwrapLauncher:
             own = kind.preparation is not None and not kind.preparation.forks
             return PoolLimits(min(limits.least, 1), min(limits.most, 4)) if own else limits
 
-        most: float = max(MOST_READY, limits.most)
-        if self._identities.any:
-            most = min(most, self._identities.count / 2)
-        self._pool = Pool(self._make_ahead, of, makers, most_held=most)
+        most = max(MOST_READY, limits.most)
+        uids = self._identities
+        self._pool = Pool(self._make_ahead, of, makers, most_held=most, free=lambda: uids.free)
 
     def unready(self) -> str:
         """Why sandboxes cannot be made ahead here; empty if they can."""
@@ -130,6 +129,10 @@ class BwrapLauncher:
         tmp = self._storage.describe() if self._storage else "/tmp in memory"
         return f"bubblewrap {version}, {self._tree.describe()}, {users}, {calls}, {tmp}"
 
+    def places(self) -> float:
+        """How many sandboxes can live at a time: those made ahead give way to those that are launched."""
+        return self._identities.count
+
     async def launch(self, spec: SandboxSpec) -> BwrapSandbox:
         if not NAME.fullmatch(spec.name):
             raise ConfineError(f"{spec.name!r} cannot name a sandbox: a-z, 0-9 and -, at most 64")
@@ -139,6 +142,8 @@ class BwrapLauncher:
         if self._pool is not None and _poolable(spec) and self._pool.offers(_kind(spec)):
             try:
                 return await self._adopt(self._pool, spec)
+            except NoUid:
+                raise
             except (ConfineError, OSError) as exc:
                 # What is wrong with it may be wrong with every sandbox: then the next line says so.
                 log.warning(
@@ -149,12 +154,14 @@ class BwrapLauncher:
     async def _adopt(self, pool: Pool[BwrapSandbox], spec: SandboxSpec) -> BwrapSandbox:
         assert self._storage is not None
         binds = [entry for entry in spec.late if isinstance(entry, Bind)]
+        # Where a uid has to come back first, nothing stands still.
+        limit_s = READY_LIMIT_S if self._identities.free > 0 else identity.WAIT_LIMIT_S
         async with self._folders.copied(binds) as trees:
             try:
-                with trio.fail_after(READY_LIMIT_S):
+                with trio.fail_after(limit_s):
                     sandbox = await pool.take(_kind(spec))
             except trio.TooSlowError as exc:
-                raise ConfineError(f"there was none within {READY_LIMIT_S:.0f} s") from exc
+                raise ConfineError(f"there was none within {limit_s:.0f} s") from exc
             async with AsyncExitStack() as undo:
                 undo.push_async_callback(sandbox.kill)
                 await sandbox.adopt(spec, self._spawner, trees, self._storage)
@@ -217,15 +224,21 @@ class BwrapLauncher:
             self._spawner.take_down(bridges.values())
         return sandbox
 
+    async def _uid(self) -> int | None:
+        """Whoever is made ahead, for nobody yet, gives way."""
+        if self._identities.free <= 0 and self._pool is not None:
+            self._pool.give_up()
+        return await self._identities.take()
+
     async def _spawn(
         self, spec: SandboxSpec, bridges: dict[str, Bridge], composed: str | None
     ) -> BwrapSandbox:
         async with AsyncExitStack() as undo:
-            uid = self._identities.take()
+            uid = await self._uid()
             given = undo.enter_context(ExitStack())
             given.callback(self._identities.give_back, uid)
             group = self._tree.create(spec.name, spec.limits)
-            undo.push_async_callback(_discard, group, given)
+            undo.push_async_callback(self._discard, group, given, uid)
             control = Control()
             undo.callback(control.close)
             pipes = Pipes(uid)
@@ -246,6 +259,9 @@ class BwrapLauncher:
                 self._live.discard(sandbox)
                 self._identities.give_back(uid)
 
+            def stuck() -> None:
+                self._identities.keep(uid)
+
             sandbox = BwrapSandbox(
                 spec,
                 group,
@@ -257,10 +273,21 @@ class BwrapLauncher:
                 self._strays,
                 self._overseer,
                 gone,
+                stuck,
             )
             self._live.add(sandbox)
             undo.pop_all()
         return sandbox
+
+    async def _discard(self, group: Cgroup, given: ExitStack, uid: int | None) -> None:
+        """A group that cannot be emptied keeps the uid: something of it lives."""
+        with trio.CancelScope(shield=True), given.pop_all() as after:
+            try:
+                await discard(group)
+            except BaseException:
+                after.pop_all()
+                self._identities.keep(uid)
+                raise
 
     def _command(
         self,
@@ -374,16 +401,6 @@ async def _kill(sandbox: BwrapSandbox) -> None:
         log.error("%s", exc)
 
 
-async def _discard(group: Cgroup, given: ExitStack) -> None:
-    """A group that cannot be emptied keeps the uid: something of it lives."""
-    with trio.CancelScope(shield=True), given.pop_all() as after:
-        try:
-            await discard(group)
-        except BaseException:
-            after.pop_all()
-            raise
-
-
 @asynccontextmanager
 async def open_launcher(
     *,
@@ -423,6 +440,9 @@ async def open_launcher(
         stack.callback(spawner.close)
         identities = await trio.to_thread.run_sync(identity.claim, uids)
         stack.callback(identities.close)
+        looking = await stack.enter_async_context(trio.open_nursery())
+        stack.callback(looking.cancel_scope.cancel)
+        looking.start_soon(identities.regain)
         if unready():
             storage = None
         elif storage is None:

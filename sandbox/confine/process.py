@@ -117,8 +117,10 @@ class BwrapSandbox:
         strays: Strays,
         overseer: Overseer | None,
         on_gone: Callable[[BwrapSandbox], None],
+        on_stuck: Callable[[], None],
     ) -> None:
         """`started` is bwrap, `uid` its own on the host. `on_gone`: nothing of the sandbox is left.
+        `on_stuck`: it could not be killed; `on_gone` may follow all the same, after a later try.
         `overseer`: in log mode, who answers what the filter asks.
 
         `parked`: the socket of the runtime that `prepare` is to put in, where the spec wants one.
@@ -142,6 +144,7 @@ class BwrapSandbox:
         self._overseer = overseer
         self._watch: Watch | None = None
         self._on_gone = on_gone
+        self._on_stuck = on_stuck
         self._unknown: set[int] = set()
         """What was inside when it was killed before we knew its pid 1."""
         self._pid1: int | None = None
@@ -412,7 +415,11 @@ class BwrapSandbox:
         with trio.CancelScope(shield=True):
             async with self._kill_lock:
                 if not self._gone:
-                    await self._kill()
+                    try:
+                        await self._kill()
+                    except ConfineError:
+                        self._on_stuck()
+                        raise
         return self._exit or Exit(killed=True, oom_kills=self._last_oom_kills)
 
     async def _kill(self) -> None:

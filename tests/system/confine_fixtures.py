@@ -83,6 +83,13 @@ def status():
 """
 
 
+def uids_apart(count: int) -> int:
+    """The first of so many uids that no server beside this test has or wants."""
+    wanted = 1_950_000_000 + os.getpid() % 10_000 * count
+    mapped = any(wanted in part for part in privilege.mapped())
+    return wanted if mapped else 2000 + os.getpid() % 1000 * count
+
+
 class Box:
     """One sandbox and the lines its program says."""
 

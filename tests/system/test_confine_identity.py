@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -14,12 +15,19 @@ import pytest
 import trio
 
 from rootfs.layout import Bind
-from sandbox.confine import cgroup, identity, process
+from sandbox.confine import cgroup, identity, privilege, process
 from sandbox.confine.identity import Identities
 from sandbox.confine.launcher import open_launcher
 from sandbox.confine.pool import PoolLimits
-from sandbox.confine.spec import ConfineError, SandboxSpec
-from tests.system.confine_fixtures import CLIENT, PYTHON_FORKS, ROOT, confined, made_ahead
+from sandbox.confine.spec import ConfineError, IsolationUnavailable, SandboxSpec
+from tests.system.confine_fixtures import (
+    CLIENT,
+    PYTHON_FORKS,
+    ROOT,
+    confined,
+    made_ahead,
+    uids_apart,
+)
 
 UIDS = identity.choose()
 pytestmark = [
@@ -103,13 +111,14 @@ async def test_a_launch_that_fails_or_is_cancelled_gives_it_back_last(
                     await sandbox.kill()
         # Some were cancelled before they had one.
         assert len(given_back) > 1
-        assert len(launcher._identities._free) == launcher._identities.count
+        assert launcher._identities.free == launcher._identities.count
 
 
 async def test_what_cannot_be_ended_keeps_it(
     given_back: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_launcher() as launcher:
+        places = launcher.places()
         with monkeypatch.context() as patch:
             patch.setattr(process, "REMOVE_TRIES", 1)
             async with confined(launcher, name="sticky") as box:
@@ -117,56 +126,82 @@ async def test_what_cannot_be_ended_keeps_it(
                 with pytest.raises(ConfineError, match="sticky"):
                     await box.sandbox.kill()
                 assert given_back == []
+                # Nobody is promised what may never come back.
+                assert launcher.places() == places - 1
                 patch.undo()
                 await box.sandbox.kill()
         assert len(given_back) == 1
+        assert launcher.places() == places
 
 
 SUPERVISOR = """
-import os, trio
+import sys, trio
 from sandbox.confine.launcher import open_launcher
 from tests.system.confine_fixtures import confined
 
 async def main():
-    async with open_launcher() as launcher, confined(launcher, name="first") as box:
-        await box.ask("1")
-        print(box.sandbox._uid, flush=True)
-        await trio.sleep_forever()
+    base, count = map(int, sys.argv[1:])
+    async with open_launcher(uid_base=base, uid_count=count) as launcher:
+        async with confined(launcher, name="first") as box:
+            await box.ask("1")
+            print(box.sandbox._uid, flush=True)
+            await trio.sleep_forever()
 
 trio.run(main)
 """
 
 
-def supervisor() -> tuple[subprocess.Popen[str], int]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", SUPERVISOR], stdout=subprocess.PIPE, text=True, cwd=TOP
-    )
-    assert process.stdout is not None
-    return process, int(process.stdout.readline())
-
-
-def test_supervisors_do_not_share_uids_and_a_killed_ones_are_passed_over() -> None:
-    assert UIDS is not None
-    first, its = supervisor()
-    second, others = supervisor()
-    try:
-        assert its != others
-        first.kill()
-        first.wait()
-        # What it left may be dying still. Taking stock after the choice: nobody is born meanwhile.
-        again = identity.claim(UIDS)
+@contextmanager
+def supervisor(base: int, count: int, *prefix: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """One with a sandbox, and the sandbox's uid. Killed at the end, and what it leaves is swept."""
+    words = [*prefix, sys.executable, "-c", SUPERVISOR, str(base), str(count)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=TOP) as process:
         try:
-            living = identity.in_use()
-            assert others in living
-            assert living.isdisjoint(again._free)
+            assert process.stdout is not None
+            yield process, int(process.stdout.readline())
         finally:
-            again.close()
-    finally:
-        for process in (first, second):
             process.kill()
             process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
-        tree = cgroup.detect()
-        tree.sweep()
-        tree.close()
+            tree = cgroup.detect()
+            tree.sweep()
+            tree.close()
+
+
+def test_a_killed_supervisors_uids_are_passed_over_while_something_has_them() -> None:
+    base = uids_apart(2)
+    with supervisor(base, 2) as (process, its):
+        with pytest.raises(IsolationUnavailable, match="have all uids"):
+            identity.claim(range(base, base + 2))
+        # As one that is slow to die.
+        with subprocess.Popen(["sleep", "60"], user=its) as dying:
+            process.kill()
+            process.wait()
+            again = identity.claim(range(base, base + 2))
+            assert again.free == 1
+            assert trio.run(again.take) != its
+            again.close()
+            dying.kill()
+
+
+@pytest.mark.skipif(not privilege.may_mount(), reason="host: needs namespaces of our own")
+def test_supervisors_in_different_network_namespaces_do_not_share_uids() -> None:
+    base = uids_apart(512)
+    uids = range(base, base + 512)
+    with supervisor(base, 512, "unshare", "-n") as (_, first):
+        with supervisor(base, 512, "unshare", "-n") as (_, second):
+            assert (first - base) // 256 != (second - base) // 256
+            with pytest.raises(IsolationUnavailable, match="have all uids"):
+                identity.claim(uids)
+        identity.claim(uids).close()
+
+
+def test_the_claims_file_goes_with_the_last_who_claims(tmp_path: Path) -> None:
+    base = uids_apart(512)
+    first, second = (identity.claim(range(base, base + 512), tmp_path) for _ in range(2))
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.stat().st_size == 0
+    first.close()
+    assert file.exists()
+    second.close()
+    assert not file.exists()

@@ -16,7 +16,7 @@ from rootfs.layout import Bind, Directory
 from sandbox.confine import bwrap, identity
 from sandbox.confine.launcher import BwrapLauncher, open_launcher
 from sandbox.confine.spec import ConfineError, IsolationUnavailable, Limits, SandboxSpec
-from tests.system.confine_fixtures import ROOT, confined, holdings, nothing_left
+from tests.system.confine_fixtures import ROOT, confined, holdings, nothing_left, uids_apart
 
 pytestmark = pytest.mark.system
 
@@ -167,20 +167,27 @@ async def test_no_descriptor_left_at_any_moment() -> None:
     assert [text for text in said if "Too many open files" not in text] == []
 
 
-async def test_no_uid_left() -> None:
-    uids = identity.choose()
-    if uids is None:
-        pytest.skip("host: needs uids for sandboxes to have")
+@pytest.mark.skipif(identity.choose() is None, reason="host: needs uids for sandboxes to have")
+async def test_no_uid_left(monkeypatch: pytest.MonkeyPatch) -> None:
     async with (
-        open_launcher(uid_base=uids[-9], uid_count=1) as launcher,
+        open_launcher(uid_base=uids_apart(1), uid_count=1) as launcher,
         confined(launcher, name="a") as first,
     ):
         before = holdings()
-        await refused(launcher, SandboxSpec("b", ROOT))
+        with monkeypatch.context() as patch:
+            patch.setattr(identity, "WAIT_LIMIT_S", 0.1)
+            await refused(launcher, SandboxSpec("b", ROOT))
         assert holdings() == before
-        await first.sandbox.kill()
-        async with confined(launcher, name="c") as third:
-            assert await third.ask("1") == 1
+        async with trio.open_nursery() as nursery:
+
+            async def launch() -> None:
+                async with confined(launcher, name="c") as third:
+                    assert await third.ask("1") == 1
+
+            nursery.start_soon(launch)
+            while launcher._identities.free == 0:  # noqa: ASYNC110
+                await trio.sleep(0.001)
+            await first.sandbox.kill()
 
 
 async def test_many_at_once() -> None:

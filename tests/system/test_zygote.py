@@ -34,6 +34,7 @@ from tests.system.confine_fixtures import (
     made_ahead,
     nothing_left,
     proc,
+    uids_apart,
 )
 from tests.system.conftest import LAMBOX, Functions, Server, Start
 
@@ -121,18 +122,43 @@ async def test_the_runtime_is_the_zygotes_child_and_nobodys_else() -> None:
         assert psutil.pid_exists(zygote)
 
 
-async def test_what_is_made_ahead_leaves_uids_for_what_is_not() -> None:
+@pytest.mark.skipif(identity.choose() is None, reason="host: needs uids for sandboxes to have")
+async def test_what_is_made_ahead_leaves_uids_and_gives_them_up() -> None:
     host = SandboxSpec("host", ROOT, network="host")
-    uids = identity.choose()
-    if uids is None:
-        pytest.skip("host: needs uids for sandboxes to have")
+    limits = PoolLimits(8, 8)
     with trio.fail_after(30):
-        async with open_launcher(uid_base=uids[-8], uid_count=4, pool=PoolLimits(8, 8)) as few:
+        async with open_launcher(uid_base=uids_apart(4), uid_count=4, pool=limits) as few:
             await made_ahead(few, SPEC)
             while few.prepared()[0].ready < 2:  # noqa: ASYNC110
                 await trio.sleep(0.001)
-            sandboxes = [await few.launch(replace(host, name=f"host-{n}")) for n in range(2)]
+            assert few.places() == 4
+            assert few._identities.free == 2
+            sandboxes = [await few.launch(replace(host, name=f"host-{n}")) for n in range(4)]
+            assert few.prepared()[0].ready == 0
+            # One goes, and who waits for its uid has a zygote's fork all the same.
+            async with trio.open_nursery() as nursery:
+
+                async def launch() -> None:
+                    sandboxes.append(await few.launch(replace(SPEC, name="last")))
+
+                nursery.start_soon(launch)
+                while few._identities.free == 0:  # noqa: ASYNC110
+                    await trio.sleep(0.001)
+                await sandboxes[0].kill()
+            assert sandboxes[-1]._child is not None
             for sandbox in sandboxes:
+                await sandbox.kill()
+
+
+@pytest.mark.skipif(identity.choose() is None, reason="host: needs uids for sandboxes to have")
+async def test_the_only_uid_is_not_made_ahead() -> None:
+    with trio.fail_after(30):
+        async with open_launcher(
+            uid_base=uids_apart(1), uid_count=1, pool=PoolLimits(8, 8)
+        ) as launcher:
+            launcher.keep([SPEC])
+            for name in ("first", "second"):
+                sandbox = await launcher.launch(replace(SPEC, name=name))
                 await sandbox.kill()
 
 
