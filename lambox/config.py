@@ -267,7 +267,8 @@ SETTINGS: tuple[Setting, ...] = (
         whole("", 1, 1_000_000),
         lambda _: None,
         "1 to 1000000",
-        "how many uids from uid_base on; each live sandbox has its own",
+        "how many uids from uid_base on; each live sandbox has its own, and a server a sixteenth "
+        "of them for itself, 256 at least",
         "65536",
     ),
     Setting(

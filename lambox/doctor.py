@@ -235,7 +235,9 @@ def _uids(config: Config) -> Iterator[Result]:
         yield _refused("uids", exc)
         return
     if uids is not None:
-        yield Result("uids", "ok", f"{uids[0]} to {uids[-1]}, each live sandbox has its own")
+        share = len(identity.shares(uids)[0])
+        found = f"{uids[0]} to {uids[-1]}, each live sandbox has its own; a server takes {share}"
+        yield Result("uids", "ok", found)
     elif os.geteuid() != 0 or not privilege.owns_files():
         _, lacking, mend = userns.subordinate(privilege.host_uid())
         lacking = lacking or "the range could not be mapped"

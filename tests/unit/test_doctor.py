@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -200,8 +201,13 @@ def test_a_trouble_without_a_remedy_is_still_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("euid", "uids", "verdict"),
-    [(1000, None, "note"), (0, None, "note"), (0, range(500_000, 500_010), "ok")],
+    ("euid", "uids", "verdict", "says"),
+    [
+        (1000, None, "note", "all sandboxes have uid"),
+        (0, None, "note", "too few are mapped"),
+        (0, range(500_000, 500_010), "ok", "500000 to 500009, each .*; a server takes 10$"),
+        (0, range(500_000, 504_800), "ok", "; a server takes 300$"),
+    ],
 )
 def test_uids(
     settings: Config,
@@ -209,11 +215,13 @@ def test_uids(
     euid: int,
     uids: range | None,
     verdict: str,
+    says: str,
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: euid)
     monkeypatch.setattr(identity, "choose", lambda *_: uids)
     (result,) = doctor._uids(settings)
     assert result.verdict == verdict
+    assert re.search(says, result.found)
 
 
 def test_a_state_folder_that_cannot_be(tmp_path: Path) -> None:
