@@ -81,7 +81,7 @@ def folder(environ: Mapping[str, str] = os.environ) -> Path | None:
     home = environ.get("HOME") or os.path.expanduser("~")
     state = (base if base.is_absolute() else Path(home, ".local/state")) / "lambox"
     try:
-        state.mkdir(parents=True, exist_ok=True)
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as exc:
         log.warning("%s: %s; set XDG_RUNTIME_DIR", state, exc.strerror)
         return None
