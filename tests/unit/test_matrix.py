@@ -1,11 +1,13 @@
-"""What the cells of networks say of what was found inside, and that nothing but a yes inside makes a yes."""
+"""What the cells of networks say of what was found inside; that docs/hosts.md keeps what is not tried anew."""
 
 from __future__ import annotations
 
 import os
+import runpy
 import socket
 import textwrap
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -144,3 +146,41 @@ def test_what_runs_inside_tells_whether_names_are_answered(
     monkeypatch.setattr(socket, "socket", Asking)
     made["open"] = lambda _: ["# nothing\n", "nameserver 192.0.2.53\n"]
     assert made["handler"]({"do": "names"}, None) is answers
+
+
+TOP = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def tool() -> dict[str, Any]:
+    return runpy.run_path(str(TOP / "tools/host-matrix"))
+
+
+def test_columns_that_are_not_tried_anew_are_kept_as_the_page_has_them(
+    tool: dict[str, Any],
+) -> None:
+    columns = tool["kept"]()
+    assert tool["page"](columns) == (TOP / "docs/hosts.md").read_text()
+    readme = (TOP / "README.md").read_text()
+    assert tool["with_summary"](readme, columns) == readme
+
+
+def test_the_page_has_every_kind_of_host(tool: dict[str, Any]) -> None:
+    assert set(tool["kept"]()) == {host[0] for group in tool["GROUPS"].values() for host in group}
+
+
+def test_each_answer_about_the_way_out_has_a_host(tool: dict[str, Any]) -> None:
+    """One that can, as root and as a user; and each thing that may be missing, with its mend."""
+    columns = tool["kept"]()
+    said = {name: found.get('`network = "nat"`', "") for name, found in columns.items()}
+    for name in ("root, hybrid cgroups", "user, /dev/net/tun open"):
+        assert said[name].startswith("yes, names answered"), name
+        assert said[name].endswith("refused"), name
+    for name, mend in {
+        "root, cgroup v2": "ip route add default",
+        "root, v2, no nftables": "modprobe -a nf_tables",
+        "user, delegated cgroup, uids": "chmod 666 /dev/net/tun",
+        "user, no pasta": "apt-get install passt",
+    }.items():
+        assert said[name].startswith("no: "), name
+        assert f"Hint: {mend}" in said[name], name
