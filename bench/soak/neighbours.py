@@ -10,19 +10,22 @@ from __future__ import annotations
 import json
 import statistics
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
 
 from bench.soak.caller import Caller, Unanswered
+from bench.soak.census import get
 from bench.soak.functions import Written
 
 CALLERS, EVERY_S = 4, 0.05
 """80 requests per second."""
 SETTLE_S = 0.3
 """From a hog's start until it counts."""
-CLEAR_S = 1.0
+GONE_LIMIT_S, GONE_LOOK_S, CLEAR_S = 15.0, 0.1, 1.0
+"""Until a hog's environments are no more (3 s for a fork bomb), and from then until the next quiet window."""
 FACTOR, FLOOR_MS, CAP_MS = 10.0, 250.0, 1000.0
 """p99 beside a hog: at most the larger of FACTOR times the usual quiet one and FLOOR_MS, and never more than CAP_MS.
 With all cores taken by hogs, a turn of the supervisor and one of the function each wait for a scheduler's slice or
@@ -110,25 +113,37 @@ async def measure(port: int, functions: Written, found: dict[str, Pair], window_
     """One round: each hog of `found`, whose windows grow."""
     for hog, pair in found.items():
         async with trio.open_nursery() as nursery:
-            await _window(pair.quiet, port, functions.neighbour, window_s / 2)
+            async with _window(pair.quiet, port, functions.neighbour):
+                await trio.sleep(window_s / 2)
+            name = functions.small_hog if hog == "memory hog" else functions.hog
             for _ in range(2):
-                name = functions.small_hog if hog == "memory hog" else functions.hog
                 nursery.start_soon(_invoke, port, name, hog)
             await trio.sleep(SETTLE_S)
-            await _window(pair.hogged, port, functions.neighbour, window_s)
-        # A hog ends at its timeout. A thousand dead processes take a while to be cleared away, which
-        # must not be in the next quiet window.
+            async with _window(pair.hogged, port, functions.neighbour):
+                await trio.sleep(window_s)
+                # A hog ends at its timeout. To clear a thousand dead processes away takes seconds: neighbours
+                # have to live with that too, and it must not be in the next hog's quiet window.
+                with trio.move_on_after(GONE_LIMIT_S):
+                    while await trio.to_thread.run_sync(_is_there, port, name):  # noqa: ASYNC110  the server tells nobody
+                        await trio.sleep(GONE_LOOK_S)
         await trio.sleep(CLEAR_S)
 
 
-async def _window(window: Window, port: int, name: str, seconds: float) -> None:
-    end = trio.current_time() + seconds
+def _is_there(port: int, name: str) -> bool:
+    return any(row["function"] == name for row in get(port, "/_lambox/environments"))
+
+
+@asynccontextmanager
+async def _window(window: Window, port: int, name: str) -> AsyncIterator[None]:
+    """Callers are at work while the block runs; their last calls are waited for."""
+    over = trio.Event()
 
     async def call(number: int) -> None:
         caller = Caller(port)
         await trio.sleep(number * EVERY_S / CALLERS)
         try:
-            while (began := trio.current_time()) < end:
+            while not over.is_set():
+                began = trio.current_time()
                 await _once(window, caller, name)
                 await trio.sleep_until(max(trio.current_time(), began + EVERY_S))
         finally:
@@ -137,6 +152,8 @@ async def _window(window: Window, port: int, name: str, seconds: float) -> None:
     async with trio.open_nursery() as nursery:
         for number in range(CALLERS):
             nursery.start_soon(call, number)
+        yield
+        over.set()
 
 
 async def _once(window: Window, caller: Caller, name: str) -> None:
