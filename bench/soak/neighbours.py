@@ -32,7 +32,7 @@ With all cores taken by hogs, a turn of the supervisor and one of the function e
 more, and the CPU quota makes a function that has used its share wait for the rest of a period of 100 ms; two of
 those and some."""
 DISTURBED_MS = 100.0
-"""A quiet p99 (usually 3 ms) beyond this is somebody else's doing, or what a hog before it has left."""
+"""A quiet p99 (usually 3 to 10 ms) beyond this is somebody else's doing, or what a hog before it has left."""
 
 
 @dataclass(slots=True)

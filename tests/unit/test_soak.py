@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from bench.soak import neighbours
 from bench.soak.census import growth, least
@@ -223,6 +224,48 @@ async def test_what_was_disturbed_is_measured_again_once(
     said = list(neighbours.problems(pairs))
     assert said[0] == "beside a hog: status 500"
     assert [one.split(":")[0] for one in said[1:]] == (["before a hog"] if quiet_ms > 100 else [])
+
+
+class Nobody:
+    def __init__(self, _: int) -> None:
+        pass
+
+    def drop(self) -> None:
+        pass
+
+
+async def test_a_hog_counts_until_it_is_gone_and_no_longer(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: object, tmp_path: Path
+) -> None:
+    """It answers after 4 s, and takes 3 more to be cleared away."""
+    gone_at: list[float] = []
+    calls: dict[int, list[float]] = {}
+
+    async def invoke(*_: object) -> None:
+        gone_at.append(trio.current_time() + 7)
+        await trio.sleep(4)
+
+    async def once(window: Window, *_: object) -> None:
+        calls.setdefault(id(window), []).append(trio.current_time())
+        await trio.sleep(0.01)
+
+    async def here(look: Any, *args: Any) -> Any:
+        return look(*args)
+
+    def is_there(*_: object) -> bool:
+        return trio.current_time() < gone_at[-1]
+
+    monkeypatch.setattr(neighbours, "Caller", Nobody)
+    monkeypatch.setattr(neighbours, "_invoke", invoke)
+    monkeypatch.setattr(neighbours, "_once", once)
+    monkeypatch.setattr(neighbours, "_is_there", is_there)
+    monkeypatch.setattr(trio.to_thread, "run_sync", here)
+    pairs = {"hog": Pair(), "next": Pair()}
+    await neighbours.measure(1, write(tmp_path / "functions"), pairs, 3.0)
+    first, last = gone_at[0], gone_at[-1]
+    assert first - 0.1 < max(calls[id(pairs["hog"].hogged)]) < first + 0.2
+    assert min(calls[id(pairs["next"].quiet)]) > first + 0.5
+    assert last - 0.1 < max(calls[id(pairs["next"].hogged)]) < last + 0.2
 
 
 @pytest.fixture
