@@ -73,7 +73,7 @@ soak: setup ## random load, kills, reloads, hogs; every request accounted for. 1
 FUZZ := 20
 fuzz: dev ## the tests of hypothesis's with FUZZ=20 times as many examples, at random; some 10 minutes
 	@LAMBOX_FUZZ=$(FUZZ) $(BIN)/python -m pytest -o faulthandler_timeout=0 $(ARGS) \
-		tests/unit/test_*_stateful.py tests/unit/test_fuzz_*.py tests/contract/test_fuzz_*.py
+		tests/*/test_*_stateful.py tests/*/test_fuzz_*.py
 
 # uv is needed for this alone.
 lock: setup ## pin the newest versions that pyproject.toml allows

@@ -10,11 +10,13 @@ import dataclasses
 import json
 import os
 import re
+import socket
 import statistics
 import tempfile
 import textwrap
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,9 @@ OUT_OF_MEMORY = b"Runtime.OutOfMemory"
 SMALL_MB = 128
 UID_LOOKS, UID_LOOK_S = 20, 0.25
 """0.07 of a core."""
+METADATA = ("169.254.169.254", 80)
+REFUSALS = {"ECONNREFUSED", "EHOSTUNREACH", "ENETUNREACH"}
+"""What the router says at once. Where nobody says anything (ETIMEDOUT) it may as well have been let through."""
 NO = "no"
 SLOW = "not known: this host was too slow"
 
@@ -67,6 +72,34 @@ HANDLER = """
         for _ in range(mb):
             held.append(b"x" * (1 << 20))
         return held
+
+    def reach(address, port):
+        try:
+            socket.create_connection((address, port), 5).close()
+        except TimeoutError:
+            return "ETIMEDOUT"
+        except OSError as exc:
+            return errno.errorcode.get(exc.errno, str(exc))
+        return "connected"
+
+    def names_answer():
+        "Whether some name server says anything: who serves the root, which no cache has to ask for."
+        question = b"\\x6c\\x62\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0\\0\\0\\2\\0\\1"
+        for line in open("/etc/resolv.conf"):
+            if line.startswith("nameserver"):
+                address = line.split()[1]
+                family = socket.AF_INET6 if ":" in address else socket.AF_INET
+                for _ in range(2):
+                    try:
+                        with socket.socket(family, socket.SOCK_DGRAM) as asking:
+                            asking.settimeout(3)
+                            asking.connect((address, 53))
+                            asking.send(question)
+                            if asking.recv(4096)[:2] == question[:2]:
+                                return True
+                    except OSError:
+                        pass
+        return False
 
     def refused(number, *args):
         if libc.syscall(number, *args) == -1:
@@ -131,8 +164,13 @@ HANDLER = """
                     while True:
                         time.sleep(60)
             time.sleep(60)
-        if do == "interfaces":
-            return [name for _, name in socket.if_nameindex()]
+        if do == "network":
+            return {"interfaces": [name for _, name in socket.if_nameindex()],
+                    "namespace": os.stat("/proc/self/ns/net").st_ino}
+        if do == "names":
+            return names_answer()
+        if do == "reach":
+            return [reach(*place) for place in event["places"]]
 """
 
 FUNCTIONS = {
@@ -252,9 +290,9 @@ async def _ask_all(ask: Asker, rows: list[Row]) -> None:
         ("idle environments stand still", _frozen),
         ("a timeout leaves no process", _killed),
         ("/tmp", _tmp),
-        ('`network = "none"`', lambda ask: _network(ask, "none")),
-        ('`network = "nat"`', lambda ask: _network(ask, "nat")),
-        ('`network = "host"`', lambda ask: _network(ask, "host")),
+        ('`network = "none"`', _none),
+        ('`network = "nat"`', _nat),
+        ('`network = "host"`', _hosts_own),
         ("made ahead: a zygote's fork", _forked),
         ("cold start, median of 5", _cold),
     ]
@@ -364,9 +402,58 @@ async def _tmp(ask: Asker) -> str:
     )
 
 
-async def _network(ask: Asker, kind: str) -> str:
-    names = await ask.answer(f"net-{kind}", "interfaces")
-    return "yes" if names == ["lo"] or kind != "none" else f"{NO}: {', '.join(names)}"
+async def _network(ask: Asker, kind: str) -> tuple[list[str], bool]:
+    """(its interfaces but loopback, whether it is the host's own network). A host may have loopback alone too."""
+    said = await ask.answer(f"net-{kind}", "network")
+    hosts_own = said["namespace"] == os.stat("/proc/self/ns/net").st_ino
+    return [name for name in said["interfaces"] if name != "lo"], hosts_own
+
+
+async def _none(ask: Asker) -> str:
+    names, hosts_own = await _network(ask, "none")
+    if hosts_own:
+        return f"{NO}: it has the host's"
+    return f"{NO}: it has {', '.join(names)}" if names else "yes"
+
+
+async def _hosts_own(ask: Asker) -> str:
+    _, hosts_own = await _network(ask, "host")
+    return "yes" if hosts_own else f"{NO}: it has one of its own"
+
+
+async def _nat(ask: Asker) -> str:
+    """The outside is asked as far as any host has it: its name servers, by whoever leads or relays to them."""
+    names, hosts_own = await _network(ask, "nat")
+    if hosts_own:
+        return f"{NO}: it has the host's"
+    if not names:
+        return f"{NO}: it has no interface"
+    with _listening() as own:
+        places = [METADATA, *own]
+        found = await ask.answer("net-nat", "reach", places=places)
+    for (address, _), said in zip(places, found, strict=True):
+        if said not in REFUSALS:
+            return f"{NO}: {address} is not refused ({said})"
+    refused = f"{METADATA[0]}{' and the host itself' if own else ''} refused"
+    if await ask.answer("net-nat", "names"):
+        return f"yes, names answered, {refused}"
+    if await ask.answer("net-host", "names"):
+        return f"{NO}: names are answered on the host, and not inside"
+    return f"yes, {refused}; this host's name servers do not answer"
+
+
+@contextmanager
+def _listening() -> Iterator[list[tuple[str, int]]]:
+    """On each IPv4 address of the host but loopback's: of a port with nobody behind it a refusal shows nothing."""
+    with ExitStack() as stack:
+        found = []
+        for addresses in psutil.net_if_addrs().values():
+            for one in addresses:
+                if one.family == socket.AF_INET and not one.address.startswith("127."):
+                    with suppress(OSError):  # another server's, which has just ended
+                        server = stack.enter_context(socket.create_server((one.address, 0)))
+                        found.append((one.address, server.getsockname()[1]))
+        yield found
 
 
 async def _forked(ask: Asker) -> str:

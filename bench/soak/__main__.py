@@ -81,10 +81,19 @@ class Soak:
             await self._quiet(f"round {number}")
         if self.chosen.hogs:
             self.pairs = {hog: Pair() for hog in HOG_NAMES}
-            for number in range(1, max(1, round(seconds / 600 * HOG_ROUNDS)) + 1):
+            hog_rounds = max(1, round(seconds / 600 * HOG_ROUNDS))
+            for number in range(1, hog_rounds + 1):
                 say(f"neighbours of hogs, round {number}")
                 await neighbours.measure(self.server.port, self.written, self.pairs, per_hog)
                 await self._quiet(f"hogs, round {number}")
+            for hog, pair in self.pairs.items():
+                if pair.disturbed:
+                    quiet = pair.quiet.figures()["p99_ms"]
+                    say(f"DISTURBED before a {hog}: quiet p99 {quiet} ms; it is measured again")
+            if await neighbours.measure_again(
+                self.server.port, self.written, self.pairs, per_hog, hog_rounds
+            ):
+                await self._quiet("hogs, again")
         await self._events_ran()
 
     async def _load(self, clients: list[Client], seconds: float) -> None:
@@ -190,8 +199,7 @@ class Soak:
             for kind, slope in growth(points).items() if len(points) > 2 else ():
                 row = [point.get(kind, 0) for point in points]
                 self.problems.append(f"{kind} grow by {slope:.2f} per round of {what}: {row}")
-        for hog, pair in self.pairs.items():
-            self.problems += pair.problems(hog)
+        self.problems += neighbours.problems(self.pairs)
         return log
 
 

@@ -1,30 +1,38 @@
 """Owns measuring what a well-behaved function notices of hogs beside it.
 
 Each hog is two invocations of a function that has the right to a whole core, so both hogs together could have
-the whole of a two-core host. Quiet and hogged windows alternate: what is compared was measured side by side.
+the whole of a two-core host. Quiet and hogged windows alternate, so that the machine's own noise is in both. What
+is quiet is told by all pairs: one that was disturbed must not allow its hog more, and is measured again.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
 
 from bench.soak.caller import Caller, Unanswered
+from bench.soak.census import get
 from bench.soak.functions import Written
 
 CALLERS, EVERY_S = 4, 0.05
 """80 requests per second."""
 SETTLE_S = 0.3
 """From a hog's start until it counts."""
-CLEAR_S = 1.0
-FACTOR, FLOOR_MS = 10.0, 250.0
-"""p99 beside a hog: at most the larger of FACTOR times the quiet one and FLOOR_MS. With all cores taken by hogs,
-a turn of the supervisor and one of the function each wait for a scheduler's slice or more, and the CPU quota
-makes a function that has used its share wait for the rest of a period of 100 ms; two of those and some."""
+GONE_LIMIT_S, GONE_LOOK_S, CLEAR_S = 15.0, 0.1, 1.0
+"""Until a hog's environments are no more (3 s for a fork bomb), and from then until the next quiet window."""
+FACTOR, FLOOR_MS, CAP_MS = 10.0, 250.0, 1000.0
+"""p99 beside a hog: at most the larger of FACTOR times the usual quiet one and FLOOR_MS, and never more than CAP_MS.
+With all cores taken by hogs, a turn of the supervisor and one of the function each wait for a scheduler's slice or
+more, and the CPU quota makes a function that has used its share wait for the rest of a period of 100 ms; two of
+those and some."""
+DISTURBED_MS = 100.0
+"""A quiet p99 (usually 3 to 10 ms) beyond this is somebody else's doing, or what a hog before it has left."""
 
 
 @dataclass(slots=True)
@@ -54,45 +62,88 @@ class Window:
 class Pair:
     quiet: Window = field(default_factory=Window)
     hogged: Window = field(default_factory=Window)
+    before: Pair | None = None
+    """What was measured first and was disturbed: its failures count, its latencies do not."""
 
     @property
-    def bound_ms(self) -> float:
-        return max(FACTOR * self.quiet.quantile(0.99), FLOOR_MS)
+    def disturbed(self) -> bool:
+        return self.quiet.quantile(0.99) > DISTURBED_MS
 
-    def problems(self, hog: str) -> Iterator[str]:
-        for window in (self.quiet, self.hogged):
-            for failure in window.failures:
-                yield f"beside a {hog}: {failure}"
-        if not (self.hogged.latencies and self.quiet.latencies):
+
+def usual_ms(pairs: Mapping[str, Pair]) -> float:
+    """The quiet p99 of this machine: the middle one of all pairs'."""
+    return statistics.median(pair.quiet.quantile(0.99) for pair in pairs.values())
+
+
+def bound_ms(pairs: Mapping[str, Pair]) -> float:
+    return min(max(FACTOR * usual_ms(pairs), FLOOR_MS), CAP_MS)
+
+
+def problems(pairs: Mapping[str, Pair]) -> Iterator[str]:
+    for hog, pair in pairs.items():
+        for measured in (pair.before, pair):
+            for window in (measured.quiet, measured.hogged) if measured else ():
+                for failure in window.failures:
+                    yield f"beside a {hog}: {failure}"
+        if not (pair.hogged.latencies and pair.quiet.latencies):
             yield f"beside a {hog}: nothing was answered"
-        elif self.hogged.quantile(0.99) > self.bound_ms:
-            figures = self.hogged.figures()
-            yield f"beside a {hog}: p99 {figures['p99_ms']} ms, bound {self.bound_ms:.0f} ms"
+            continue
+        quiet, hogged = (window.figures()["p99_ms"] for window in (pair.quiet, pair.hogged))
+        if pair.disturbed:
+            yield (
+                f"before a {hog}: p99 {quiet} ms with nobody beside it, "
+                f"usual are {usual_ms(pairs):.1f} ms"
+            )
+        if pair.hogged.quantile(0.99) > (bound := bound_ms(pairs)):
+            yield f"beside a {hog}: p99 {hogged} ms, bound {bound:.0f} ms"
+
+
+async def measure_again(
+    port: int, functions: Written, pairs: dict[str, Pair], window_s: float, rounds: int
+) -> list[str]:
+    """Once, those of `pairs` that were disturbed, whose places the new ones take. Returns whose."""
+    again = {hog: Pair(before=pair) for hog, pair in pairs.items() if pair.disturbed}
+    for _ in range(rounds):
+        await measure(port, functions, again, window_s)
+    pairs |= again
+    return list(again)
 
 
 async def measure(port: int, functions: Written, found: dict[str, Pair], window_s: float) -> None:
     """One round: each hog of `found`, whose windows grow."""
     for hog, pair in found.items():
         async with trio.open_nursery() as nursery:
-            await _window(pair.quiet, port, functions.neighbour, window_s / 2)
+            async with _window(pair.quiet, port, functions.neighbour):
+                await trio.sleep(window_s / 2)
+            name = functions.small_hog if hog == "memory hog" else functions.hog
             for _ in range(2):
-                name = functions.small_hog if hog == "memory hog" else functions.hog
                 nursery.start_soon(_invoke, port, name, hog)
             await trio.sleep(SETTLE_S)
-            await _window(pair.hogged, port, functions.neighbour, window_s)
-        # A hog ends at its timeout. A thousand dead processes take a while to be cleared away, which
-        # must not be in the next quiet window.
+            async with _window(pair.hogged, port, functions.neighbour):
+                await trio.sleep(window_s)
+                # A hog ends at its timeout. To clear a thousand dead processes away takes seconds: neighbours
+                # have to live with that too, and it must not be in the next hog's quiet window.
+                with trio.move_on_after(GONE_LIMIT_S):
+                    while await trio.to_thread.run_sync(_is_there, port, name):  # noqa: ASYNC110  the server tells nobody
+                        await trio.sleep(GONE_LOOK_S)
         await trio.sleep(CLEAR_S)
 
 
-async def _window(window: Window, port: int, name: str, seconds: float) -> None:
-    end = trio.current_time() + seconds
+def _is_there(port: int, name: str) -> bool:
+    return any(row["function"] == name for row in get(port, "/_lambox/environments"))
+
+
+@asynccontextmanager
+async def _window(window: Window, port: int, name: str) -> AsyncIterator[None]:
+    """Callers are at work while the block runs; their last calls are waited for."""
+    over = trio.Event()
 
     async def call(number: int) -> None:
         caller = Caller(port)
         await trio.sleep(number * EVERY_S / CALLERS)
         try:
-            while (began := trio.current_time()) < end:
+            while not over.is_set():
+                began = trio.current_time()
                 await _once(window, caller, name)
                 await trio.sleep_until(max(trio.current_time(), began + EVERY_S))
         finally:
@@ -101,6 +152,8 @@ async def _window(window: Window, port: int, name: str, seconds: float) -> None:
     async with trio.open_nursery() as nursery:
         for number in range(CALLERS):
             nursery.start_soon(call, number)
+        yield
+        over.set()
 
 
 async def _once(window: Window, caller: Caller, name: str) -> None:

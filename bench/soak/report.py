@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from bench.soak.ledger import Log, Request
+from bench.soak.neighbours import bound_ms
 
 if TYPE_CHECKING:
     from bench.soak.__main__ import Soak
@@ -38,7 +38,8 @@ def result(soak: Soak, log: Log, seconds: float) -> dict[str, Any]:
             hog: {
                 "quiet": pair.quiet.figures(),
                 "hogged": pair.hogged.figures(),
-                "bound_ms": _finite(pair.bound_ms),
+                "bound_ms": round(bound_ms(soak.pairs), 1),
+                "disturbed": pair.before and pair.before.quiet.figures(),
             }
             for hog, pair in soak.pairs.items()
         },
@@ -69,6 +70,7 @@ def show(told: dict[str, Any]) -> None:
         print(
             f"  {hog:16} {quiet['p50_ms']:9} {quiet['p99_ms']:6} {quiet['worst_ms']:6}   "
             f"{hogged['p50_ms']:13} {hogged['p99_ms']:6} {hogged['worst_ms']:6} {row['bound_ms']:7}"
+            + (f"   again: quiet p99 was {first['p99_ms']}" if (first := row["disturbed"]) else "")
         )
     problems = told["problems"]
     print(f"\n{len(problems)} problems" if problems else "\nall is well")
@@ -88,7 +90,3 @@ def _outcome(request: Request) -> str:
     if request.kind == "left":
         return "left"
     return f"{request.status}{' function error' if request.function_error else ''}"
-
-
-def _finite(value: float) -> float | None:
-    return round(value, 1) if math.isfinite(value) else None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.system.confine_fixtures import MAKINGS
+from tests.system.escape import __main__ as table
 from tests.system.escape.attempts import expected
 from tests.system.escape.prey import prey
 from tests.system.escape.variants import VARIANTS
@@ -46,6 +49,24 @@ async def test_nothing_gets_out(
     os.kill(facts["process"], 0)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="host: not root, who alone is both")
+def test_every_kind_is_a_column_of_the_table_as_root_and_as_a_user(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def tried(*_: object) -> dict[str, str]:
+        return {}
+
+    columns: list[str] = []
+    monkeypatch.setattr(sys, "argv", ["escape"])
+    monkeypatch.setitem(os.environ, "ESCAPE_SECRET", "")  # what it sets is taken away
+    for name in VARIANTS:
+        monkeypatch.setitem(VARIANTS, name, tried)
+    monkeypatch.setattr(table, "as_user", lambda *_: {})
+    monkeypatch.setattr(table, "show", lambda found: columns.extend(found) or 0)
+    assert table.main() == 0
+    assert columns == [f"{who}: {name}" for who in ("root", "user") for name in VARIANTS]
+
+
 def test_the_attempts_can_succeed(held_out: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """On the host itself most of them do: a list that refuses everything would prove nothing."""
     folder, facts = held_out
@@ -69,9 +90,6 @@ def test_the_attempts_can_succeed(held_out: tuple[Path, dict[str, Any]], tmp_pat
     for name in os.listdir(folder / "functions/attack"):
         if name.startswith("link "):
             (tmp_path / name).symlink_to(os.readlink(folder / "functions/attack" / name))
-    import subprocess
-    import sys
-
     done = subprocess.run(
         [sys.executable, "-c", "import inside, json; print(json.dumps(inside.run()))"],
         cwd=tmp_path, capture_output=True, text=True, check=True,

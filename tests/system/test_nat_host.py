@@ -222,6 +222,45 @@ async def test_without_a_default_route_it_says_so(earth: World) -> None:
     assert state(earth.host) == before
 
 
+MEND = "modprobe -a nf_tables nft_masq nft_fib_inet nft_connlimit veth"
+NOBODYS_FAMILY = 99
+WITHOUT_NETFILTER = """
+    import pyseccomp, socket
+    from sandbox.confine.network.router import try_out
+    from sandbox.confine.spec import IsolationUnavailable
+    rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
+    rules.add_rule(pyseccomp.ERRNO(93), "socket", pyseccomp.Arg(0, pyseccomp.EQ, socket.AF_NETLINK),
+                   pyseccomp.Arg(2, pyseccomp.EQ, 12))
+    rules.load()
+    try:
+        try_out()
+    except IsolationUnavailable as exc:
+        print(exc)
+"""
+
+
+def test_a_kernel_without_tables_of_our_family_is_named_with_its_mend(
+    earth: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A family that no kernel has is answered as ours is by one that was built without it (nf_tables_newtable)."""
+    before = state(earth.host)
+    monkeypatch.setattr(nft._header, "__defaults__", (NOBODYS_FAMILY, 0))
+    with pytest.raises(IsolationUnavailable, match=r"nftables' table .* not supported") as no:
+        try_out()
+    monkeypatch.undo()
+    assert no.value.remedy == MEND
+    assert state(earth.host) == before
+
+
+def test_a_kernel_without_netfilter_is_named_with_its_mend(earth: World) -> None:
+    before = state(earth.host)
+    code = textwrap.dedent(WITHOUT_NETFILTER)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "opening netlink for nftables: Protocol not supported" in done.stdout
+    assert f"Hint: {MEND}" in done.stdout
+    assert state(earth.host) == before
+
+
 DOCKER = """
     nft add table ip filter
     nft add chain ip filter FORWARD '{ type filter hook forward priority 0; policy drop; }'

@@ -247,14 +247,30 @@ async def test_no_loop_devices_on_this_host(
 
 
 @contextlib.contextmanager
-def exhausted() -> Iterator[None]:
-    """No loop device is free: not to be had by asking, as the kernel makes as many as memory allows."""
+def exhausted(folder: Path) -> Iterator[None]:
+    """No loop device is free for us: somebody takes each number we are told. `folder`: for his image.
 
-    def bind(*_: object, **__: object) -> object:
-        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), loops.CONTROL)
+    That none is left at all cannot be had: the kernel makes as many as memory allows.
+    """
+    real = loops.fcntl.ioctl
+    (folder / "others").write_bytes(bytes(MIB))
+    image = os.open(folder / "others", os.O_RDWR)
+    info = loops.INFO.pack(*[0] * 8, loops.LO_FLAGS_AUTOCLEAR, b"others", *[b""] * 2, 0, 0)
+    wanted = loops.CONFIG.pack(image, BLOCK, info, b"")
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loops, "bind", bind)
+    def ioctl(fd: int, request: int, *args: object) -> object:
+        said = real(fd, request, *args)  # type: ignore[call-overload]
+        if request == loops.LOOP_CTL_GET_FREE:
+            taken = loops._open(said, str(folder))
+            stack.callback(taken.close)
+            with contextlib.suppress(OSError):  # taken by one of the machine's own others
+                real(taken.fd, loops.LOOP_CONFIGURE, wanted)
+        return said
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        stack.callback(os.close, image)
+        patch.setattr(loops, "TRIES", 2)  # he keeps what he has
+        patch.setattr(loops.fcntl, "ioctl", ioctl)
         yield
 
 
@@ -262,11 +278,11 @@ async def test_no_device_free_is_told_once_and_passes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    with exhausted():
+    with exhausted(tmp_path):
         async with open_storage("auto", tmp_path) as storage:
             assert await kinds(storage, 2) == ["memory", "memory"]
     async with open_storage("auto", tmp_path) as storage:
-        with exhausted():
+        with exhausted(tmp_path):
             assert await kinds(storage, 2) == ["memory", "memory"]
         assert await kinds(storage, 2) == ["disk", "disk"]
     assert caplog.text.count("can be made on disk") == 2
@@ -284,7 +300,7 @@ async def kinds(storage: Storage, count: int) -> list[str]:
 
 async def test_where_a_disk_is_required_memory_does_not_do(tmp_path: Path) -> None:
     async with open_storage("disk", tmp_path) as storage:
-        with exhausted(), pytest.raises(ConfineError, match="busy"):
+        with exhausted(tmp_path), pytest.raises(ConfineError, match="others are faster"):
             await storage.take(8 * MIB)
         assert await kinds(storage, 1) == ["disk"]
 

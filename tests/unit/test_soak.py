@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
+from bench.soak import neighbours
 from bench.soak.census import growth, least
 from bench.soak.functions import reload, write
 from bench.soak.ledger import Ledger, Log, Request, spooled_ids
-from bench.soak.neighbours import Pair
+from bench.soak.neighbours import Pair, Window
 
 ID = "8f9ecd4a-4e4d-4bb4-a0a3-1b1c2d3e4f50"
 RAN = [
@@ -145,14 +148,124 @@ def test_growth_is_told_by_slope_not_by_one_point() -> None:
     assert growth([{}, {"socket": 1}, {"socket": 2}]) == {"socket": 1.0}
 
 
-def test_the_bound_of_a_neighbour() -> None:
-    pair = Pair()
-    pair.quiet.latencies = [2.0] * 100
-    pair.hogged.latencies = [200.0] * 100
-    assert list(pair.problems("hog")) == []
-    pair.hogged.latencies = [300.0] * 100
-    assert [text.split(",")[0] for text in pair.problems("hog")] == ["beside a hog: p99 300.0 ms"]
-    assert list(Pair().problems("hog"))  # nothing was answered at all
+def pair(quiet_ms: float = 3.0, hogged_ms: float = 200.0) -> Pair:
+    return Pair(Window([quiet_ms] * 100), Window([hogged_ms] * 100))
+
+
+def beside(*others: float, **of_hog: float) -> list[str]:
+    """The problems of a hog beside others of those quiet p99s."""
+    pairs = {"hog": pair(**of_hog)} | {f"{n}": pair(quiet) for n, quiet in enumerate(others)}
+    return list(neighbours.problems(pairs))
+
+
+@pytest.mark.parametrize(
+    ("quiet", "hogged_ms", "bound"),
+    [
+        ((3, 3, 3), 249, None),
+        ((3, 3, 3), 251, 250),
+        ((40, 40, 40), 399, None),
+        ((40, 40, 40), 401, 400),
+        # One that was disturbed allows its hog no more.
+        ((90, 3, 3), 251, 250),
+        # A slow machine allows none a second.
+        ((99, 99, 99), 991, 990),
+        ((99.9, 99.9, 99.9), 998, None),
+    ],
+)
+def test_the_bound_of_a_neighbour(
+    quiet: tuple[float, ...], hogged_ms: float, bound: float | None
+) -> None:
+    said = [] if bound is None else [f"beside a hog: p99 {hogged_ms} ms, bound {bound} ms"]
+    assert beside(*quiet[1:], quiet_ms=quiet[0], hogged_ms=hogged_ms) == said
+
+
+def test_no_bound_is_beyond_the_cap() -> None:
+    pairs = {name: pair(500.0, 1100.0) for name in "abc"}
+    assert neighbours.bound_ms(pairs) == 1000
+    assert [one for one in neighbours.problems(pairs) if "bound" in one] == [
+        f"beside a {name}: p99 1100.0 ms, bound 1000 ms" for name in "abc"
+    ]
+
+
+def test_a_quiet_neighbour_that_was_disturbed_is_a_problem() -> None:
+    """However well it did beside the hog: then this was measured on another machine, so to say."""
+    said = "before a hog: p99 503.9 ms with nobody beside it, usual are 3.0 ms"
+    assert beside(3, 3, quiet_ms=503.9, hogged_ms=5.0) == [said]
+    assert beside(3, 3, quiet_ms=99.0, hogged_ms=5.0) == []
+
+
+def test_one_that_nobody_answered_is_a_problem() -> None:
+    pairs = {"hog": Pair(), "other": pair()}
+    assert list(neighbours.problems(pairs)) == ["beside a hog: nothing was answered"]
+
+
+@pytest.mark.parametrize("quiet_ms", [3.0, 600.0])
+async def test_what_was_disturbed_is_measured_again_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quiet_ms: float
+) -> None:
+    """Its latencies count no more; its failures do, and the second time is the last."""
+    measured: list[list[str]] = []
+
+    async def measure(port: int, functions: object, found: dict[str, Pair], s: float) -> None:
+        measured.append(list(found))
+        for one in found.values():
+            one.quiet.latencies += [quiet_ms] * 50
+            one.hogged.latencies += [20.0] * 50
+
+    monkeypatch.setattr(neighbours, "measure", measure)
+    first = pair(503.9, 5000.0)
+    first.hogged.failures.append("status 500")
+    pairs = {"hog": first, "other": pair(), "third": pair()}
+    functions = write(tmp_path / "functions")
+    assert await neighbours.measure_again(1, functions, pairs, 3.0, 2) == ["hog"]
+    assert measured == [["hog"], ["hog"]]
+    assert list(pairs) == ["hog", "other", "third"]
+    assert len(pairs["hog"].quiet.latencies) == 100
+    said = list(neighbours.problems(pairs))
+    assert said[0] == "beside a hog: status 500"
+    assert [one.split(":")[0] for one in said[1:]] == (["before a hog"] if quiet_ms > 100 else [])
+
+
+class Nobody:
+    def __init__(self, _: int) -> None:
+        pass
+
+    def drop(self) -> None:
+        pass
+
+
+async def test_a_hog_counts_until_it_is_gone_and_no_longer(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: object, tmp_path: Path
+) -> None:
+    """It answers after 4 s, and takes 3 more to be cleared away."""
+    gone_at: list[float] = []
+    calls: dict[int, list[float]] = {}
+
+    async def invoke(*_: object) -> None:
+        gone_at.append(trio.current_time() + 7)
+        await trio.sleep(4)
+
+    async def once(window: Window, *_: object) -> None:
+        calls.setdefault(id(window), []).append(trio.current_time())
+        await trio.sleep(0.01)
+
+    async def here(look: Any, *args: Any) -> Any:
+        return look(*args)
+
+    def is_there(*_: object) -> bool:
+        return trio.current_time() < gone_at[-1]
+
+    monkeypatch.setattr(neighbours, "Caller", Nobody)
+    monkeypatch.setattr(neighbours, "_invoke", invoke)
+    monkeypatch.setattr(neighbours, "_once", once)
+    monkeypatch.setattr(neighbours, "_is_there", is_there)
+    monkeypatch.setattr(trio.to_thread, "run_sync", here)
+    pairs = {"hog": Pair(), "next": Pair()}
+    await neighbours.measure(1, write(tmp_path / "functions"), pairs, 3.0)
+    first, last = gone_at[0], gone_at[-1]
+    assert first - 0.1 < max(calls[id(pairs["hog"].hogged)]) < first + 0.2
+    assert min(calls[id(pairs["next"].quiet)]) > first + 0.5
+    assert last - 0.1 < max(calls[id(pairs["next"].hogged)]) < last + 0.2
 
 
 @pytest.fixture
@@ -176,3 +289,18 @@ def test_events_that_are_left(tmp_path: Path) -> None:
 
 def test_the_least_of_what_was_seen_counts() -> None:
     assert least([{"a": 3, "b": 1}, {"a": 2}, {"a": 5, "b": 4}]) == {"a": 2, "b": 0}
+
+
+def test_the_page_names_every_test_of_make_fuzz() -> None:
+    tests = Path(__file__).resolve().parents[1]
+    page = (tests.parent / "docs/soak.md").read_text()
+    patterns = re.search(r"LAMBOX_FUZZ=.*\\\n\t+(.*)", (tests.parent / "Makefile").read_text())
+    assert patterns
+    run = {
+        str(path.relative_to(tests))
+        for pattern in patterns[1].split()
+        for path in tests.parent.glob(pattern)
+    }
+    assert run == set(re.findall(r"`(\w+/test_\w+\.py)`", page))
+    named = {*tests.glob("*/test_*_stateful.py"), *tests.glob("*/test_fuzz_*.py")}
+    assert run == {str(path.relative_to(tests)) for path in named}

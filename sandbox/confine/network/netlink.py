@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
+PROTOCOLS = {NETLINK_ROUTE: "interfaces", NETLINK_NETFILTER: "nftables"}
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x100, 0x200, 0x400, 0x800
 NLMSG_ERROR, NLMSG_DONE = 2, 3
@@ -79,7 +80,11 @@ class Netlink:
     def __init__(self, protocol: int) -> None:
         """Raises OSError."""
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
-        self._socket = socket.socket(socket.AF_NETLINK, kind, protocol)
+        try:
+            self._socket = socket.socket(socket.AF_NETLINK, kind, protocol)
+        except OSError as exc:  # EPROTONOSUPPORT: the kernel has none of it, nor a module
+            what = f"opening netlink for {PROTOCOLS[protocol]}"
+            raise NetlinkError(exc.errno or 0, what) from exc
         try:
             self._socket.bind((0, 0))
             self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)

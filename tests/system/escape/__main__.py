@@ -24,7 +24,6 @@ from tests.system.escape.variants import VARIANTS, Results, unfiltered
 TOP = Path(__file__).resolve().parents[3]
 AS_USER = TOP / "tools/as-user"
 UNFILTERED = "root: bwrap on demand, no seccomp"
-USERS = ("bwrap on demand", "made ahead", "forked, executes", "handler, forked")
 
 
 def as_user(name: str, folder: Path, *options: str) -> Results:
@@ -82,7 +81,7 @@ def main() -> int:
         if options.unfiltered:
             columns[UNFILTERED] = trio.run(partial(unfiltered, folder, facts))
         if os.geteuid() == 0 and AS_USER.exists():
-            for variant in USERS:
+            for variant in VARIANTS:
                 columns[f"user: {variant}"] = as_user(variant, folder)
     return show(columns)
 
