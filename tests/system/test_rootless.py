@@ -224,3 +224,13 @@ def test_without_user_namespaces_serve_names_the_switch(place: Path) -> None:
     assert done.returncode == 3
     assert "forbidden by user.max_user_namespaces = 0" in done.stderr
     assert "sysctl -w user.max_user_namespaces=15000" in done.stderr
+
+
+def test_where_nothing_tells_environments_apart_none_has_the_hosts_network(place: Path) -> None:
+    with serving(place, "--one", "--no-cgroup", LAMBOX_ALLOW_WEAKER="cgroups") as server:
+        server.functions.add("online", HELLO, 'network = "host"')
+        with pytest.raises(Exception, match=r"neither uids nor v2 cgroups") as refused:
+            server.invoke("online")
+        assert "ResourceConflictException" in str(refused.value)
+        assert "Hint: usermod --add-subuids" in str(refused.value)
+        assert server.invoke("hello")["Payload"][0] == 993
