@@ -27,12 +27,10 @@ TOP = Path(__file__).parents[2]
 AS_USER = TOP / "tools/as-user"
 UID, FIRST_SUBORDINATE = 61_184, 1_800_000_000
 """Of tools/as-user."""
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.skipif(
-        not privilege.of_the_host() or os.geteuid() != 0, reason="host: only root makes a user"
-    ),
-]
+ONLY_ROOT = pytest.mark.skipif(
+    not privilege.of_the_host() or os.geteuid() != 0, reason="host: only root makes a user"
+)
+pytestmark = [pytest.mark.system, ONLY_ROOT]
 HELLO = "import os\ndef handler(event, context):\n    return [os.getuid(), os.getppid()]\n"
 
 
