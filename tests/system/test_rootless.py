@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +80,20 @@ def serving(folder: Path, *options: str, **env: str) -> Iterator[Server]:
 
 
 def server_process(wrapper: subprocess.Popen[str]) -> psutil.Process:
-    (server,) = [
-        child for child in psutil.Process(wrapper.pid).children() if "serve" in child.cmdline()
-    ]
+    (server,) = those(psutil.Process(wrapper.pid).children(), lambda one: "serve" in one.cmdline())
     return server
+
+
+def those(
+    processes: list[psutil.Process], wanted: Callable[[psutil.Process], bool]
+) -> list[psutil.Process]:
+    """Who of them lives and is wanted: any may end while it is asked."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if wanted(process):
+                found.append(process)
+    return found
 
 
 def uids_inside(server: psutil.Process) -> set[int]:
