@@ -41,10 +41,10 @@ faults: dev ## faults of the host that take seconds each (the quick ones are in 
 	@$(BIN)/python -m pytest tests/faults $(ARGS)
 	$(BIN)/python -m pytest tests/system -m slow
 
-as-user: dev ## as root: the tests of sandboxes once more as an ordinary user, with a range of uids and with one
+as-user: dev ## as root: the system tests once more as an ordinary user, with a range of uids and with one
 	@for one in "" --one; do
 		tools/as-user $$one -- $(BIN)/python -m sandbox.confine.userns $(BIN)/python -m pytest \
-			tests/system/test_confine_*.py tests/system/test_zygote*.py -p no:cacheprovider $(ARGS)
+			tests/system -p no:cacheprovider $(ARGS)
 	done
 
 hosts: setup ## as root: docs/hosts.md anew, from every kind of host to be had here (ARGS="--guest DIR" for guests)

@@ -1,6 +1,6 @@
 """Owns the putting together: builds every part of a node once and opens them in shutdown order.
 
-    way out < catalog < Lambda API < Runtime API app < launcher < scheduler < queue < Invoke API app
+    way out < launcher < catalog < Lambda API < Runtime API app < scheduler < queue < Invoke API app
 
 What stands further right is closed first: callers are turned away before the queue is written down,
 the queue before environments are killed, environments before the launcher lets go of cgroups.
@@ -348,38 +348,6 @@ async def open_node(
     logbook = LogBook(on_line)
     async with AsyncExitStack() as stack:
         way_out = await stack.enter_async_context(open_way_out(config))
-        layers = LayerStore(config.state / "layers")
-        catalog = stack.enter_context(
-            Catalog(
-                config.functions,
-                runtimes,
-                defaults=way_out.defaults,
-                unavailable=way_out.unavailable,
-                account_concurrency=config.account_concurrency,
-                layers=layers,
-            )
-        )
-        clients = AwsClients(_endpoints(config))
-        api = await stack.enter_async_context(
-            open_lambda_api(
-                *(config, catalog, runtimes),
-                layers=layers,
-                defaults=way_out.defaults,
-                unavailable=way_out.unavailable,
-                clients=clients,
-                # The scheduler, below, needs the functions; nobody asks for this before there are callers.
-                provisioned=lambda name, version: scheduler.provisioned(
-                    api.functions.resolve(name, version)
-                ),
-            )
-        )
-        rapi = await stack.enter_async_context(
-            running_app(
-                make_rapi_app(),
-                environment_config(),
-                runtime_lane if config.fast_lane else None,
-            )
-        )
         ready = PoolLimits(config.pool_min, config.pool_max) if config.zygote else None
         storage = await stack.enter_async_context(
             open_storage(config.tmp, config.state / IMAGES, ready=ready)
@@ -393,6 +361,39 @@ async def open_node(
                 pool=ready,
                 router=way_out.router,
                 storage=storage,
+            )
+        )
+        unavailable = {**way_out.unavailable, **launcher.unavailable}
+        layers = LayerStore(config.state / "layers")
+        catalog = stack.enter_context(
+            Catalog(
+                config.functions,
+                runtimes,
+                defaults=way_out.defaults,
+                unavailable=unavailable,
+                account_concurrency=config.account_concurrency,
+                layers=layers,
+            )
+        )
+        clients = AwsClients(_endpoints(config))
+        api = await stack.enter_async_context(
+            open_lambda_api(
+                *(config, catalog, runtimes),
+                layers=layers,
+                defaults=way_out.defaults,
+                unavailable=unavailable,
+                clients=clients,
+                # The scheduler, below, needs the functions; nobody asks for this before there are callers.
+                provisioned=lambda name, version: scheduler.provisioned(
+                    api.functions.resolve(name, version)
+                ),
+            )
+        )
+        rapi = await stack.enter_async_context(
+            running_app(
+                make_rapi_app(),
+                environment_config(),
+                runtime_lane if config.fast_lane else None,
             )
         )
         kitchen = Kitchen(config, runtimes, way_out.resolv_conf)

@@ -234,9 +234,12 @@ class ServedApp:
 
 def _is_admitted(stream: trio.SocketStream, admits: Callable[[tuple[str, int]], bool]) -> bool:
     try:
-        return admits(stream.socket.getpeername())
+        admitted = admits(stream.socket.getpeername())
+        # Had it gone meanwhile, its address could have been another's when `admits` looked.
+        stream.socket.getpeername()
     except OSError:
-        return False  # it has gone again
+        return False
+    return admitted
 
 
 class _Started:

@@ -411,7 +411,7 @@ class Environment(Conversation):
     # --- what its runtime says (RuntimeFace)
 
     def admits(self, peer: tuple[str, int]) -> bool:
-        """Whether a connection to the Runtime API comes from inside this environment."""
+        """Whether a connection to the Runtime API comes from inside this environment. Raises OSError."""
         return self._sandbox is not None and self._sandbox.admits(peer)
 
     def count_connection(self, change: int) -> None:

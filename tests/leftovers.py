@@ -38,8 +38,10 @@ def leftovers() -> set[str]:
                     found.add(f"process {process.pid} {process.info['name']} {groups.split()[-1]}")
     for top, folders, _ in os.walk("/sys/fs/cgroup"):
         mine = [name for name in folders if name.startswith(("lambox", "as-user-"))]
-        found.update(f"cgroup {top}/{name}" for name in mine if not _held_elsewhere(name))
-        folders[:] = [name for name in folders if name not in mine]
+        paths = [f"{top}/{name}" for name in mine]
+        found.update(f"cgroup {path}" for path in paths if not _held_elsewhere(path))
+        # In an ordinary user's (tools/as-user) are those of the servers that he started.
+        folders[:] = [name for name in folders if not name.startswith("lambox")]
     for line in Path("/proc/mounts").read_text().splitlines():
         if "lambox" in line:
             found.add(f"mount {line}")
@@ -59,7 +61,7 @@ def leftovers() -> set[str]:
         f"temp {path}"
         for pattern in ("/tmp/lambox*", "/run/lambox*", "/tmp/as-user-*")
         for path in glob.glob(pattern)
-        if not throwaway.in_use(Path(path)) and path != UIDS_FILE
+        if path != UIDS_FILE and not throwaway.in_use(Path(path)) and not _held_elsewhere(path)
     )
     return found
 
@@ -78,12 +80,24 @@ def _held_elsewhere(text: str) -> bool:
 
     Seen from a container, one of another pid namespace does: whether it lives cannot be told.
     """
+    if (user := re.search(r"as-user-(\d+)\b", text)) and _lives_elsewhere(int(user[1])):
+        return True
     match = re.search(r"lambox-(\d+)-(?:\d+-(\d+))?", text)
     if match is None:
         return False
     if match[2] and int(match[2]) != os.stat("/proc/self/ns/pid").st_ino:
         return not is_orphaned(match[0])
     return int(match[1]) != os.getpid() and psutil.pid_exists(int(match[1]))
+
+
+def _lives_elsewhere(pid: int) -> bool:
+    """Of tools/as-user's: whether it has neither been started by us nor runs us."""
+    us = psutil.Process()
+    try:
+        above = [parent.pid for parent in psutil.Process(pid).parents()]
+    except psutil.NoSuchProcess:
+        return False
+    return us.pid not in above and pid not in [us.pid, *(parent.pid for parent in us.parents())]
 
 
 def _descends_elsewhere(process: psutil.Process) -> bool:

@@ -32,6 +32,10 @@ class Cgroup(Protocol):
     def procs(self) -> list[str]:
         """The cgroup.procs files that a process writes "0" into to be inside."""
 
+    @property
+    def number(self) -> int | None:
+        """Its folder's inode in the v2 tree, as the kernel calls it (`peers`); None where it has none there."""
+
     def joined(self, pid: int) -> None:
         """A process that wrote itself into `procs`; all that is to be inside descends from such a one."""
 
@@ -59,6 +63,10 @@ class CgroupTree(Protocol):
     """Where one supervisor's groups live."""
 
     def create(self, name: str, limits: Limits) -> Cgroup: ...
+    @property
+    def numbered(self) -> bool:
+        """Whether its groups have a `number`."""
+
     def sweep(self) -> list[str]:
         """Remove what dead supervisors left. Blocks up to a second. Returns what was removed."""
 

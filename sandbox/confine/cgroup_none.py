@@ -46,6 +46,10 @@ class WatchedGroup:
     def procs(self) -> list[str]:
         return []
 
+    @property
+    def number(self) -> int | None:
+        return None
+
     def joined(self, pid: int) -> None:
         self._tops.add(pid)
         self._look()
@@ -134,6 +138,10 @@ class WatchedTree:
             for group in list(self.groups):
                 await aside_or_here(group.check, abandon=False)
             await trio.sleep(LOOK_EVERY_S)
+
+    @property
+    def numbered(self) -> bool:
+        return False
 
     def sweep(self) -> list[str]:
         return []

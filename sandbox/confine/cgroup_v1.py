@@ -53,6 +53,11 @@ class V1Cgroup:
             for folder in made:
                 folder.rmdir()
             raise ConfineError(f"cannot make a cgroup: {exc}") from exc
+        self._number = None if bases.unified is None else bases.unified.stat().st_ino
+
+    @property
+    def number(self) -> int | None:
+        return self._number
 
     @property
     def procs(self) -> list[str]:
@@ -188,6 +193,10 @@ class V1Tree:
             ),
             limits,
         )
+
+    @property
+    def numbered(self) -> bool:
+        return self._bases.unified is not None
 
     def sweep(self) -> list[str]:
         """In every hierarchy: an older server, or one before the v2 tree was there, used others."""

@@ -42,6 +42,11 @@ class V2Cgroup:
         except ConfineError:
             folder.rmdir()
             raise
+        self._number = folder.stat().st_ino
+
+    @property
+    def number(self) -> int | None:
+        return self._number
 
     def _set(self, name: str, value: str) -> None:
         cgroup.write(f"{self._folder}/{name}", value)
@@ -137,6 +142,10 @@ class V2Tree:
             raise ConfineError(
                 f"cannot make the cgroup {self._folder / name}: {exc.strerror}"
             ) from exc
+
+    @property
+    def numbered(self) -> bool:
+        return True
 
     def sweep(self) -> list[str]:
         return cgroup.sweep_folders([MOUNT])

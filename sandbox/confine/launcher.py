@@ -8,7 +8,7 @@ import re
 import resource
 import secrets
 import subprocess
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,18 @@ import trio
 
 import rootfs.inside
 from rootfs.layout import Bind, Tmpfs
-from sandbox.confine import bwrap, cgroup, identity, mounts, overseer, privilege, seccomp, staging
+from sandbox.confine import (
+    bwrap,
+    cgroup,
+    identity,
+    mounts,
+    overseer,
+    peers,
+    privilege,
+    seccomp,
+    staging,
+    userns,
+)
 from sandbox.confine.aside import aside_or_here
 from sandbox.confine.bwrap import Bwrap, Descriptors
 from sandbox.confine.cgroup import Cgroup, CgroupTree
@@ -82,8 +93,13 @@ class BwrapLauncher:
         router: Router | None,
         storage: Storage | None,
         overseer: Overseer | None,
+        unavailable: Mapping[str, str],
     ) -> None:
-        """`storage` None: what bwrap can mount must do for /tmp. `overseer`: for filters in log mode."""
+        """`storage` None: what bwrap can mount must do for /tmp. `overseer`: for filters in log mode.
+
+        `unavailable`: networks that no sandbox can have here, and why, with the mend.
+        """
+        self.unavailable = unavailable
         self._tree = tree
         self._identities = identities
         self._bwrap = tool
@@ -136,6 +152,8 @@ class BwrapLauncher:
     async def launch(self, spec: SandboxSpec) -> BwrapSandbox:
         if not NAME.fullmatch(spec.name):
             raise ConfineError(f"{spec.name!r} cannot name a sandbox: a-z, 0-9 and -, at most 64")
+        if why := self.unavailable.get(spec.network):
+            raise ConfineError(f'network = "{spec.network}" {why}')
         if self._storage is not None:
             for tmp in _tmpfs(spec):
                 self._storage.expect(tmp.size)
@@ -452,8 +470,9 @@ async def open_launcher(
             watches = await stack.enter_async_context(trio.open_nursery())
             stack.callback(watches.cancel_scope.cancel)
             asked = Overseer(filters, watches)
+        unavailable = await trio.to_thread.run_sync(_unavailable, identities, tree)
         launcher = BwrapLauncher(
-            tree, identities, tool, init, filters, spawner, router, storage, asked
+            tree, identities, tool, init, filters, spawner, router, storage, asked, unavailable
         )
         if isinstance(tree, WatchedTree):
             nursery = await stack.enter_async_context(trio.open_nursery())
@@ -492,6 +511,21 @@ def _filter(mode: seccomp.Mode, weaker: Collection[str]) -> Filters | None:
             "seccomp is in log mode: system calls that functions would be refused run, and are logged"
         )
     return filters
+
+
+def _unavailable(identities: Identities, tree: CgroupTree) -> dict[str, str]:
+    """On the host's network anybody can connect to a Runtime API: it has to tell its own from others."""
+    try:
+        told = peers.probe()
+    except OSError as exc:
+        return {"host": f"cannot be had on this host: {exc}. Hint: modprobe tcp_diag"}
+    if identities.any or (tree.numbered and told.cgroup is not None):
+        return {}
+    mend = userns.subordinate(privilege.host_uid())[2] or "lambox doctor"
+    return {
+        "host": "cannot be had on this host: environments have neither uids nor v2 cgroups of their own, so "
+        f"their Runtime APIs could not tell them from others. Hint: {mend}"
+    }
 
 
 async def _close(tree: CgroupTree) -> None:

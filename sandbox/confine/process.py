@@ -304,9 +304,14 @@ class BwrapSandbox:
         return self._telemetry
 
     def admits(self, peer: tuple[str, int]) -> bool:
-        if self.spec.network != "host" or self._uid is None:
+        if self.spec.network != "host":
             return True
-        return peers.uid_of(peer, ("127.0.0.1", self._port)) == self._uid
+        maker = peers.maker_of(peer, ("127.0.0.1", self._port))
+        if maker is None:
+            return False
+        if self._uid is not None:
+            return maker.uid == self._uid
+        return maker.cgroup is not None and maker.cgroup == self._cgroup.number
 
     async def start(self, program: Program) -> None:
         if self._parked is None:

@@ -218,8 +218,8 @@ class Sandbox(Protocol):
     def admits(self, peer: tuple[str, int]) -> bool:
         """Whether a connection to the listener from `peer` comes from inside this sandbox.
 
-        Always true with a network namespace of its own. On the host's network it is told by the
-        peer's uid; without a uid of its own (not started by root) it cannot be told.
+        Always true with a network namespace of its own. On the host's network the peer's uid tells it, or,
+        without a uid of its own, the cgroup the peer's socket was made in. Raises OSError.
         """
 
     async def start(self, program: Program) -> None:

@@ -4,8 +4,10 @@ behind."""
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import socket
+import struct
 from collections.abc import AsyncIterator
 
 import pytest
@@ -71,6 +73,31 @@ async def test_connections_that_end_leave_nothing_behind(served: ServedApp) -> N
             async with await connect(address) as wire:  # inside a body, refused or not
                 await wire.send(head("POST", RESPONSE, {"Content-Length": "9"}) + b"x")
         assert await settled() == before
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.trio
+async def test_who_goes_while_it_is_looked_at_is_not_heard(served: ServedApp) -> None:
+    """Its address could be another's by then, who was found there in its place."""
+    sock, face = listening(), FakeEnvironment()
+    wire = await connect(sock.getsockname())
+    await wire.send(head("GET", NEXT, {}))
+    looked = trio.Event()
+
+    def admits(peer: tuple[str, int]) -> bool:
+        # Reset: no TIME_WAIT keeps its port, and what it has sent can be read all the same.
+        reset = struct.pack("=ii", 1, 0)
+        wire.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+        wire.stream.socket.close()
+        looked.set()
+        return True
+
+    async with trio.open_nursery() as nursery:
+        serve = functools.partial(served.serve, admits=admits)
+        await nursery.start(serve, sock, {"environment": face})
+        await looked.wait()
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert not face.parked.is_set()
         nursery.cancel_scope.cancel()
 
 

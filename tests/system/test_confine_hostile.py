@@ -148,9 +148,8 @@ async def test_standard_error_can_be_opened_by_name() -> None:
         assert box.errors() == "err\n"
 
 
+@pytest.mark.skipif(shutil.which("su") is None, reason="host: no su")
 async def test_set_user_id_programs_have_no_power() -> None:
-    if shutil.which("su") is None:
-        pytest.skip("host: no su")
     async with confined() as box:
         assert await box.ask("""[
             subprocess.run(["su", "-c", "id -u"], capture_output=True, stdin=subprocess.DEVNULL).returncode != 0,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+from pathlib import Path
 
 import pytest
 
+from sandbox.confine import identity
 from sandbox.confine.launcher import open_launcher
 from sandbox.confine.spec import MIB
 from tests.system.confine_fixtures import confined, nothing_left
@@ -103,3 +106,53 @@ async def test_killing_one_spares_the_other() -> None:
         b_pid = max(b.inside())
         os.kill(b_pid, signal.SIGTERM)
         assert (await b.sandbox.wait()).signal == signal.SIGTERM
+
+
+CONNECT = """
+    listener = {address!r}
+    ours = socket.create_connection(listener)
+    java = socket.socket(socket.AF_INET6)
+    java.connect(("::ffff:" + listener[0], listener[1]))
+    say([ours.getsockname()[1], java.getsockname()[1]])
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize(
+    "uids",
+    [
+        pytest.param(
+            "own",
+            marks=pytest.mark.skipif(
+                identity.choose() is None, reason="host: needs uids for sandboxes to have"
+            ),
+        ),
+        pytest.param(
+            "shared",
+            marks=pytest.mark.skipif(
+                " cgroup2 " not in Path("/proc/self/mounts").read_text(),
+                reason="host: no cgroup v2, which alone would tell them",
+            ),
+        ),
+    ],
+)
+async def test_on_the_hosts_network_a_runtime_api_admits_its_own_sandbox_alone(
+    uids: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a neighbour nor anybody on the host, whether or not sandboxes differ in their uid."""
+    if uids == "shared":
+        monkeypatch.setattr(identity, "choose", lambda *_: None)
+    async with (
+        open_launcher() as launcher,
+        confined(launcher, name="own", network="host") as own,
+        confined(launcher, name="other", network="host") as other,
+    ):
+        address = own.sandbox.listener.getsockname()
+        admitted = []
+        for box in (own, other):
+            await box.python(CONNECT.format(address=address))
+            ports = await box.heard()
+            admitted += [own.sandbox.admits(("127.0.0.1", port)) for port in ports]
+        with socket.create_connection(address) as stranger:
+            admitted.append(own.sandbox.admits(stranger.getsockname()))
+    assert admitted == [True, True, False, False, False]

@@ -8,7 +8,7 @@ import psutil
 import pytest
 import trio
 
-from sandbox.confine import cgroup
+from sandbox.confine import cgroup, identity
 from sandbox.confine.cgroup_none import WatchedTree
 from sandbox.confine.launcher import BwrapLauncher, open_launcher
 from sandbox.confine.spec import MIB, ConfineError, IsolationUnavailable, SandboxSpec
@@ -61,6 +61,19 @@ async def test_what_is_there_is_used_although_weaker_would_do() -> None:
     async with open_launcher(weaker=["cgroups", "seccomp"]) as launcher:
         assert "no cgroups" not in launcher.describe()
         assert "no seccomp" not in launcher.describe()
+
+
+async def test_where_nothing_tells_sandboxes_apart_none_has_the_hosts_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By uid alone they are told apart, and without cgroups that is all there could be."""
+    monkeypatch.setattr(identity, "choose", lambda *_: None)
+    async with open_launcher(tree=watched()) as launcher:
+        with pytest.raises(ConfineError, match='network = "host" cannot be had') as caught:
+            async with confined(launcher, network="host"):
+                raise AssertionError("it was made")
+    assert f"{caught.value}".endswith(launcher.unavailable["host"])
+    assert "Hint: " in launcher.unavailable["host"]
 
 
 def watched() -> WatchedTree:

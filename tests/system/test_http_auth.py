@@ -66,7 +66,6 @@ def is_let_in(caller: Any) -> bool:
     return False
 
 
-@pytest.mark.slow
 def test_signatures_over_tls(start: Start, functions: Functions, tmp_path: Path) -> None:
     functions.add("echo", ECHO)
     certificate, key = make_certificate(tmp_path)

@@ -4,7 +4,6 @@ misbehave are in `tests/faults/test_http.py`."""
 from __future__ import annotations
 
 import json
-import os
 import threading
 import uuid
 from pathlib import Path
@@ -103,9 +102,6 @@ def handler(event, context):
     assert found == ["its own"]
 
 
-@pytest.mark.skipif(
-    os.geteuid() != 0, reason="host: peers on the host's network are told by their uid"
-)
 def test_the_runtime_api_of_another_environment_says_nothing(shared: Server) -> None:
     """On the host's network, where every environment's port can be reached by all."""
     online = 'network = "host"\nfreeze = false\n'
@@ -141,7 +137,7 @@ def handler(event, context):
 def test_a_browser_on_the_host_gets_nothing_of_a_runtime_api(
     shared: Server, tmp_path: Path
 ) -> None:
-    """Without uids of their own (not root) strangers cannot be told from the environment, but pages can."""
+    """Whoever sends it: nothing in an environment is a browser."""
     hostile(
         shared,
         "named",

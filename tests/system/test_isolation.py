@@ -264,7 +264,6 @@ def test_host_network_is_an_explicit_choice(shared: Server) -> None:
     assert shared.invoke("online")["Payload"] == [name for _, name in socket.if_nameindex()]
 
 
-@pytest.mark.skipif(not OWN_UIDS, reason="host: peers are told by their uid")
 def test_on_the_hosts_network_the_runtime_api_answers_its_environment_alone(
     shared: Server,
 ) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from sandbox.confine import privilege
 from tests.system.conftest import Server, Start
 from tests.system.test_lambda_api import ROLE, wait
-from tests.system.test_rootless import UID, place, server_process
+from tests.system.test_rootless import ONLY_ROOT, UID, place, server_process
 from tests.system.test_rootless import serving as serving_as_user
 from tests.waiting import until
 
@@ -143,7 +144,7 @@ def check_bootstrap(server: Server) -> None:
 
 def test_a_throwaway_state_goes_with_the_server(start: Start, tmp_path: Path) -> None:
     """And what a killed one left goes with the next. Without a zygote bwrap itself has to reach the code there."""
-    home = Path(os.environ.get("TMPDIR", "/tmp"), f"lambox-memory-{os.getuid()}")
+    home = Path(os.environ.get("TMPDIR", "/tmp"), f"lambox-memory-{privilege.host_uid()}")
     before = set(home.glob("*"))
 
     def with_a_function() -> Server:
@@ -165,6 +166,7 @@ def test_a_throwaway_state_goes_with_the_server(start: Start, tmp_path: Path) ->
     assert not Path(":memory:").exists()
 
 
+@ONLY_ROOT
 @pytest.mark.parametrize(
     ("options", "zygote"), [((), "false"), (("--one",), "true")], ids=["range", "one-uid"]
 )

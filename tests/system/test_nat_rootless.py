@@ -19,6 +19,7 @@ from tests.system.conftest import Functions, Server
 from tests.system.internet import ANSWER, HOST, INTERNET, METADATA, NAME_SERVER, World, world
 from tests.system.nat_fixtures import BUILT
 from tests.system.test_nat_server import call
+from tests.system.test_rootless import server_process, those
 from tests.waiting import until
 
 pytestmark = BUILT
@@ -113,14 +114,16 @@ def users(place: Path, *without: str) -> Iterator[Server]:
 
 def speakers(server: Server) -> list[psutil.Process]:
     """What pasta and slirp4netns have running for it."""
-    return [
-        one
-        for one in psutil.Process(server.process.pid).children(recursive=True)
-        if one.name().startswith(("pasta", "passt", "slirp4netns"))
-    ]
+    return those(
+        psutil.Process(server.process.pid).children(recursive=True),
+        lambda one: one.name().startswith(("pasta", "passt", "slirp4netns")),
+    )
 
 
-@pytest.mark.slow
+def lives(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
 @pytest.mark.skipif(shutil.which("pasta") is None, reason="host: no pasta (apt: passt)")
 def test_pasta_speaks_for_all_of_a_users_functions(earth: World, place: Path) -> None:
     """Started anew when it ends, gone with the server even after a SIGKILL."""
@@ -134,16 +137,10 @@ def test_pasta_speaks_for_all_of_a_users_functions(earth: World, place: Path) ->
         until(lambda: speaker.pid not in [one.pid for one in speakers(server)] != [])
         until(lambda: call(server, "out") == (200, FOUND))
         (speaker,) = speakers(server)
-        supervisor = next(
-            one
-            for one in psutil.Process(server.process.pid).children(recursive=True)
-            if "serve" in one.cmdline() and "as-user" not in " ".join(one.cmdline())
-        )
-        supervisor.send_signal(signal.SIGKILL)
-        until(lambda: not speaker.is_running() or speaker.status() == psutil.STATUS_ZOMBIE)
+        server_process(server.process).send_signal(signal.SIGKILL)
+        until(lambda: not those([speaker], lives))
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("slirp4netns") is None, reason="host: no slirp4netns")
 def test_an_address_the_host_gets_later_is_refused_too(earth: World, place: Path) -> None:
     """By ordinary sockets the user reaches it, so the router has to know of it."""

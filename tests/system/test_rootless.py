@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,10 @@ TOP = Path(__file__).parents[2]
 AS_USER = TOP / "tools/as-user"
 UID, FIRST_SUBORDINATE = 61_184, 1_800_000_000
 """Of tools/as-user."""
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.skipif(
-        not privilege.of_the_host() or os.geteuid() != 0, reason="host: only root makes a user"
-    ),
-]
+ONLY_ROOT = pytest.mark.skipif(
+    not privilege.of_the_host() or os.geteuid() != 0, reason="host: only root makes a user"
+)
+pytestmark = [pytest.mark.system, ONLY_ROOT]
 HELLO = "import os\ndef handler(event, context):\n    return [os.getuid(), os.getppid()]\n"
 
 
@@ -82,10 +80,20 @@ def serving(folder: Path, *options: str, **env: str) -> Iterator[Server]:
 
 
 def server_process(wrapper: subprocess.Popen[str]) -> psutil.Process:
-    (server,) = [
-        child for child in psutil.Process(wrapper.pid).children() if "serve" in child.cmdline()
-    ]
+    (server,) = those(psutil.Process(wrapper.pid).children(), lambda one: "serve" in one.cmdline())
     return server
+
+
+def those(
+    processes: list[psutil.Process], wanted: Callable[[psutil.Process], bool]
+) -> list[psutil.Process]:
+    """Who of them lives and is wanted: any may end while it is asked."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if wanted(process):
+                found.append(process)
+    return found
 
 
 def uids_inside(server: psutil.Process) -> set[int]:
@@ -224,3 +232,13 @@ def test_without_user_namespaces_serve_names_the_switch(place: Path) -> None:
     assert done.returncode == 3
     assert "forbidden by user.max_user_namespaces = 0" in done.stderr
     assert "sysctl -w user.max_user_namespaces=15000" in done.stderr
+
+
+def test_where_nothing_tells_environments_apart_none_has_the_hosts_network(place: Path) -> None:
+    with serving(place, "--one", "--no-cgroup", LAMBOX_ALLOW_WEAKER="cgroups") as server:
+        server.functions.add("online", HELLO, 'network = "host"')
+        with pytest.raises(Exception, match=r"neither uids nor v2 cgroups") as refused:
+            server.invoke("online")
+        assert "ResourceConflictException" in str(refused.value)
+        assert "Hint: usermod --add-subuids" in str(refused.value)
+        assert server.invoke("hello")["Payload"][0] == 993

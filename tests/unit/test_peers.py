@@ -2,17 +2,56 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from pathlib import Path
 
-from sandbox.confine.peers import uid_of
+import pytest
+
+from sandbox.confine.cgroup_v1 import mounted
+from sandbox.confine.peers import Maker, maker_of, probe
 
 
-def test_the_uid_at_the_other_end() -> None:
-    with (
-        socket.create_server(("127.0.0.1", 0)) as listener,
-        socket.create_connection(listener.getsockname()) as client,
-    ):
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        yield made
+
+
+def own_group() -> int | None:
+    found = mounted(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
+    return found[""].stat().st_ino if "" in found else None
+
+
+def test_who_is_at_the_other_end(listener: socket.socket) -> None:
+    with socket.create_connection(listener.getsockname()) as client:
         accepted, address = listener.accept()
-        accepted.close()
-        assert address == client.getsockname()
-        assert uid_of(address, listener.getsockname()) == os.getuid()
-        assert uid_of(("127.0.0.1", 1), listener.getsockname()) is None
+        with accepted:
+            assert address == client.getsockname()
+            found = maker_of(address, listener.getsockname())
+    assert found == probe()
+    assert found.uid == os.getuid()
+    if (group := own_group()) is not None:
+        assert found == Maker(os.getuid(), group)
+
+
+def test_who_speaks_ipv4_by_a_socket_for_ipv6_too(listener: socket.socket) -> None:
+    """As Java does."""
+    with socket.socket(socket.AF_INET6) as client:
+        client.connect((f"::ffff:{listener.getsockname()[0]}", listener.getsockname()[1]))
+        accepted, address = listener.accept()
+        with accepted:
+            assert maker_of(address, listener.getsockname()) == probe()
+
+
+def test_who_is_gone_is_nobody_and_who_has_its_port_now_is_not_taken_for_it(
+    listener: socket.socket,
+) -> None:
+    client = socket.create_connection(listener.getsockname())
+    accepted, address = listener.accept()
+    # No FIN: at once it is as if there had been no connection.
+    accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    accepted.close()
+    client.close()
+    assert maker_of(address, listener.getsockname()) is None
+    with socket.create_server(address):
+        assert maker_of(address, listener.getsockname()) is None

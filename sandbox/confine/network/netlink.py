@@ -149,6 +149,20 @@ class Netlink:
                     raise NetlinkError(-struct.unpack_from("=i", data)[0], what)
                 found.append(data)
 
+    def ask(self, kind: int, body: bytes, what: str) -> bytes:
+        """The body of the one answer to a request. Raises NetlinkError."""
+        number = self._take()
+        self._socket.send(
+            HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST, number, 0) + body
+        )
+        while True:
+            for answer, _, whose, data in self._receive():
+                if whose != number:
+                    continue
+                if answer == NLMSG_ERROR:
+                    raise NetlinkError(-struct.unpack_from("=i", data)[0], what)
+                return data
+
     def _take(self) -> int:
         number = self._next
         self._next += 1
