@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections import deque
 from collections.abc import AsyncIterator
 
 import pytest
@@ -167,7 +168,7 @@ async def test_a_connection_can_be_handed_over_with_bytes_already_read(served: S
 
         async def lane() -> None:
             await served.serve_connection(
-                theirs, {"environment": face}, already_read=request + b"he"
+                theirs, {"environment": face}, already_read=deque([request, b"he"])
             )
 
         nursery.start_soon(lane)

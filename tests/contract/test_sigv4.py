@@ -487,7 +487,7 @@ async def test_the_fast_lane_verifies_by_itself(monkeypatch: pytest.MonkeyPatch)
     original = ServedApp.serve_connection
 
     async def serve(self: ServedApp, *args: Any, **how: Any) -> None:
-        handed_over.append(how["already_read"])
+        handed_over.append(b"".join(how["already_read"]))
         await original(self, *args, **how)
 
     monkeypatch.setattr(ServedApp, "serve_connection", serve)
