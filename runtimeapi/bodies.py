@@ -22,6 +22,9 @@ CHUNK_COST = 64
 """Bytes counted for a chunk besides its own: a body of one-byte chunks must not cost 100 times its
 size."""
 
+BLOCK = 16 * 1024
+"""Bytes of chunks that are gathered in one piece."""
+
 
 class BodyTooLarge(Exception):
     """A body went over the limit its reader set."""
@@ -138,10 +141,20 @@ async def read_all(body: StreamedBody, limit: int, place: Place | None = None) -
     A body refused here is given up: its connection drops what still arrives
     (`connection.LINGER_BYTES`).
     """
-    # Not a list to be joined: a chunk of one byte is an object of 40.
-    gathered = bytearray()
-    await _read(body, limit, gathered.extend, place)
-    return bytes(gathered)
+    blocks: list[bytes | bytearray] = []
+
+    def take(chunk: bytes) -> None:
+        # A chunk of one byte is an object of 40; large ones would be copied again and again by a buffer that grows,
+        # which leaves the heap full of holes.
+        if len(chunk) >= BLOCK:
+            blocks.append(chunk)
+        elif blocks and isinstance(blocks[-1], bytearray) and len(blocks[-1]) < BLOCK:
+            blocks[-1].extend(chunk)
+        else:
+            blocks.append(bytearray(chunk))
+
+    await _read(body, limit, take, place)
+    return b"".join(blocks)
 
 
 async def read_off(body: StreamedBody, limit: int) -> None:
