@@ -68,8 +68,10 @@ class Room:
     def send_one_away(self) -> bool:
         """The slowest of those that have had their time."""
         now = trio.current_time()
-        most = now - self._patience_s
-        patient = [one for one in self._held if one.yields and one.began_at <= most]
+        # The same sum as above: by another, rounded differently, who woke up at its end might find nobody.
+        patient = [
+            one for one in self._held if one.yields and one.began_at + self._patience_s <= now
+        ]
         if not patient:
             return False
         slowest = min(patient, key=lambda one: one.rate(now))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from math import inf
 
@@ -203,4 +204,18 @@ async def test_a_function_that_goes_meanwhile_takes_no_place_along() -> None:
         with trio.fail_after(GOOD_S):
             assert (await wire.answer()).status == 404
         served.functions.found["hello"] = found
+        assert (await large_one(served)).status == 200
+
+
+@pytest.mark.trio
+async def test_a_reset_takes_no_place_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fast lane leaves it to nobody then."""
+    monkeypatch.setattr(fast_lane, "PATIENCE_S", inf)
+    upload = Upload(LARGE, 1000, "length")
+    async with callers("fast", ONE) as served:
+        wire = await connect(served.address)
+        await wire.send(upload.start)
+        await served.functions.resolved.wait()
+        wire.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        await trio.aclose_forcefully(wire.stream)
         assert (await large_one(served)).status == 200
