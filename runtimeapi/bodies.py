@@ -14,12 +14,16 @@ from collections.abc import Callable, Iterable
 import trio
 
 from runtimeapi.ports import BodyTruncated
+from runtimeapi.room import SMALL, Place
 
 HIGH_WATER = 256 * 1024
 """Bytes held for a handler that does not read; above it the connection is not read either."""
 CHUNK_COST = 64
 """Bytes counted for a chunk besides its own: a body of one-byte chunks must not cost 100 times its
 size."""
+
+BLOCK = 16 * 1024
+"""Bytes of chunks that are gathered in one piece."""
 
 
 class BodyTooLarge(Exception):
@@ -39,6 +43,8 @@ class StreamedBody:
         """quart's signature; its own limit is off (`app.py`), readers set theirs (`read_all`)."""
         self.expected_bytes = expected_content_length
         self.trailers: dict[str, str] = {}
+        self.place: Place | None = None
+        """Its connection's, for a reader that gathers it; None: it is here already."""
         self.settled = trio.Event()
         """Given up, or its request is over: nobody will answer for it any more."""
         self._chunks: deque[bytes] = deque()
@@ -128,16 +134,27 @@ class StreamedBody:
         return chunk
 
 
-async def read_all(body: StreamedBody, limit: int) -> bytes:
+async def read_all(body: StreamedBody, limit: int, place: Place | None = None) -> bytes:
     """The whole body. Raises BodyTooLarge above `limit` bytes, by Content-Length if there is one.
 
+    With a `place` a large one is not read before that is held; to leave it is the caller's.
     A body refused here is given up: its connection drops what still arrives
     (`connection.LINGER_BYTES`).
     """
-    # Not a list to be joined: a chunk of one byte is an object of 40.
-    gathered = bytearray()
-    await _read(body, limit, gathered.extend)
-    return bytes(gathered)
+    blocks: list[bytes | bytearray] = []
+
+    def take(chunk: bytes) -> None:
+        # A chunk of one byte is an object of 40; large ones would be copied again and again by a buffer that grows,
+        # which leaves the heap full of holes.
+        if len(chunk) >= BLOCK:
+            blocks.append(chunk)
+        elif blocks and isinstance(blocks[-1], bytearray) and len(blocks[-1]) < BLOCK:
+            blocks[-1].extend(chunk)
+        else:
+            blocks.append(bytearray(chunk))
+
+    await _read(body, limit, take, place)
+    return b"".join(blocks)
 
 
 async def read_off(body: StreamedBody, limit: int) -> None:
@@ -145,14 +162,25 @@ async def read_off(body: StreamedBody, limit: int) -> None:
     await _read(body, limit, lambda chunk: None)
 
 
-async def _read(body: StreamedBody, limit: int, take: Callable[[bytes], object]) -> None:
+async def _read(
+    body: StreamedBody,
+    limit: int,
+    take: Callable[[bytes], object],
+    place: Place | None = None,
+) -> None:
     if body.expected_bytes is not None and body.expected_bytes > limit:
         body.discard()
         raise BodyTooLarge(limit)
+    if place is not None and (body.expected_bytes or 0) > SMALL:
+        await place.wait()
     total = 0
     async for chunk in body:
         total += len(chunk)
         if total > limit:
             body.discard()
             raise BodyTooLarge(limit)
+        if place is not None:
+            place.received = total
+            if total > SMALL:
+                await place.wait()
         take(chunk)

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import deque
 from math import inf
 from typing import cast
 
@@ -79,6 +80,10 @@ class FaceConfig(Config):
     """Fewest, on average, once a body has taken `body_timeout_s`."""
     one_framing: bool = False
     """Content-Length beside Transfer-Encoding is refused: a proxy in front may have taken the other one."""
+    large_at_once: int = sys.maxsize
+    """Large bodies on their way at a time on one listening socket (`room.py`)."""
+    patience_s: float = inf
+    """What their senders have before the slowest yields to one that waits."""
     max_connections: int = sys.maxsize
     """Open at a time on one listening socket."""
     holds_back: bool = False
@@ -105,6 +110,7 @@ class RequestStream(HTTPStream):
             STREAM_ID,
         )
         self.body = StreamedBody()
+        self.body.place = protocol.place
 
     async def handle(self, event: StreamEvent) -> None:
         if isinstance(event, Request):
@@ -147,7 +153,7 @@ class FaceProtocol(H11Protocol):
         self._pieces = 0
         self.buffer = cast(h11.Connection, self.connection)._receive_buffer = Buffer()
         self.pace = cast("Pace | None", self.connection_state.get(PACE_KEY))
-        self._place = place_of(self.connection_state)
+        self.place = place_of(self.connection_state)
 
     @property
     def reading(self) -> tuple[str, int] | None:
@@ -211,9 +217,12 @@ class FaceProtocol(H11Protocol):
         await super().stream_send(event)
 
     async def make_room(self) -> None:
-        """Before more is read: a head, or trailers, this large may be in the middle of only so many connections."""
-        if self._place is not None and len(self.buffer) > SMALL_HEAD:
-            await self._place.wait()
+        """Before more is read: a head, or trailers, this large may be in the middle of only so many connections.
+
+        Callers' are limited to less (`max_header_bytes`).
+        """
+        if self.pace is not None and self.place is not None and len(self.buffer) > SMALL_HEAD:
+            await self.place.wait()
 
     def _charge_lines(self, pace: Pace) -> None:
         pace.charge(max(0, self.buffer.lines_size - FREE_HEAD) * HEAD_BYTE)
@@ -287,6 +296,8 @@ class FaceProtocol(H11Protocol):
         # Here and not where the app ends: a peer that is gone ends the stream first.
         if self.stream is not None:
             self.stream.body.settled.set()
+        if self.place is not None:
+            self.place.leave()  # which a request refused before its body was read may still hold
         await super()._close_stream()
 
     async def _recycle(self) -> None:
@@ -340,11 +351,12 @@ class FaceConnection(TCPServer):
         context: WorkerContext,
         state: dict[str, object],
         stream: trio.SocketStream | trio.SSLStream[trio.SocketStream],
-        already_read: bytes = b"",
+        already_read: deque[bytes] | None = None,
     ) -> None:
+        """`already_read` is emptied: nobody else keeps what a body's reader has gathered."""
         lifespan_state = ConnectionState(state)
         super().__init__(app, config, context, lifespan_state, stream)  # type: ignore[arg-type]
-        self._already_read = already_read
+        self._already_read = already_read or deque()
         self._closing = False
         self._slow = Slowness(config)
 
@@ -382,9 +394,8 @@ class FaceConnection(TCPServer):
             )
             await self.idle_task.restart(task_group, self._idle_timeout)
             try:
-                already_read, self._already_read = self._already_read, b""
-                if already_read:
-                    await self.protocol.handle(RawData(already_read))
+                while self._already_read and not self.protocol.broken:
+                    await self.protocol.handle(RawData(self._already_read.popleft()))
                 await self._read_data()
             finally:
                 self.protocol.buffer.clear()

@@ -11,7 +11,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, NoReturn, Protocol
@@ -204,14 +204,21 @@ async def read_payload(body: StreamedBody, *, limit: int, operation: str) -> byt
 
 
 async def read_body(body: StreamedBody, *, limit: int, operation: str) -> bytes:
-    """All of it, as it was sent. Raises InvalidRequest."""
-    with trio.move_on_after(BODY_TOTAL_S):
+    """All of it, as it was sent. A large one waits for a place, and may have to yield. Raises InvalidRequest."""
+    place = body.place
+    with trio.move_on_after(BODY_TOTAL_S), nullcontext() if place is None else place.arriving():
         try:
-            return await read_all(body, limit)
+            return await read_all(body, limit, place)
         except BodyTooLarge as exc:
             raise too_large(limit, operation) from exc
         except BodyTruncated as exc:
             raise cut_short() from exc
+        finally:
+            if place is not None:
+                place.leave()
+    body.discard()
+    if place is not None and place.sent_away:
+        raise too_slow(trio.current_time() - place.began_at)
     raise too_slow(BODY_TOTAL_S)
 
 

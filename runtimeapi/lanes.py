@@ -61,7 +61,15 @@ def caller_lane(
         stream: trio.SocketStream, config: FaceConfig, state: Mapping[str, object]
     ) -> FastConnection:
         return CallerConnection(
-            stream, config, functions, refreshed, invoker, region, account, at_the_door
+            stream,
+            config,
+            functions,
+            refreshed,
+            invoker,
+            region,
+            account,
+            at_the_door,
+            place_of(state),
         )
 
     return connect
@@ -99,9 +107,11 @@ class CallerConnection(FastConnection):
         region: str,
         account: str,
         guard: Guard,
+        place: Place | None,
     ) -> None:
         super().__init__(stream, config, caller_head)
         self._guard = guard
+        self._place = place
         self._claim: Claim | None = None
         self._functions = functions
         self._refreshed = refreshed
@@ -139,13 +149,14 @@ class CallerConnection(FastConnection):
         except Exception:
             return False
         self._friendly = head.kind == "friendly"
-        return True
+        return head.length <= SMALL or self._place is None or self._place.take()
 
     def _serve(self, head: Head, body: bytes) -> None:
         self._payload = body or b"{}"
         claim, self._claim = self._claim, None
         if len(body) > CHECKED_INLINE:
             self._body = body
+            # A large one keeps its place until that is done.
             self._job = partial(_check_aside, claim, body)
             return
         try:
@@ -161,10 +172,14 @@ class CallerConnection(FastConnection):
 
     def _worked(self, error: Exception | None) -> None:
         body, self._body = self._body, b""
+        if isinstance(error, Unproven):
+            self._payload = b""
+            self._hand_over_again(body)
+            return
+        if self._place is not None:
+            self._place.leave()
         if error is None:
             self._submit()
-        elif isinstance(error, Unproven):
-            self._hand_over_again(body)
         else:
             self._refuse(error)
 

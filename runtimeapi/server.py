@@ -12,6 +12,7 @@ import logging
 import socket
 import ssl
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -29,7 +30,14 @@ from runtimeapi.connection import PACE_KEY, FaceConfig, FaceConnection
 from runtimeapi.doorway import Accepted, Doorway, shake_hands
 from runtimeapi.hub import Hub
 from runtimeapi.pace import Pace
-from runtimeapi.room import PLACE_KEY, Place, make_room
+from runtimeapi.room import (
+    CALLERS_LARGE_AT_ONCE,
+    LARGE_AT_ONCE,
+    PATIENT_S,
+    PLACE_KEY,
+    Place,
+    Room,
+)
 from runtimeapi.wire import FastConnection, Lane
 
 log = logging.getLogger("lambox.http")
@@ -59,6 +67,7 @@ def environment_config() -> FaceConfig:
     config = _base_config()
     config.keep_alive_timeout = inf
     config.max_connections = ENVIRONMENT_CONNECTIONS
+    config.large_at_once = LARGE_AT_ONCE
     config.holds_back = True
     config.paced = True
     return config
@@ -66,13 +75,18 @@ def environment_config() -> FaceConfig:
 
 @dataclass(frozen=True, slots=True)
 class CallerLimits:
-    """What callers are held to; the defaults are those of the settings with these names."""
+    """What callers are held to; the defaults are those of the settings with these names.
+
+    `large_bodies` and `patience_s`, which are no settings: `room.py`.
+    """
 
     max_connections: int = 1024
     max_header_bytes: int = 64 * 1024
     header_timeout_s: float = 20.0
     body_timeout_s: float = 20.0
     keep_alive_s: float = 75.0
+    large_bodies: int = CALLERS_LARGE_AT_ONCE
+    patience_s: float = PATIENT_S
 
 
 def caller_config(limits: CallerLimits = CallerLimits()) -> FaceConfig:
@@ -82,6 +96,8 @@ def caller_config(limits: CallerLimits = CallerLimits()) -> FaceConfig:
     config.one_framing = True
     config.h11_max_incomplete_size = limits.max_header_bytes
     config.max_connections = limits.max_connections
+    config.large_at_once = limits.large_bodies
+    config.patience_s = limits.patience_s
     config.header_timeout_s = limits.header_timeout_s
     config.keep_alive_timeout = limits.keep_alive_s
     config.body_timeout_s = limits.body_timeout_s
@@ -148,7 +164,7 @@ class ServedApp:
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
         doorway = Doorway(listener, config, pace)
         socket_state = {**state, PACE_KEY: pace}
-        room = make_room() if config.paced else None
+        room = Room(config.large_at_once, config.patience_s)
         context = WorkerContext(None)
         fast: set[FastConnection] = set()
 
@@ -160,14 +176,13 @@ class ServedApp:
                     await doorway.turn_away(stream, secure=secure is not None)
                 else:
                     on_connection(+1)
-                    place = Place(room) if room is not None else None
+                    place = Place(room)
                     own_state = {**socket_state, PLACE_KEY: place}
                     try:
                         await self._begin(stream, own_state, context, fast, secure)
                     finally:
                         on_connection(-1)
-                        if place is not None:
-                            place.leave()
+                        place.leave()
             finally:
                 doorway.left()
 
@@ -220,10 +235,10 @@ class ServedApp:
         stream: Accepted,
         state: Mapping[str, object],
         *,
-        already_read: bytes = b"",
+        already_read: deque[bytes] | None = None,
         context: WorkerContext | None = None,
     ) -> None:
-        """Serve one connection to its end, beginning with bytes that another lane took from it.
+        """Serve one connection to its end, beginning with bytes that another lane took from it, and keeps no more.
 
         Resource handling: closes the stream.
         """

@@ -21,6 +21,7 @@ import logging
 import os
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from math import inf
@@ -81,7 +82,7 @@ class FastConnection:
         """What the socket did not take yet. Not joined: an event of 6 MB is the same for all who ask for it."""
         self._ending = False
         self._over = False
-        self._handed_over: bytes | None = None
+        self._handed_over: deque[bytes] | None = None
         self._due = inf
         self._scope = trio.CancelScope()
         self._hub: Hub
@@ -109,8 +110,8 @@ class FastConnection:
 
     # --- its life
 
-    async def run(self, hub: Hub) -> bytes | None:
-        """Serve until the end (None), or until hypercorn has to go on: the bytes for it.
+    async def run(self, hub: Hub) -> deque[bytes] | None:
+        """Serve until the end (None), or until hypercorn has to go on: the bytes for it, of which nothing is kept.
 
         Resource handling: closes the stream, unless it is to be handed over. Raises no Exception.
         """
@@ -255,14 +256,14 @@ class FastConnection:
             self._more.clear()
         return self._input
 
-    def _hand_over(self) -> None:
-        self._handed_over = self._join()
+    def _hand_over(self, *before: bytes) -> None:
+        self._handed_over = deque(part for part in (*before, self._input, *self._more) if part)
+        self._input, self._more = b"", []
         self._over = True
 
     def _hand_over_again(self, body: bytes = b"") -> None:
         """The same with the last request, of which nothing has been done that may not be done again."""
-        self._handed_over = self._raw + b"\r\n" + body + self._join()
-        self._over = True
+        self._hand_over(self._raw + b"\r\n", body)
         self._nudge()
 
     # --- time

@@ -53,7 +53,7 @@ def handed_over(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     original = ServedApp.serve_connection
 
     async def serve(self: ServedApp, *args: Any, **how: Any) -> None:
-        found.append(how.get("already_read", b""))
+        found.append(b"".join(how.get("already_read") or ()))
         await original(self, *args, **how)
 
     monkeypatch.setattr(server.ServedApp, "serve_connection", serve)

@@ -8,6 +8,7 @@ import functools
 import os
 import socket
 import struct
+from collections import deque
 from collections.abc import AsyncIterator
 
 import pytest
@@ -194,7 +195,7 @@ async def test_a_connection_can_be_handed_over_with_bytes_already_read(served: S
 
         async def lane() -> None:
             await served.serve_connection(
-                theirs, {"environment": face}, already_read=request + b"he"
+                theirs, {"environment": face}, already_read=deque([request, b"he"])
             )
 
         nursery.start_soon(lane)

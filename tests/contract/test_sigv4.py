@@ -8,6 +8,7 @@ import re
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
+from math import inf
 from typing import Any
 
 import boto3
@@ -20,7 +21,7 @@ from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
 
 from runtimeapi.guard import Guard
-from runtimeapi.server import ServedApp
+from runtimeapi.server import CallerLimits, ServedApp
 from runtimeapi.sigv4 import INVALID_TOKEN, MISMATCH, SigV4
 from tests.contract.fakes import LANES, REGION, Callers, function
 from tests.contract.wire import Answer, connect
@@ -487,13 +488,16 @@ async def test_the_fast_lane_verifies_by_itself(monkeypatch: pytest.MonkeyPatch)
     original = ServedApp.serve_connection
 
     async def serve(self: ServedApp, *args: Any, **how: Any) -> None:
-        handed_over.append(how["already_read"])
+        handed_over.append(b"".join(how["already_read"]))
         await original(self, *args, **how)
 
     monkeypatch.setattr(ServedApp, "serve_connection", serve)
     large = b'"' + b"x" * 3_000_000 + b'"'
     with trio.fail_after(30):
-        async with LANES["fast"][0](guard=Guard(auth=SigV4(KEYS.get, region=REGION))) as served:
+        guard = Guard(auth=SigV4(KEYS.get, region=REGION))
+        # One place for large bodies, which each of them gives back.
+        limits = CallerLimits(large_bodies=1, patience_s=inf)
+        async with LANES["fast"][0](guard=guard, limits=limits) as served:
             for body in (b"{}", large):
                 answer = await send(served, signed(served, body=body), body=body)
                 assert (answer.status, answer.body) == (200, body)
@@ -502,4 +506,6 @@ async def test_the_fast_lane_verifies_by_itself(monkeypatch: pytest.MonkeyPatch)
                 answer = await send(served, signed(served, body=b"{}"), body=body)
                 assert told(answer)[:2] == (403, "InvalidSignatureException")
                 assert handed_over.pop().endswith(b"\r\n\r\n" + body)
-            assert len(served.invoker.invoked) == 2
+            answer = await send(served, signed(served, body=large), body=large)
+            assert (answer.status, handed_over) == (200, [])
+            assert len(served.invoker.invoked) == 3

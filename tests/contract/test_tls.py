@@ -24,6 +24,7 @@ from lambox.client import Server, Unreachable
 from lambox.config import load
 from lambox.secretfiles import BadSecretFile, load_certificate
 from runtimeapi.guard import Guard
+from runtimeapi.room import SMALL
 from runtimeapi.server import CallerLimits, tls_context
 from runtimeapi.sigv4 import SigV4
 from tests.contract.fakes import LANES, REGION, Callers
@@ -268,3 +269,22 @@ async def test_lamboxs_own_client(context: ssl.SSLContext, pem: tuple[Path, Path
             assert lines == served.logs.kept
             with pytest.raises(Unreachable, match="CERTIFICATE_VERIFY_FAILED"):
                 await call(Server(url(served)).functions)
+
+
+@pytest.mark.trio
+async def test_large_bodies_have_places_here_too(
+    context: ssl.SSLContext, pem: tuple[Path, Path]
+) -> None:
+    large = b'"' + b"x" * (2 * SMALL) + b'"'
+    limits = CallerLimits(large_bodies=1, patience_s=0.3)
+    with trio.fail_after(30):
+        async with (
+            LANES["fast"][0](limits=limits, secure=lambda: context) as served,
+            await secured(served, pem) as slow,
+            await secured(served, pem) as good,
+        ):
+            await slow.send(head("POST", INVOKE, {"Content-Length": str(len(large))}))
+            await slow.send(large[:-1])
+            assert (await good.ask("POST", INVOKE, b"1")).status == 200
+            assert (await good.ask("POST", INVOKE, large)).body == large
+            assert (await slow.answer()).status == 408

@@ -46,7 +46,9 @@ def test_who_speaks_ipv4_by_a_socket_for_ipv6_too(listener: socket.socket) -> No
 def test_who_is_gone_is_nobody_and_who_has_its_port_now_is_not_taken_for_it(
     listener: socket.socket,
 ) -> None:
-    client = socket.create_connection(listener.getsockname())
+    # Of an address of its own: a port of 127.0.0.1 may be another program's in no time.
+    ours = ("127.45.67.89", 0)
+    client = socket.create_connection(listener.getsockname(), source_address=ours)
     accepted, address = listener.accept()
     # No FIN: at once it is as if there had been no connection.
     accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")

@@ -12,7 +12,8 @@ from trio.testing import wait_all_tasks_blocked
 from runtimeapi.bodies import StreamedBody
 from runtimeapi.control import model
 from runtimeapi.control.face import CARRY_CODE, code_carrier
-from runtimeapi.spool import IN_MEMORY, PATIENT_S, PIECE, Spool, Spooled
+from runtimeapi.room import PATIENT_S
+from runtimeapi.spool import IN_MEMORY, PIECE, Spool, Spooled
 from sandbox.errors import CallerError, PlatformFault, TooManyRequests
 
 LIMIT = 10_000_000
