@@ -276,10 +276,13 @@ class BwrapSandbox:
         return self._watch.asked()
 
     def _complaint(self) -> str:
+        said = ""
         with suppress(BlockingIOError):
-            return (
-                os.read(self._stderr, 4096).decode("utf-8", "replace").strip() or "no reason given"
-            )
+            said = os.read(self._stderr, 4096).decode("utf-8", "replace").strip()
+        if said:
+            return said
+        if self._cgroup.oom_kills():
+            return f"it had more than its {self.spec.limits.memory_bytes} bytes of memory"
         return "no reason given"
 
     @property

@@ -93,6 +93,8 @@ async def test_limits_no_program_fits_into() -> None:
             pass
         with nothing_left():
             await refused(launcher, SandboxSpec("tiny", ROOT, Limits(pids=1)))
+            small = SandboxSpec("small", ROOT, Limits(memory_bytes=256 << 10))
+            assert "more than its 262144 bytes of memory" in await refused(launcher, small)
             await refused(launcher, SandboxSpec("small", ROOT, Limits(memory_bytes=65536)))
 
 
