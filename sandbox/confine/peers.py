@@ -15,11 +15,15 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from sandbox.confine.network.netlink import Netlink, NetlinkError, attributes
+from sandbox.confine.network.netlink import (
+    NETLINK_SOCK_DIAG,
+    Netlink,
+    NetlinkError,
+    attributes,
+)
 
-NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY = 4, 20
-INET_DIAG_CGROUP_ID = 21
-"""linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h; the attribute is Linux 5.9's."""
+SOCK_DIAG_BY_FAMILY, INET_DIAG_CGROUP_ID = 20, 21
+"""linux/sock_diag.h, linux/inet_diag.h; the attribute is Linux 5.9's."""
 ANY_STATE, NO_COOKIE = 0xFFFFFFFF, 0xFFFFFFFF
 REQUEST = struct.Struct("=BBBxI")
 """struct inet_diag_req_v2: family, protocol, extensions, states; an inet_diag_sockid follows."""

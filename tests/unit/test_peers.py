@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,3 +59,25 @@ def test_who_is_gone_is_nobody_and_who_has_its_port_now_is_not_taken_for_it(
     assert maker_of(address, listener.getsockname()) is None
     with socket.create_server(address):
         assert maker_of(address, listener.getsockname()) is None
+
+
+WITHOUT_SOCK_DIAG = """
+import pyseccomp, socket
+from sandbox.confine import peers
+rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
+rules.add_rule(pyseccomp.ERRNO(93), "socket", pyseccomp.Arg(0, pyseccomp.EQ, socket.AF_NETLINK),
+               pyseccomp.Arg(2, pyseccomp.EQ, 4))
+rules.load()
+try:
+    peers.probe()
+except OSError as exc:
+    print(exc)
+"""
+
+
+def test_a_kernel_that_does_not_tell_is_named() -> None:
+    """No fault of a server's start: functions on the host's network alone are refused (`launcher`)."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_SOCK_DIAG], capture_output=True, text=True, check=True
+    )
+    assert "opening netlink for sockets: Protocol not supported" in done.stdout

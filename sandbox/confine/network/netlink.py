@@ -12,8 +12,12 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
-PROTOCOLS = {NETLINK_ROUTE: "interfaces", NETLINK_NETFILTER: "nftables"}
+NETLINK_ROUTE, NETLINK_SOCK_DIAG, NETLINK_NETFILTER = 0, 4, 12
+PROTOCOLS = {
+    NETLINK_ROUTE: "interfaces",
+    NETLINK_SOCK_DIAG: "sockets",
+    NETLINK_NETFILTER: "nftables",
+}
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x100, 0x200, 0x400, 0x800
 NLMSG_ERROR, NLMSG_DONE = 2, 3
